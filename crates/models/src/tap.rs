@@ -1,0 +1,172 @@
+//! The one idea: a stack of equal-width blocks under one head, tapped after every block.
+
+use candle_core::{Result, Tensor};
+use layerwise_ops::Dropout;
+
+/// What a model is fed: images, token ids or feature rows, with what belongs to them.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// ViT: pixels `(rows, channels, height, width)`; BERT, GPT-2: ids `(rows, tokens)`, u32; MLP: `(rows, inputs)`.
+    pub inputs: Tensor,
+    /// `(rows, tokens)`, u8: 1 for a token, 0 for padding. `None`: nothing is padding.
+    pub mask: Option<Tensor>,
+    /// Segment of each token (BERT), `(rows, tokens)`, u32. `None`: all zero.
+    pub token_types: Option<Tensor>,
+}
+
+impl From<Tensor> for Batch {
+    fn from(inputs: Tensor) -> Self {
+        Self { inputs, mask: None, token_types: None }
+    }
+}
+
+impl Batch {
+    /// Number of samples.
+    ///
+    /// # Errors
+    ///
+    /// When the inputs are a scalar.
+    pub fn rows(&self) -> Result<usize> {
+        self.inputs.dim(0)
+    }
+}
+
+/// A batch on its way through the stack.
+#[derive(Clone, Debug)]
+pub struct Hidden {
+    /// Output of the last block that ran, `(rows, tokens, width)` (MLP: `(rows, width)`).
+    pub xs: Tensor,
+    /// As in [`Batch::mask`].
+    pub mask: Option<Tensor>,
+}
+
+/// Whether a forward pass trains (and with which dropout) or only looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    seed: Option<u64>,
+}
+
+impl Pass {
+    /// No dropout.
+    pub const EVAL: Self = Self { seed: None };
+
+    /// Dropout masks derived from `seed`: equal seeds, equal masks.
+    #[must_use]
+    pub fn train(seed: u64) -> Self {
+        Self { seed: Some(seed) }
+    }
+
+    /// The dropout to apply at one place of the model, or `None` when there is none to apply.
+    ///
+    /// `layer` and `site` (any number, distinct within a layer) keep the masks of different places independent.
+    #[must_use]
+    pub fn dropout_at(&self, p: f64, layer: usize, site: u64) -> Option<Dropout> {
+        let seed = self.seed.filter(|_| p > 0.)?;
+        let place = (layer as u64) << 8 | site;
+        Some(Dropout { p: p as f32, seed: seed ^ place.wrapping_mul(0xd6e8_feb8_6659_fd93) })
+    }
+
+    /// Dropout of `xs` at one place of the model; see [`Pass::dropout_at`].
+    ///
+    /// # Errors
+    ///
+    /// When `p` is outside `[0, 1)`.
+    pub fn dropout(&self, xs: &Tensor, p: f64, layer: usize, site: u64) -> Result<Tensor> {
+        match self.dropout_at(p, layer, site) {
+            Some(config) => layerwise_ops::dropout(xs, config),
+            None => Ok(xs.clone()),
+        }
+    }
+}
+
+/// A stack of blocks under one head, runnable block by block.
+///
+/// Training objectives, similarity, early exits and evaluation need no more than this of a model.
+pub trait Tapped {
+    /// Number of blocks, `L`.
+    fn depth(&self) -> usize;
+
+    /// The state before block 1 (`h^0`).
+    ///
+    /// # Errors
+    ///
+    /// When the batch does not fit the model.
+    fn embed(&self, batch: &Batch, pass: Pass) -> Result<Hidden>;
+
+    /// Runs block `layer`, from 1 to [`depth`](Tapped::depth).
+    ///
+    /// # Errors
+    ///
+    /// When the state does not fit the block.
+    fn block(&self, layer: usize, hidden: &Hidden, pass: Pass) -> Result<Hidden>;
+
+    /// What the prediction reads of a state, `(rows, width)`: the `[CLS]` token, a mean, or every position as a row.
+    ///
+    /// # Errors
+    ///
+    /// When the state does not fit the model.
+    fn feature(&self, hidden: &Hidden) -> Result<Tensor>;
+
+    /// Logits `(rows, classes)` of the exit after block `layer`: exit norm, then head, on a [`feature`](Tapped::feature).
+    ///
+    /// # Errors
+    ///
+    /// When the feature does not fit the head.
+    fn exit(&self, layer: usize, feature: &Tensor) -> Result<Tensor>;
+
+    /// The samples `rows` (u32) of a state, in that order.
+    ///
+    /// # Errors
+    ///
+    /// When a row is out of range.
+    fn select(&self, hidden: &Hidden, rows: &Tensor) -> Result<Hidden> {
+        let pick = |xs: &Tensor| xs.contiguous()?.index_select(rows, 0);
+        Ok(Hidden { xs: pick(&hidden.xs)?, mask: hidden.mask.as_ref().map(pick).transpose()? })
+    }
+}
+
+/// States `h^0 .. h^L`.
+///
+/// # Errors
+///
+/// When the batch does not fit the model.
+pub fn hidden_states(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Vec<Hidden>> {
+    let mut states = vec![model.embed(batch, pass)?];
+    for layer in 1..=model.depth() {
+        states.push(model.block(layer, &states[layer - 1], pass)?);
+    }
+    Ok(states)
+}
+
+/// Features `(rows, width)` of `h^0 .. h^L`, before any exit norm.
+///
+/// # Errors
+///
+/// When the batch does not fit the model.
+pub fn features(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Vec<Tensor>> {
+    let states = hidden_states(model, batch, pass)?;
+    states.iter().map(|hidden| model.feature(hidden)).collect()
+}
+
+/// Logits `(rows, classes)` of every exit, layers `1..=L`.
+///
+/// # Errors
+///
+/// When the batch does not fit the model.
+pub fn layer_logits(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Vec<Tensor>> {
+    let features = features(model, batch, pass)?;
+    (1..=model.depth()).map(|layer| model.exit(layer, &features[layer])).collect()
+}
+
+/// Logits `(rows, classes)` of the last exit.
+///
+/// # Errors
+///
+/// When the batch does not fit the model.
+pub fn forward(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Tensor> {
+    let mut hidden = model.embed(batch, pass)?;
+    for layer in 1..=model.depth() {
+        hidden = model.block(layer, &hidden, pass)?;
+    }
+    model.exit(model.depth(), &model.feature(&hidden)?)
+}

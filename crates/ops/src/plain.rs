@@ -1,0 +1,160 @@
+//! Each operation once more, written with stock candle operations only: the reference that the fast paths are tested
+//! against, and the path for devices and dtypes that have no kernel here.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use crate::{Attention, CrossEntropy, Dropout, Reduction, dropout::keep_mask};
+
+/// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; two passes.
+///
+/// # Errors
+///
+/// When the shapes do not broadcast.
+pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let centred = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
+    normed.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+/// Softmax over the last dimension.
+///
+/// # Errors
+///
+/// When `xs` is a scalar.
+pub fn softmax(xs: &Tensor) -> Result<Tensor> {
+    let shifted = xs.broadcast_sub(&xs.max_keepdim(D::Minus1)?.detach())?;
+    let exp = shifted.exp()?;
+    exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
+}
+
+/// `x/2 (1 + erf(x / sqrt 2))`.
+///
+/// # Errors
+///
+/// On integer tensors.
+pub fn gelu(xs: &Tensor) -> Result<Tensor> {
+    xs.gelu_erf()
+}
+
+/// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+///
+/// # Errors
+///
+/// On integer tensors.
+pub fn gelu_tanh(xs: &Tensor) -> Result<Tensor> {
+    let inner = ((xs + (xs.powf(3.)? * 0.044715)?)? * (2. / std::f64::consts::PI).sqrt())?;
+    (xs * 0.5)? * (inner.tanh()? + 1.)?
+}
+
+/// `x W^T + b` over the last dimension.
+///
+/// # Errors
+///
+/// When the shapes do not fit.
+pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (out, _) = weight.dims2()?;
+    let mut dims = xs.dims().to_vec();
+    let Some(last) = dims.last_mut() else { candle_core::bail!("linear: a scalar has no last dimension") };
+    let flat = xs.reshape(((), *last))?;
+    *last = out;
+    let ys = flat.matmul(&weight.t()?)?;
+    let ys = match bias {
+        Some(bias) => ys.broadcast_add(bias)?,
+        None => ys,
+    };
+    ys.reshape(dims)
+}
+
+/// Multi-head scaled dot-product attention on `(batch, tokens, heads * dim)`.
+///
+/// # Errors
+///
+/// When the shapes do not fit.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &Attention<'_>) -> Result<Tensor> {
+    let (batch, queries, width) = q.dims3()?;
+    let keys = k.dim(1)?;
+    let dim = width / config.heads;
+    let split = |xs: &Tensor, tokens: usize| {
+        xs.reshape((batch, tokens, config.heads, dim))?.transpose(1, 2)?.contiguous()
+    };
+    let (q, k, v) = (split(q, queries)?, split(k, keys)?, split(v, keys)?);
+    // (batch, heads, queries, keys)
+    let mut scores = (q.matmul(&k.t()?)? * (1. / (dim as f64).sqrt()))?;
+    if config.causal {
+        let past = keys - queries;
+        let allowed: Vec<f32> = (0..queries)
+            .flat_map(|i| (0..keys).map(move |j| if j <= i + past { 0. } else { f32::MIN }))
+            .collect();
+        let bias = Tensor::from_vec(allowed, (queries, keys), q.device())?.to_dtype(q.dtype())?;
+        scores = scores.broadcast_add(&bias)?;
+    }
+    if let Some(mask) = config.key_mask {
+        let bias = ((mask.to_dtype(DType::F32)? - 1.)? * f64::from(f32::MAX))?;
+        let bias = bias.to_dtype(q.dtype())?.reshape((batch, 1, 1, keys))?;
+        scores = scores.broadcast_add(&bias)?;
+    }
+    let mut probs = softmax(&scores)?;
+    if let Some(config) = config.dropout {
+        probs = dropout(&probs, config)?;
+    }
+    probs.matmul(&v)?.transpose(1, 2)?.reshape((batch, queries, width))
+}
+
+/// Inverted dropout with a mask that depends on `(seed, element index)` only.
+///
+/// # Errors
+///
+/// When `p` is outside `[0, 1)`.
+pub fn dropout(xs: &Tensor, config: Dropout) -> Result<Tensor> {
+    let mask = keep_mask(xs.elem_count(), config)?;
+    let mask = Tensor::from_vec(mask, xs.shape(), xs.device())?.to_dtype(xs.dtype())?;
+    xs * mask
+}
+
+/// Rows of `table` `(rows, d)` at `ids` of any shape: `(.., d)`.
+///
+/// # Errors
+///
+/// When an id is out of range.
+pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
+    let mut dims = ids.dims().to_vec();
+    dims.push(table.dim(1)?);
+    table.index_select(&ids.flatten_all()?.contiguous()?, 0)?.reshape(dims)
+}
+
+/// Cross-entropy of `logits` `(n, classes)` against `targets` `(n)`; see [`crate::cross_entropy`].
+///
+/// # Errors
+///
+/// When shapes differ.
+pub fn cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    weights: Option<&Tensor>,
+    config: &CrossEntropy,
+) -> Result<Tensor> {
+    let (n, classes) = logits.dims2()?;
+    let ids = targets.to_vec1::<u32>()?;
+    let ignored = |id: u32| config.ignore_index == Some(id);
+    let safe: Vec<u32> = ids.iter().map(|&id| if ignored(id) { 0 } else { id }).collect();
+    let valid: Vec<f32> = ids.iter().map(|&id| if ignored(id) { 0. } else { 1. }).collect();
+    let safe = Tensor::from_vec(safe, (n, 1), logits.device())?;
+    let valid = Tensor::from_vec(valid, n, logits.device())?.to_dtype(logits.dtype())?;
+    let weights = match weights {
+        Some(weights) => (weights.to_dtype(logits.dtype())? * valid)?,
+        None => valid,
+    };
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let log_probs = shifted.broadcast_sub(&log_sum)?;
+    let hit = log_probs.gather(&safe, 1)?.squeeze(1)?.neg()?;
+    let smooth = (log_probs.sum(1)?.neg()? / classes as f64)?;
+    let e = config.label_smoothing;
+    let rows = (((hit * (1. - e))? + (smooth * e)?)? * &weights)?;
+    match config.reduction {
+        Reduction::None => Ok(rows),
+        Reduction::Sum => rows.sum_all(),
+        Reduction::Mean => rows.sum_all()?.div(&weights.sum_all()?),
+    }
+}
