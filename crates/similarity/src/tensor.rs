@@ -51,9 +51,7 @@ pub fn cka(x: &Tensor, y: &Tensor, estimator: Estimator) -> Result<f64> {
 ///
 /// As [`pairwise`](crate::pairwise()).
 pub fn pairwise(layers: &[Tensor], measure: Measure) -> Result<Array2<f64>> {
-    let layers: Vec<Array2<f64>> = layers.iter().map(read).collect::<Result<_>>()?;
-    let views: Vec<ArrayView2<'_, f64>> = layers.iter().map(|xs| xs.view()).collect();
-    crate::pairwise(&views, measure)
+    crate::pairwise(&views(&read_all(layers)?), measure)
 }
 
 /// [`pairwise_between`](crate::pairwise_between) of two stacks of tensors `(n, d)`.
@@ -62,11 +60,15 @@ pub fn pairwise(layers: &[Tensor], measure: Measure) -> Result<Array2<f64>> {
 ///
 /// As [`pairwise_between`](crate::pairwise_between).
 pub fn pairwise_between(left: &[Tensor], right: &[Tensor], measure: Measure) -> Result<Array2<f64>> {
-    let left: Vec<Array2<f64>> = left.iter().map(read).collect::<Result<_>>()?;
-    let right: Vec<Array2<f64>> = right.iter().map(read).collect::<Result<_>>()?;
-    let views =
-        |stack: &'_ [Array2<f64>]| -> Vec<ArrayView2<'_, f64>> { stack.iter().map(|xs| xs.view()).collect() };
-    crate::pairwise_between(&views(&left), &views(&right), measure)
+    crate::pairwise_between(&views(&read_all(left)?), &views(&read_all(right)?), measure)
+}
+
+fn views(stack: &[Array2<f64>]) -> Vec<ArrayView2<'_, f64>> {
+    stack.iter().map(|xs| xs.view()).collect()
+}
+
+fn read_all(stack: &[Tensor]) -> Result<Vec<Array2<f64>>> {
+    stack.iter().map(read).collect()
 }
 
 fn read(xs: &Tensor) -> Result<Array2<f64>> {
