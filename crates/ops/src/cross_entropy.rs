@@ -1,4 +1,10 @@
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::{
+    host::{has_kernel, slice, with_slices},
+    simd,
+};
 
 /// How [`cross_entropy`] sums up its rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,14 +31,97 @@ pub struct CrossEntropy {
 
 /// Cross-entropy of `logits` `(n, classes)` against `targets` `(n)`, u32, with optional row `weights` `(n)`.
 ///
+/// Weights are constants: they get no gradient. A NaN among a row's logits makes its loss NaN. A mean over no rows (all are
+/// ignored) is NaN, as PyTorch's.
+///
 /// # Errors
 ///
-/// When shapes differ or a target is neither below `classes` nor the ignored index.
+/// When shapes differ, or a target is neither below `classes` nor the ignored index; the error names its row.
 pub fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
     weights: Option<&Tensor>,
     config: &CrossEntropy,
 ) -> Result<Tensor> {
-    crate::plain::cross_entropy(logits, targets, weights, config)
+    let (n, classes) = logits.dims2()?;
+    if targets.dims() != [n] || weights.is_some_and(|weights| weights.dims() != [n]) {
+        let weights = weights.map(Tensor::dims);
+        bail!("cross_entropy: logits {:?}, targets {:?}, weights {weights:?}", logits.dims(), targets.dims())
+    }
+    if !(0. ..1.).contains(&config.label_smoothing) {
+        bail!("cross_entropy: label smoothing is {}, expected [0, 1)", config.label_smoothing)
+    }
+    let ids = targets.to_vec1::<u32>()?;
+    let wrong = |&id: &u32| id as usize >= classes && config.ignore_index != Some(id);
+    if let Some(row) = ids.iter().position(wrong) {
+        bail!("cross_entropy: row {row} has label {}, there are {classes} classes", ids[row])
+    }
+    if !has_kernel(logits) {
+        return crate::plain::cross_entropy(logits, targets, weights, config);
+    }
+    let mut row_weights = match weights {
+        Some(weights) => weights.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?,
+        None => vec![1.; n],
+    };
+    for (weight, id) in row_weights.iter_mut().zip(&ids) {
+        if config.ignore_index == Some(*id) {
+            *weight = 0.;
+        }
+    }
+    let total: f64 = row_weights.iter().map(|&weight| f64::from(weight)).sum();
+    let op = RowLosses { ids, weights: row_weights, smoothing: config.label_smoothing as f32 };
+    let rows = logits.contiguous()?.apply_op1(op)?;
+    match config.reduction {
+        Reduction::None => Ok(rows),
+        Reduction::Sum => rows.sum_all(),
+        Reduction::Mean => rows.sum_all()? / total,
+    }
+}
+
+/// `w_i ce_i` of each row.
+struct RowLosses {
+    ids: Vec<u32>,
+    weights: Vec<f32>,
+    smoothing: f32,
+}
+
+impl CustomOp1 for RowLosses {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, classes) = layout.shape().dims2()?;
+        let rows = slice(logits, layout)?.par_chunks_exact(classes);
+        let loss = |(row, (&id, &weight)): (&[f32], (&u32, &f32))| {
+            if weight == 0. {
+                return 0.;
+            }
+            let log_sum = simd::softmax(&mut row.to_vec());
+            let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() as f32 / classes as f32;
+            weight * (log_sum - (1. - self.smoothing) * row[id as usize] - self.smoothing * mean)
+        };
+        let losses = rows.zip(self.ids.par_iter().zip(&self.weights)).map(loss).collect();
+        Ok((CpuStorage::F32(losses), n.into()))
+    }
+
+    fn bwd(&self, logits: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let (_, classes) = logits.dims2()?;
+        let gradient = gradient.contiguous()?;
+        let spread = self.smoothing / classes as f32;
+        let d = with_slices([logits, &gradient], |[logits, g]| {
+            let mut d = logits.to_vec();
+            d.par_chunks_exact_mut(classes).enumerate().for_each(|(i, row)| {
+                let scale = self.weights[i] * g[i];
+                if self.weights[i] == 0. {
+                    return row.fill(0.);
+                }
+                simd::softmax(row);
+                row[self.ids[i] as usize] -= 1. - self.smoothing;
+                row.iter_mut().for_each(|p| *p = (*p - spread) * scale);
+            });
+            Ok(d)
+        })?;
+        Ok(Some(Tensor::from_vec(d, logits.shape(), logits.device())?))
+    }
 }

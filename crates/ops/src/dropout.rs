@@ -1,4 +1,7 @@
-use candle_core::{Result, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::host::{CHUNK, has_kernel, slice, with_slices};
 
 /// Which elements [`dropout`] zeroes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -11,26 +14,69 @@ pub struct Dropout {
 
 /// Inverted dropout: zeroes elements with probability `p` and scales the others by `1 / (1 - p)`.
 ///
+/// No mask is kept for the backward pass; it is computed again.
+///
 /// # Errors
 ///
 /// When `p` is outside `[0, 1)`.
 pub fn dropout(xs: &Tensor, config: Dropout) -> Result<Tensor> {
-    crate::plain::dropout(xs, config)
+    let keep = Keep::new(config)?;
+    if !has_kernel(xs) {
+        return crate::plain::dropout(xs, config);
+    }
+    xs.contiguous()?.apply_op1(keep)
 }
 
-/// `1 / (1 - p)` where an element is kept, 0 where it is dropped.
-pub(crate) fn keep_mask(n: usize, config: Dropout) -> Result<Vec<f32>> {
-    let Dropout { p, seed } = config;
-    if !(0. ..1.).contains(&p) {
-        bail!("dropout: p is {p}, expected [0, 1)")
+/// The mask of a [`Dropout`].
+#[derive(Clone, Copy)]
+pub(crate) struct Keep {
+    seed: u64,
+    /// Of 2^32 hashes, those below this are dropped.
+    dropped: u64,
+    scale: f32,
+}
+
+impl Keep {
+    pub(crate) fn new(Dropout { p, seed }: Dropout) -> Result<Self> {
+        if !(0. ..1.).contains(&p) {
+            bail!("dropout: p is {p}, expected [0, 1)")
+        }
+        Ok(Self { seed, dropped: (f64::from(p) * 2f64.powi(32)) as u64, scale: 1. / (1. - p) })
     }
-    let threshold = (f64::from(p) * 2f64.powi(32)) as u64;
-    let keep = 1. / (1. - p);
-    Ok((0..n as u64).map(|i| if splitmix(seed, i) >> 32 >= threshold { keep } else { 0. }).collect())
+
+    /// `1 / (1 - p)` where element `i` is kept, 0 where it is dropped.
+    pub(crate) fn factor(&self, i: usize) -> f32 {
+        if splitmix(self.seed, i as u64) >> 32 >= self.dropped { self.scale } else { 0. }
+    }
+
+    fn apply(&self, xs: &[f32]) -> Vec<f32> {
+        let mut ys = xs.to_vec();
+        ys.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, ys)| {
+            for (i, y) in ys.iter_mut().enumerate() {
+                *y *= self.factor(chunk * CHUNK + i);
+            }
+        });
+        ys
+    }
+}
+
+impl CustomOp1 for Keep {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(self.apply(slice(xs, layout)?)), layout.shape().clone()))
+    }
+
+    fn bwd(&self, xs: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let dx = with_slices([&gradient.contiguous()?], |[g]| Ok(self.apply(g)))?;
+        Ok(Some(Tensor::from_vec(dx, xs.shape(), xs.device())?))
+    }
 }
 
 /// `SplitMix64` of a counter: a stateless 64-bit hash.
-pub(crate) fn splitmix(seed: u64, i: u64) -> u64 {
+fn splitmix(seed: u64, i: u64) -> u64 {
     let z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

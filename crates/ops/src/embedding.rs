@@ -1,10 +1,73 @@
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+
+use crate::{
+    host::{has_kernel, slice, with_slices},
+    simd,
+};
 
 /// Rows of `table` `(rows, d)` at `ids` (u32, any shape): `(.., d)`.
 ///
 /// # Errors
 ///
-/// When an id is out of range.
+/// When an id is out of range; the error names its position.
 pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
-    crate::plain::embedding(ids, table)
+    let (rows, _) = table.dims2()?;
+    let ids = ids.to_dtype(DType::U32)?.contiguous()?;
+    if ids.device().is_cpu() {
+        let values = ids.flatten_all()?.to_vec1::<u32>()?;
+        if let Some(at) = values.iter().position(|&id| id as usize >= rows) {
+            bail!("embedding: id {} at position {at} is out of range, the table has {rows} rows", values[at])
+        }
+        if has_kernel(table) && !values.is_empty() {
+            return table.contiguous()?.apply_op2(&ids, Embedding { ids: values });
+        }
+    }
+    crate::plain::embedding(&ids, table)
+}
+
+struct Embedding {
+    ids: Vec<u32>,
+}
+
+impl CustomOp2 for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn cpu_fwd(
+        &self,
+        table: &CpuStorage,
+        table_layout: &Layout,
+        _ids: &CpuStorage,
+        ids_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let table = slice(table, table_layout)?;
+        let d = table_layout.dims()[1];
+        let mut y = Vec::with_capacity(self.ids.len() * d);
+        for &id in &self.ids {
+            y.extend_from_slice(&table[id as usize * d..][..d]);
+        }
+        let dims: Vec<usize> = ids_layout.dims().iter().copied().chain([d]).collect();
+        Ok((CpuStorage::F32(y), dims.into()))
+    }
+
+    fn bwd(
+        &self,
+        table: &Tensor,
+        _ids: &Tensor,
+        _result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let d = table.dim(1)?;
+        let gradient = gradient.contiguous()?;
+        let mut sums = vec![0.; table.elem_count()];
+        with_slices([&gradient], |[g]| {
+            // In the order of the ids: the sums do not depend on threads.
+            for (&id, g) in self.ids.iter().zip(g.chunks_exact(d)) {
+                simd::add(&mut sums[id as usize * d..][..d], g);
+            }
+            Ok(())
+        })?;
+        Ok((Some(Tensor::from_vec(sums, table.shape(), table.device())?), None))
+    }
 }

@@ -6,10 +6,13 @@ mod cross_entropy;
 mod dropout;
 mod embedding;
 mod gelu;
+mod gemm;
+mod host;
 pub mod init;
 mod layer_norm;
 mod linear;
 pub mod plain;
+mod simd;
 mod softmax;
 
 pub use adamw::{AdamWStep, adamw_step};

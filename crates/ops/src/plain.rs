@@ -1,9 +1,9 @@
 //! Each operation once more, written with stock candle operations only: the reference that the fast paths are tested
 //! against, and the path for devices and dtypes that have no kernel here.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
-use crate::{Attention, CrossEntropy, Dropout, Reduction, dropout::keep_mask};
+use crate::{Attention, CrossEntropy, Dropout, Reduction, dropout::Keep};
 
 /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; two passes.
 ///
@@ -81,24 +81,32 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &Attention<'_>) -> 
     let (q, k, v) = (split(q, queries)?, split(k, keys)?, split(v, keys)?);
     // (batch, heads, queries, keys)
     let mut scores = (q.matmul(&k.t()?)? * (1. / (dim as f64).sqrt()))?;
-    if config.causal {
-        let past = keys - queries;
-        let allowed: Vec<f32> = (0..queries)
-            .flat_map(|i| (0..keys).map(move |j| if j <= i + past { 0. } else { f32::MIN }))
-            .collect();
-        let bias = Tensor::from_vec(allowed, (queries, keys), q.device())?.to_dtype(q.dtype())?;
-        scores = scores.broadcast_add(&bias)?;
-    }
-    if let Some(mask) = config.key_mask {
-        let bias = ((mask.to_dtype(DType::F32)? - 1.)? * f64::from(f32::MAX))?;
-        let bias = bias.to_dtype(q.dtype())?.reshape((batch, 1, 1, keys))?;
-        scores = scores.broadcast_add(&bias)?;
-    }
-    let mut probs = softmax(&scores)?;
+    let allowed = allowed(batch, queries, keys, config)?.to_device(q.device())?.to_dtype(q.dtype())?;
+    // Large, but finite in every float type.
+    let far = if q.dtype() == DType::F16 { 6e4 } else { 1e30 };
+    scores = scores.broadcast_add(&((&allowed - 1.)? * far)?)?;
+    // A query that sees no key gets probabilities of 0.
+    let mut probs = softmax(&scores)?.broadcast_mul(&allowed)?;
     if let Some(config) = config.dropout {
         probs = dropout(&probs, config)?;
     }
     probs.matmul(&v)?.transpose(1, 2)?.reshape((batch, queries, width))
+}
+
+/// 1 where a query may see a key, `(batch, 1, queries, keys)`, f32.
+fn allowed(batch: usize, queries: usize, keys: usize, config: &Attention<'_>) -> Result<Tensor> {
+    let mask = match config.key_mask {
+        Some(mask) => mask.to_dtype(DType::U8)?.to_vec2::<u8>()?,
+        None => vec![vec![1; keys]; batch],
+    };
+    let mut values = Vec::with_capacity(batch * queries * keys);
+    for mask in &mask {
+        for query in 0..queries {
+            let seen = |key: usize| mask[key] != 0 && (!config.causal || key + queries <= query + keys);
+            values.extend((0..keys).map(|key| if seen(key) { 1f32 } else { 0. }));
+        }
+    }
+    Tensor::from_vec(values, (batch, 1, queries, keys), &Device::Cpu)
 }
 
 /// Inverted dropout with a mask that depends on `(seed, element index)` only.
@@ -107,7 +115,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &Attention<'_>) -> 
 ///
 /// When `p` is outside `[0, 1)`.
 pub fn dropout(xs: &Tensor, config: Dropout) -> Result<Tensor> {
-    let mask = keep_mask(xs.elem_count(), config)?;
+    let keep = Keep::new(config)?;
+    let mask: Vec<f32> = (0..xs.elem_count()).map(|i| keep.factor(i)).collect();
     let mask = Tensor::from_vec(mask, xs.shape(), xs.device())?.to_dtype(xs.dtype())?;
     xs * mask
 }

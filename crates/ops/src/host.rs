@@ -1,0 +1,45 @@
+//! Tensors on the CPU as slices.
+
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+
+/// Whether the kernels of this crate apply: f32 on the CPU, not empty.
+pub(crate) fn has_kernel(xs: &Tensor) -> bool {
+    xs.device().is_cpu() && xs.dtype() == DType::F32 && xs.elem_count() > 0
+}
+
+/// The values of a contiguous f32 argument of a custom operation.
+pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("a kernel got a strided argument of shape {:?}", layout.dims()),
+    }
+}
+
+/// Calls `f` with the values of contiguous f32 tensors on the CPU.
+pub(crate) fn with_slices<const N: usize, R>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> Result<R>,
+) -> Result<R> {
+    let tensors = tensors.map(Tensor::storage_and_layout);
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (out, (storage, layout)) in slices.iter_mut().zip(&tensors) {
+        *out = match &**storage {
+            Storage::Cpu(storage) => slice(storage, layout)?,
+            _ => bail!("a kernel for the CPU got a tensor of another device"),
+        };
+    }
+    f(slices)
+}
+
+/// Size of the last dimension.
+pub(crate) fn width(layout: &Layout) -> usize {
+    layout.dims().last().copied().unwrap_or(1)
+}
+
+/// Rows per part when `rows` are cut into at most 16 parts: sums over parts do not depend on the number of threads.
+pub(crate) fn rows_per_part(rows: usize) -> usize {
+    rows.div_ceil(16).max(1)
+}
+
+/// Elements that one task of an elementwise kernel gets.
+pub(crate) const CHUNK: usize = 8192;

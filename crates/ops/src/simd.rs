@@ -1,0 +1,238 @@
+//! Row kernels. Plain loops over 16 independent lanes, compiled for AVX-512, AVX2 and the baseline, chosen at run time.
+
+#![allow(unsafe_code)] // Calling a function compiled for more than the baseline is unsafe; the features are checked first.
+
+const LANES: usize = 16;
+
+/// Compiles each function three times and picks the best that the processor runs.
+macro_rules! dispatched {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? $body:block)*) => { $(
+        $(#[$doc])*
+        pub(crate) fn $name($($arg: $ty),*) $(-> $out)? {
+            #[inline(always)]
+            fn plain($($arg: $ty),*) $(-> $out)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
+                fn avx512($($arg: $ty),*) $(-> $out)? { plain($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $out)? { plain($($arg),*) }
+
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the processor has every feature that the function is compiled for.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            plain($($arg),*)
+        }
+    )* };
+}
+
+/// Sum of `f` over a row, in 16 lanes.
+#[inline(always)]
+fn lanes_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for (j, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(i + j);
+        }
+        i += LANES;
+    }
+    let mut sum: f32 = lanes.iter().sum();
+    for i in whole..n {
+        sum += f(i);
+    }
+    sum
+}
+
+/// `exp(x)`, branch-free; relative error about 2e-7, 0 below -87.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    let clamped = x.clamp(-87., 88.);
+    // x = k ln 2 + f, |f| <= ln(2)/2; adding 1.5 * 2^23 rounds to the nearest integer.
+    let k = (clamped * std::f32::consts::LOG2_E + 12_582_912.) - 12_582_912.;
+    let f = clamped - k * 0.693_359_4 + k * 2.121_944_4e-4;
+    // Polynomial of the Cephes library.
+    let p = 1.987_569_2e-4f32;
+    let p = p * f + 1.398_2e-3;
+    let p = p * f + 8.333_452e-3;
+    let p = p * f + 4.166_579_6e-2;
+    let p = p * f + 1.666_666_5e-1;
+    let p = p * f + 5e-1;
+    let power = f32::from_bits((((k as i32) + 127) << 23) as u32);
+    let value = (p * f * f + f + 1.) * power;
+    if x < -87. { 0. } else { value }
+}
+
+/// `erf(x)`: a rational approximation on `[-4, 4]`, where `f32` has reached 1; absolute error about 1e-7.
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    let x = x.clamp(-4., 4.);
+    let s = x * x;
+    let p = -2.726_142_3e-10f32;
+    let p = p * s + 2.770_681_4e-8;
+    let p = p * s - 2.101_024e-6;
+    let p = p * s - 5.692_506_4e-5;
+    let p = p * s - 7.349_906_3e-4;
+    let p = p * s - 2.954_6e-3;
+    let p = p * s - 1.609_603_3e-2;
+    let q = -1.456_607_2e-5f32;
+    let q = q * s - 2.133_740_6e-4;
+    let q = q * s - 1.682_827e-3;
+    let q = q * s - 7.373_329_2e-3;
+    let q = q * s - 1.426_474e-2;
+    x * p / q
+}
+
+/// `tanh(x)`.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    1. - 2. / (1. + exp(2. * x.clamp(-40., 40.)))
+}
+
+/// `(mean, 1 / sqrt(var + eps))` of a row, in two passes.
+#[inline(always)]
+fn moments(x: &[f32], eps: f32) -> (f32, f32) {
+    let n = x.len() as f32;
+    let mean = lanes_sum(x.len(), |i| x[i]) / n;
+    let variance = lanes_sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+    (mean, 1. / (variance + eps).sqrt())
+}
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+
+dispatched! {
+    /// `y = (x - mean) / sqrt(var + eps) * w + b`.
+    fn layer_norm(x: &[f32], w: &[f32], b: &[f32], y: &mut [f32], eps: f32) {
+        let n = x.len();
+        let (w, b, y) = (&w[..n], &b[..n], &mut y[..n]);
+        let (mean, scale) = moments(x, eps);
+        for i in 0..n {
+            y[i] = (x[i] - mean) * scale * w[i] + b[i];
+        }
+    }
+
+    /// Backward of a row: writes `dx`, adds to `dw` and `db`.
+    fn layer_norm_backward(
+        x: &[f32], w: &[f32], g: &[f32], dx: &mut [f32], dw: &mut [f32], db: &mut [f32], eps: f32,
+    ) {
+        let n = x.len();
+        let (w, g, dx, dw, db) = (&w[..n], &g[..n], &mut dx[..n], &mut dw[..n], &mut db[..n]);
+        let (mean, scale) = moments(x, eps);
+        for i in 0..n {
+            dw[i] += g[i] * (x[i] - mean) * scale;
+            db[i] += g[i];
+        }
+        let mean_g = lanes_sum(n, |i| g[i] * w[i]) / n as f32;
+        let mean_gx = lanes_sum(n, |i| g[i] * w[i] * (x[i] - mean)) * scale / n as f32;
+        for i in 0..n {
+            dx[i] = scale * (g[i] * w[i] - mean_g - (x[i] - mean) * scale * mean_gx);
+        }
+    }
+
+    /// Turns a row into its softmax, in place; returns `log sum exp`.
+    fn softmax(x: &mut [f32]) -> f32 {
+        let n = x.len();
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let whole = n / LANES * LANES;
+        let mut i = 0;
+        while i < whole {
+            for (j, lane) in lanes.iter_mut().enumerate() {
+                *lane = if x[i + j] > *lane { x[i + j] } else { *lane };
+            }
+            i += LANES;
+        }
+        let max = lanes.iter().chain(&x[whole..]).fold(f32::NEG_INFINITY, |max, v| if *v > max { *v } else { max });
+        // A NaN has to come out as one: `exp` clamps, and would hide it.
+        let bad = lanes_sum(n, |i| if x[i].is_nan() { 1. } else { 0. });
+        if bad > 0. || max.is_infinite() {
+            x.fill(f32::NAN);
+            return f32::NAN;
+        }
+        for v in x.iter_mut() {
+            *v = exp(*v - max);
+        }
+        let sum = lanes_sum(n, |i| x[i]);
+        let scale = 1. / sum;
+        for v in x.iter_mut() {
+            *v *= scale;
+        }
+        max + sum.ln()
+    }
+
+    /// `d = p (g - <p, g>)`: backward of softmax, in place of `g`.
+    fn softmax_backward(p: &[f32], g: &mut [f32]) {
+        let n = p.len();
+        let g = &mut g[..n];
+        let dot = lanes_sum(n, |i| p[i] * g[i]);
+        for i in 0..n {
+            g[i] = p[i] * (g[i] - dot);
+        }
+    }
+
+    fn gelu(x: &[f32], y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = 0.5 * x * (1. + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+        }
+    }
+
+    fn gelu_backward(x: &[f32], g: &[f32], d: &mut [f32]) {
+        for ((d, &x), &g) in d.iter_mut().zip(x).zip(g) {
+            let cdf = 0.5 * (1. + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+            let pdf = 0.398_942_3 * exp(-0.5 * x * x);
+            *d = g * (cdf + x * pdf);
+        }
+    }
+
+    fn gelu_tanh(x: &[f32], y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = 0.5 * x * (1. + tanh(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)));
+        }
+    }
+
+    fn gelu_tanh_backward(x: &[f32], g: &[f32], d: &mut [f32]) {
+        for ((d, &x), &g) in d.iter_mut().zip(x).zip(g) {
+            let t = tanh(SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x));
+            let inner = SQRT_2_OVER_PI * (1. + 3. * 0.044_715 * x * x);
+            *d = g * 0.5 * (1. + t + x * (1. - t * t) * inner);
+        }
+    }
+
+    /// `x += y`.
+    fn add(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+
+    /// `x = a x + b y`.
+    fn blend(x: &mut [f32], y: &[f32], a: f32, b: f32) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x = a * *x + b * y;
+        }
+    }
+
+    /// `x = a x + b y^2`.
+    fn blend_square(x: &mut [f32], y: &[f32], a: f32, b: f32) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x = a * *x + b * y * y;
+        }
+    }
+
+    /// `p = keep p - rate m / (sqrt(v correction) + eps)`.
+    fn adamw(p: &mut [f32], m: &[f32], v: &[f32], keep: f32, rate: f32, correction: f32, eps: f32) {
+        for ((p, m), v) in p.iter_mut().zip(m).zip(v) {
+            *p = *p * keep - rate * m / ((v * correction).sqrt() + eps);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+use candle_core::{DType, Device, Result, Tensor, Var};
+use layerwise_ops::{AdamWStep, adamw_step, init};
+use layerwise_testkit::assert_close;
+
+/// Equivalent Python:
+///
+/// ```python
+/// p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+/// opt = torch.optim.AdamW([p], lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.05)
+/// for g in ([0.3, -1.0, 0.0], [0.1, 2.0, -0.5], [-0.2, 0.5, 1e-4]):
+///     p.grad = torch.tensor(g, dtype=torch.float64); opt.step()
+/// print(p)
+/// ```
+#[test]
+fn three_steps_equal_pytorch() -> Result<()> {
+    let want = Tensor::new(&WANT, &Device::Cpu)?;
+    for dtype in [DType::F32, DType::F64] {
+        let var = |xs: &[f64]| Var::from_tensor(&Tensor::new(xs, &Device::Cpu)?.to_dtype(dtype)?);
+        let (p, m, v) = (var(&[1., -2., 0.5])?, var(&[0.; 3])?, var(&[0.; 3])?);
+        for (i, g) in [[0.3, -1., 0.], [0.1, 2., -0.5], [-0.2, 0.5, 1e-4]].iter().enumerate() {
+            let gradient = Tensor::new(g, &Device::Cpu)?.to_dtype(dtype)?;
+            let config =
+                AdamWStep { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay: 0.05, step: i + 1 };
+            adamw_step(&p, &gradient, &m, &v, config)?;
+        }
+        assert_close(p.as_tensor(), &want, if dtype == DType::F32 { 1e-6 } else { 1e-12 })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn fast_and_plain_agree_on_many_parameters() -> Result<()> {
+    let mut rng = init::rng(1);
+    let mut random = |std| init::normal(&mut rng, 20_001, std, &Device::Cpu);
+    let (p, m, v) = (random(1.)?, random(0.1)?, random(0.1)?.sqr()?);
+    let gradient = random(1.)?;
+    let config = AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2, step: 7 };
+    let run = |dtype| -> Result<Tensor> {
+        let var = |xs: &Tensor| Var::from_tensor(&xs.to_dtype(dtype)?);
+        let (p, m, v) = (var(&p)?, var(&m)?, var(&v)?);
+        adamw_step(&p, &gradient.to_dtype(dtype)?, &m, &v, config)?;
+        Tensor::stack(&[p.as_tensor(), m.as_tensor(), v.as_tensor()], 0)
+    };
+    assert_close(&run(DType::F32)?, &run(DType::F64)?, 1e-6)
+}
+
+const WANT: [f64; 3] = [0.776485781333972, -1.9491177261580137, 0.6239219456714742];
