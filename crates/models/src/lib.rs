@@ -1,7 +1,21 @@
 #![doc = include_str!("../README.md")]
 
+mod activation;
+mod block;
+mod builder;
+mod checkpoint;
+mod error;
+mod exits;
+mod layers;
+mod mlp;
 mod params;
 pub mod tap;
+mod vit;
 
+pub use activation::Activation;
+pub use error::{Error, Result, ShapeMismatch};
+pub use exits::{ExitNorm, Heads};
+pub use mlp::{Mlp, MlpConfig};
 pub use params::Params;
 pub use tap::{Batch, Hidden, Pass, Tapped};
+pub use vit::{Vit, VitConfig};

@@ -1,0 +1,160 @@
+//! Reading weights: one `model.safetensors`, or several under an index, checked before anything is believed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use crate::{Error, Result};
+
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The tensors of a checkpoint's folder, under the names of our parameters; converted when asked for.
+pub(crate) struct Checkpoint {
+    path: PathBuf,
+    files: Vec<(PathBuf, Vec<u8>)>,
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    file: usize,
+    /// Its name there.
+    original: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Reads the weights of `folder`; `rename` maps the file's tensor names to those of the parameters.
+    pub(crate) fn open(folder: &Path, rename: impl Fn(&str) -> String) -> Result<Self> {
+        let (path, shards) = shards(folder)?;
+        let mut checkpoint = Self { path, files: Vec::new(), entries: BTreeMap::new() };
+        for shard in shards {
+            checkpoint.add(shard, &rename)?;
+        }
+        Ok(checkpoint)
+    }
+
+    fn add(&mut self, path: PathBuf, rename: impl Fn(&str) -> String) -> Result<()> {
+        let bytes = read(&path)?;
+        let invalid = |source| Error::Safetensors { path: path.clone(), source };
+        // Checks that header, shapes and offsets agree with each other and with the length of the file.
+        let tensors = SafeTensors::deserialize(&bytes).map_err(invalid)?;
+        let start = bytes.as_ptr() as usize;
+        let mut views = tensors.tensors();
+        views.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (original, view) in views {
+            let offset = view.data().as_ptr() as usize - start;
+            let entry = Entry {
+                file: self.files.len(),
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+                bytes: offset..offset + view.data().len(),
+                original,
+            };
+            let name = rename(&entry.original);
+            if let Some(first) = self.entries.get(&name) {
+                let (first, second) = (first.original.clone(), entry.original);
+                return Err(Error::Ambiguous { path, name, first, second });
+            }
+            self.entries.insert(name, entry);
+        }
+        self.files.push((path, bytes));
+        Ok(())
+    }
+
+    /// The weights file, or the index of several.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of all tensors, sorted.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.entries.get(name).map(|entry| entry.shape.clone())
+    }
+
+    /// Lets `name` mean what `of` means, unless the file has a tensor of that name.
+    pub(crate) fn alias(&mut self, name: String, of: &str) {
+        if let Some(entry) = self.entries.get(of).cloned() {
+            self.entries.entry(name).or_insert(entry);
+        }
+    }
+
+    /// The tensor `name`, widened or narrowed to f32; every element is finite.
+    pub(crate) fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let Some(entry) = self.entries.get(name) else {
+            let missing = vec![name.to_owned()];
+            let path = self.path.clone();
+            return Err(Error::Tensors { path, missing, shapes: Vec::new(), unexpected: Vec::new() });
+        };
+        let (path, bytes) = &self.files[entry.file];
+        let name = || entry.original.clone();
+        let dtype = match entry.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F64 => DType::F64,
+            other => {
+                return Err(Error::Dtype { path: path.clone(), name: name(), found: format!("{other:?}") });
+            }
+        };
+        let tensor = Tensor::from_raw_buffer(&bytes[entry.bytes.clone()], dtype, &entry.shape, &Device::Cpu)?;
+        let tensor = tensor.to_dtype(DType::F32)?;
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        if let Some((index, &value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+            return Err(Error::NotFinite { path: path.clone(), name: name(), index, value });
+        }
+        Ok(tensor.to_device(device)?)
+    }
+}
+
+/// The file to name in errors, and the files to read.
+fn shards(folder: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
+    let single = folder.join(WEIGHTS);
+    let index = folder.join(INDEX);
+    if single.exists() || !index.exists() {
+        return Ok((single.clone(), vec![single]));
+    }
+    let Index { weight_map } = read_json(&index)?;
+    let names: BTreeSet<String> = weight_map.into_values().collect();
+    let mut files = Vec::new();
+    for shard in names {
+        if Path::new(&shard).file_name() != Some(shard.as_ref()) {
+            return Err(Error::Shard { path: index, shard });
+        }
+        files.push(folder.join(shard));
+    }
+    Ok((index, files))
+}
+
+/// The content of `path`.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+/// The JSON of `path`.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_slice(&read(path)?).map_err(|source| Error::Json { path: path.to_owned(), source })
+}

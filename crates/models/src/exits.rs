@@ -1,0 +1,125 @@
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    builder::{Builder, Init},
+    layers::{LayerNorm, Linear},
+};
+
+/// Which norm stands between an inner layer and the head.
+///
+/// The last exit always has the model's own final norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitNorm {
+    /// The model's own final norm, before every exit (LayerSkip, the logit lens; ours by default).
+    #[default]
+    Shared,
+    /// None: the raw residual state goes to the head, as in the authors' GPT-2 code.
+    Raw,
+    /// A norm of its own for each layer, `exits.{layer}.layernorm` for inner ones.
+    PerLayer,
+}
+
+/// Which classifier an inner layer has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Heads {
+    /// One `(W, b)` for all layers: the paper's.
+    #[default]
+    Shared,
+    /// `(W_l, b_l)` for each layer, `exits.{layer}.classifier` for inner ones: the multi-exit/classifiers baseline.
+    PerLayer,
+}
+
+/// Norm and head of every layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Exits {
+    /// Layers `1..=L`.
+    norms: Vec<Option<LayerNorm>>,
+    /// Layers `1..=L`; empty when the model has no head.
+    heads: Vec<Linear>,
+}
+
+/// What [`Exits`] look like.
+pub(crate) struct ExitShape<'a> {
+    pub(crate) depth: usize,
+    pub(crate) width: usize,
+    /// 0: no head.
+    pub(crate) labels: usize,
+    /// Name and epsilon of the final norm; `None` for a model without.
+    pub(crate) norm: Option<(&'a str, f64)>,
+    pub(crate) exit_norm: ExitNorm,
+    pub(crate) heads: Heads,
+    /// Initial values of a head's weight.
+    pub(crate) init: Init,
+}
+
+impl Exits {
+    pub(crate) fn new(b: &mut Builder<'_>, shape: &ExitShape<'_>) -> Result<Self> {
+        let ExitShape { depth, width, labels, .. } = *shape;
+        let last = shape.norm.map(|(name, eps)| b.layer_norm(name, width, eps)).transpose()?;
+        let mut norms = vec![None; depth];
+        for (i, norm) in norms.iter_mut().enumerate() {
+            let layer = i + 1;
+            *norm = match (shape.exit_norm, shape.norm) {
+                _ if layer == depth => last.clone(),
+                (ExitNorm::Shared, _) => last.clone(),
+                (ExitNorm::PerLayer, Some((_, eps))) => Some(b.layer_norm(&norm_name(layer), width, eps)?),
+                (ExitNorm::Raw, _) | (ExitNorm::PerLayer, None) => None,
+            };
+        }
+        if labels == 0 {
+            return Ok(Self { norms, heads: Vec::new() });
+        }
+        let mut head = |name: &str| b.linear(name, (width, labels), true, shape.init);
+        let last = head(HEAD)?;
+        let mut heads = vec![last; depth];
+        if shape.heads == Heads::PerLayer {
+            for (i, inner) in heads.iter_mut().take(depth - 1).enumerate() {
+                *inner = head(&head_name(i + 1))?;
+            }
+        }
+        Ok(Self { norms, heads })
+    }
+
+    /// Logits `(rows, labels)` of the exit after block `layer`, on features `(rows, width)`.
+    pub(crate) fn forward(&self, layer: usize, feature: &Tensor) -> Result<Tensor> {
+        let Some(norm) = layer.checked_sub(1).and_then(|i| self.norms.get(i)) else {
+            return Err(Error::Layer { layer, depth: self.norms.len() });
+        };
+        let head = self.heads.get(layer - 1).ok_or(Error::NoHead)?;
+        match norm {
+            Some(norm) => Ok(head.forward(&norm.forward(feature)?)?),
+            None => Ok(head.forward(feature)?),
+        }
+    }
+
+    /// The same storage, recording no graph.
+    pub(crate) fn detached(&self) -> Self {
+        Self {
+            norms: self.norms.iter().map(|norm| norm.as_ref().map(LayerNorm::detached)).collect(),
+            heads: self.heads.iter().map(Linear::detached).collect(),
+        }
+    }
+}
+
+/// Name of the head that a model has anyway.
+pub(crate) const HEAD: &str = "classifier";
+
+/// Name of an inner layer's own norm.
+pub(crate) fn norm_name(layer: usize) -> String {
+    format!("exits.{layer}.layernorm")
+}
+
+/// Name of an inner layer's own head.
+pub(crate) fn head_name(layer: usize) -> String {
+    format!("exits.{layer}.{HEAD}")
+}
+
+/// Whether a parameter belongs to a head.
+pub(crate) fn is_head(name: &str) -> bool {
+    let inner = |rest: &str| rest.split_once('.').is_some_and(|(_, part)| part.starts_with("classifier."));
+    name.starts_with("classifier.") || name.strip_prefix("exits.").is_some_and(inner)
+}

@@ -1,0 +1,173 @@
+use candle_core::{Device, Result as CandleResult, Tensor};
+use layerwise_ops::init::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Activation, Batch, Error, ExitNorm, Heads, Hidden, Params, Pass, Result, Tapped,
+    builder::{Builder, Built, Init},
+    exits::{ExitShape, Exits},
+    layers::Linear,
+};
+
+/// Shape of an [`Mlp`]; the default is the paper's nine residual layers on MNIST (appendix, figure of MLPs).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MlpConfig {
+    /// Numbers that describe a sample; 784 for MNIST.
+    pub inputs: usize,
+    /// Width of every block (ours: 256; the paper does not say).
+    pub width: usize,
+    /// Number of blocks, `L`.
+    pub layers: usize,
+    /// Number of classes.
+    pub classes: usize,
+    /// `h + act(h W + b)` with, `act(h W + b)` without.
+    pub residual: bool,
+    /// The nonlinearity (ours: relu; the paper does not say).
+    pub activation: Activation,
+    /// Classifiers of the inner exits.
+    pub heads: Heads,
+}
+
+impl Default for MlpConfig {
+    fn default() -> Self {
+        Self {
+            inputs: 784,
+            width: 256,
+            layers: 9,
+            classes: 10,
+            residual: true,
+            activation: Activation::Relu,
+            heads: Heads::Shared,
+        }
+    }
+}
+
+impl MlpConfig {
+    /// Checks the sizes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Size`] when one is zero or absurd.
+    pub fn validate(&self) -> Result<()> {
+        let max = 1 << 20;
+        let sizes = [
+            ("inputs", self.inputs, max),
+            ("width", self.width, max),
+            ("layers", self.layers, 1 << 12),
+            ("classes", self.classes, max),
+        ];
+        match sizes.into_iter().find(|(_, value, max)| !(1..=*max).contains(value)) {
+            Some((field, value, max)) => Err(Error::Size { field, value, max }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A stack of fully connected blocks of one width behind an input projection, with or without residual connections.
+///
+/// Takes rows of `inputs` numbers, f32, in any shape: `(rows, inputs)` or `(rows, channels, height, width)`.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    config: MlpConfig,
+    params: Params,
+    input: Linear,
+    blocks: Vec<Linear>,
+    exits: Exits,
+    frozen: bool,
+}
+
+impl Mlp {
+    /// A model with random weights: Xavier-uniform, zero biases.
+    ///
+    /// # Errors
+    ///
+    /// When [`MlpConfig::validate`] finds fault, or the device cannot allocate.
+    pub fn new(config: MlpConfig, rng: &mut ChaCha8Rng, device: &Device) -> Result<Self> {
+        Ok(Self::build(config, Builder::random(rng, device))?.0)
+    }
+
+    /// Shape of the model.
+    #[must_use]
+    pub fn config(&self) -> &MlpConfig {
+        &self.config
+    }
+
+    /// The trainable parameters.
+    #[must_use]
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The same weights, in the same memory, recording no graph: for evaluation and serving.
+    ///
+    /// Later updates of the parameters are seen by the frozen model.
+    #[must_use]
+    pub fn frozen(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            params: self.params.clone(),
+            input: self.input.detached(),
+            blocks: self.blocks.iter().map(Linear::detached).collect(),
+            exits: self.exits.detached(),
+            frozen: true,
+        }
+    }
+
+    fn build(config: MlpConfig, mut b: Builder<'_>) -> Result<(Self, Built)> {
+        config.validate()?;
+        let MlpConfig { inputs, width, layers, classes, heads, .. } = config;
+        let input = b.linear("input", (inputs, width), true, Init::Xavier)?;
+        let mut block = |i| b.linear(&format!("layers.{i}"), (width, width), true, Init::Xavier);
+        let blocks = (0..layers).map(&mut block).collect::<Result<_>>()?;
+        let shape = ExitShape {
+            depth: layers,
+            width,
+            labels: classes,
+            norm: None,
+            exit_norm: ExitNorm::Raw,
+            heads,
+            init: Init::Xavier,
+        };
+        let exits = Exits::new(&mut b, &shape)?;
+        let built = b.finish()?;
+        let params = built.params.clone();
+        Ok((Self { config, params, input, blocks, exits, frozen: false }, built))
+    }
+}
+
+impl Tapped for Mlp {
+    fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn embed(&self, batch: &Batch, _pass: Pass) -> CandleResult<Hidden> {
+        let (xs, inputs) = (&batch.inputs, self.config.inputs);
+        let (sample, dtype) = (xs.dims().iter().skip(1).product::<usize>(), self.input.weight.dtype());
+        if xs.rank() < 2 || sample != inputs || xs.dtype() != dtype {
+            let found = format!("{:?} {:?}", xs.dtype(), xs.dims());
+            return Err(
+                Error::Inputs { found, expected: format!("{dtype:?} (rows, {inputs})") }.into_candle()
+            );
+        }
+        let xs = self.config.activation.forward(&self.input.forward(&xs.flatten_from(1)?)?)?;
+        Ok(Hidden { xs, mask: None })
+    }
+
+    fn block(&self, layer: usize, hidden: &Hidden, _pass: Pass) -> CandleResult<Hidden> {
+        let Some(block) = layer.checked_sub(1).and_then(|i| self.blocks.get(i)) else {
+            return Err(Error::Layer { layer, depth: self.depth() }.into_candle());
+        };
+        let update = self.config.activation.forward(&block.forward(&hidden.xs)?)?;
+        let xs = if self.config.residual { (&hidden.xs + update)? } else { update };
+        Ok(Hidden { xs, mask: None })
+    }
+
+    fn feature(&self, hidden: &Hidden) -> CandleResult<Tensor> {
+        Ok(hidden.xs.clone())
+    }
+
+    fn exit(&self, layer: usize, feature: &Tensor) -> CandleResult<Tensor> {
+        self.exits.forward(layer, feature).map_err(Error::into_candle)
+    }
+}

@@ -1,0 +1,69 @@
+use candle_core::{D, Tensor};
+
+use super::VitConfig;
+use crate::{
+    Batch, Error, Hidden, Pass, Result,
+    builder::{Builder, Init},
+};
+
+/// Pixels to tokens: `[CLS]`, then a linear map of each patch, plus a learned position each.
+#[derive(Clone, Debug)]
+pub(crate) struct Embeddings {
+    cls_token: Tensor,
+    /// As convolution weight, `(width, channels, patch, patch)`.
+    weight: Tensor,
+    bias: Tensor,
+    positions: Tensor,
+    dropout: f64,
+}
+
+impl Embeddings {
+    pub(crate) fn new(b: &mut Builder<'_>, config: &VitConfig) -> Result<Self> {
+        let VitConfig { hidden_size: width, patch_size: p, num_channels: channels, .. } = *config;
+        let normal = Init::TruncNormal(config.initializer_range);
+        let projection = "vit.embeddings.patch_embeddings.projection";
+        let tokens = config.patches() + 1;
+        Ok(Self {
+            cls_token: b.tensor("vit.embeddings.cls_token", (1, 1, width), normal)?,
+            weight: b.tensor(&format!("{projection}.weight"), (width, channels, p, p), normal)?,
+            bias: b.tensor(&format!("{projection}.bias"), width, Init::Zeros)?,
+            positions: b.tensor("vit.embeddings.position_embeddings", (1, tokens, width), normal)?,
+            dropout: config.hidden_dropout_prob,
+        })
+    }
+
+    /// The same storage, recording no graph.
+    pub(crate) fn detached(&self) -> Self {
+        Self {
+            cls_token: self.cls_token.detach(),
+            weight: self.weight.detach(),
+            bias: self.bias.detach(),
+            positions: self.positions.detach(),
+            dropout: self.dropout,
+        }
+    }
+
+    pub(crate) fn forward(&self, batch: &Batch, config: &VitConfig, pass: Pass) -> Result<Hidden> {
+        let pixels = &batch.inputs;
+        let (size, p, channels) = (config.image_size, config.patch_size, config.num_channels);
+        let fits = matches!(pixels.dims(), [_, c, h, w] if (*c, *h, *w) == (channels, size, size));
+        if !fits || pixels.dtype() != self.weight.dtype() {
+            return Err(Error::Inputs {
+                found: format!("{:?} {:?}", pixels.dtype(), pixels.dims()),
+                expected: format!("{:?} (rows, {channels}, {size}, {size})", self.weight.dtype()),
+            });
+        }
+        let (rows, side) = (pixels.dim(0)?, size / p);
+        let width = self.weight.dim(0)?;
+        // One row of pixels per patch and a matrix product: several times faster than candle's convolution.
+        let patches = pixels.reshape(&[rows, channels, side, p, side, p])?;
+        let patches =
+            patches.permute(vec![0, 2, 4, 1, 3, 5])?.reshape((rows, side * side, channels * p * p))?;
+        let weight = self.weight.flatten(1, D::Minus1)?;
+        let patches = layerwise_ops::linear(&patches, &weight, Some(&self.bias))?;
+        let cls_token = self.cls_token.broadcast_as((rows, 1, width))?;
+        let tokens = Tensor::cat(&[&cls_token, &patches], 1)?;
+        let xs = tokens.broadcast_add(&self.positions)?;
+        Ok(Hidden { xs: pass.dropout(&xs, self.dropout, 0, 0)?, mask: None })
+    }
+}

@@ -1,0 +1,136 @@
+//! The vision transformer, and the `DeiT` that shares its architecture.
+
+mod config;
+mod embeddings;
+
+use candle_core::{Device, Result as CandleResult, Tensor};
+use layerwise_ops::init::ChaCha8Rng;
+
+pub use self::config::VitConfig;
+use self::embeddings::Embeddings;
+use crate::{
+    Batch, Error, Hidden, Params, Pass, Result, Tapped,
+    block::{Block, BlockSettings},
+    builder::{Builder, Built, Init},
+    exits::{ExitShape, Exits},
+};
+
+/// A vision transformer (ViT, `DeiT`), tapped after every block; its parameters bear Hugging Face's names.
+///
+/// Takes pixels `(rows, channels, size, size)`, f32; predicts from the `[CLS]` token.
+#[derive(Clone, Debug)]
+pub struct Vit {
+    config: VitConfig,
+    params: Params,
+    embeddings: Embeddings,
+    blocks: Vec<Block>,
+    exits: Exits,
+    frozen: bool,
+}
+
+impl Vit {
+    /// A model with random weights: truncated normal of deviation `initializer_range`, zero biases, unit norms.
+    ///
+    /// # Errors
+    ///
+    /// When [`VitConfig::validate`] finds fault, or the device cannot allocate.
+    pub fn new(config: VitConfig, rng: &mut ChaCha8Rng, device: &Device) -> Result<Self> {
+        Ok(Self::build(config, Builder::random(rng, device))?.0)
+    }
+
+    /// Shape, labels and exits of the model.
+    #[must_use]
+    pub fn config(&self) -> &VitConfig {
+        &self.config
+    }
+
+    /// The trainable parameters.
+    #[must_use]
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The same weights, in the same memory, recording no graph: for evaluation and serving.
+    ///
+    /// Later updates of the parameters are seen by the frozen model.
+    #[must_use]
+    pub fn frozen(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            params: self.params.clone(),
+            embeddings: self.embeddings.detached(),
+            blocks: self.blocks.iter().map(Block::detached).collect(),
+            exits: self.exits.detached(),
+            frozen: true,
+        }
+    }
+
+    fn build(config: VitConfig, mut b: Builder<'_>) -> Result<(Self, Built)> {
+        config.validate()?;
+        let embeddings = Embeddings::new(&mut b, &config)?;
+        let blocks =
+            (0..config.num_hidden_layers).map(|i| block(&mut b, &config, i)).collect::<Result<_>>()?;
+        let shape = ExitShape {
+            depth: config.num_hidden_layers,
+            width: config.hidden_size,
+            labels: config.num_labels,
+            norm: Some(("vit.layernorm", config.layer_norm_eps)),
+            exit_norm: config.exit_norm,
+            heads: config.heads,
+            init: Init::TruncNormal(config.initializer_range),
+        };
+        let exits = Exits::new(&mut b, &shape)?;
+        let built = b.finish()?;
+        let params = built.params.clone();
+        Ok((Self { config, params, embeddings, blocks, exits, frozen: false }, built))
+    }
+}
+
+impl Tapped for Vit {
+    fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn embed(&self, batch: &Batch, pass: Pass) -> CandleResult<Hidden> {
+        self.embeddings.forward(batch, &self.config, pass).map_err(Error::into_candle)
+    }
+
+    fn block(&self, layer: usize, hidden: &Hidden, pass: Pass) -> CandleResult<Hidden> {
+        let Some(block) = layer.checked_sub(1).and_then(|i| self.blocks.get(i)) else {
+            return Err(Error::Layer { layer, depth: self.depth() }.into_candle());
+        };
+        block.forward(layer, hidden, pass)
+    }
+
+    fn feature(&self, hidden: &Hidden) -> CandleResult<Tensor> {
+        hidden.xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
+    }
+
+    fn exit(&self, layer: usize, feature: &Tensor) -> CandleResult<Tensor> {
+        self.exits.forward(layer, feature).map_err(Error::into_candle)
+    }
+}
+
+/// Block `i`, counted from 0 as in the checkpoint.
+fn block(b: &mut Builder<'_>, config: &VitConfig, i: usize) -> Result<Block> {
+    let VitConfig { hidden_size: width, intermediate_size: inner, layer_norm_eps: eps, .. } = *config;
+    let init = Init::TruncNormal(config.initializer_range);
+    let name = |part: &str| format!("vit.encoder.layer.{i}.{part}");
+    Ok(Block {
+        norm_before: b.layer_norm(&name("layernorm_before"), width, eps)?,
+        query: b.linear(&name("attention.attention.query"), (width, width), config.qkv_bias, init)?,
+        key: b.linear(&name("attention.attention.key"), (width, width), config.qkv_bias, init)?,
+        value: b.linear(&name("attention.attention.value"), (width, width), config.qkv_bias, init)?,
+        attention_output: b.linear(&name("attention.output.dense"), (width, width), true, init)?,
+        norm_after: b.layer_norm(&name("layernorm_after"), width, eps)?,
+        up: b.linear(&name("intermediate.dense"), (width, inner), true, init)?,
+        down: b.linear(&name("output.dense"), (inner, width), true, init)?,
+        settings: BlockSettings {
+            heads: config.num_attention_heads,
+            causal: false,
+            activation: config.hidden_act,
+            hidden_dropout: config.hidden_dropout_prob,
+            attention_dropout: config.attention_probs_dropout_prob,
+        },
+    })
+}
