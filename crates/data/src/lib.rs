@@ -1,1 +1,29 @@
 #![doc = include_str!("../README.md")]
+
+mod augment;
+pub mod cifar10;
+mod digits;
+mod error;
+mod files;
+pub mod idx;
+#[cfg(feature = "images")]
+mod images;
+mod normalise;
+mod order;
+#[cfg(feature = "parquet")]
+mod parquet;
+#[cfg(feature = "images")]
+mod preprocess;
+mod set;
+mod split;
+
+pub use augment::{Augment, mirror, rotate, shift};
+pub use digits::digits;
+pub use error::{Error, Result};
+#[cfg(feature = "images")]
+pub use images::{image_files, read_image};
+pub use normalise::Normalise;
+#[cfg(feature = "images")]
+pub use preprocess::{Preprocess, Size, resize};
+pub use set::{ImageSet, Shape};
+pub use split::Split;

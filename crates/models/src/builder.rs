@@ -29,7 +29,7 @@ pub(crate) struct Fresh {
 
 enum Source<'a> {
     Random(&'a mut ChaCha8Rng),
-    File { checkpoint: &'a Checkpoint, fresh: Option<Fresh> },
+    File { checkpoint: &'a Checkpoint, fresh: Option<&'a mut Fresh> },
     Model(&'a Params),
 }
 
@@ -62,7 +62,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Reads every parameter, but draws those that `fresh` wants.
-    pub(crate) fn file(checkpoint: &'a Checkpoint, fresh: Option<Fresh>, device: &Device) -> Self {
+    pub(crate) fn file(checkpoint: &'a Checkpoint, fresh: Option<&'a mut Fresh>, device: &Device) -> Self {
         Self::new(Source::File { checkpoint, fresh }, device)
     }
 
@@ -87,9 +87,9 @@ impl<'a> Builder<'a> {
         let shape = shape.into();
         let var = match &mut self.source {
             Source::Random(rng) => Some(Var::from_tensor(&init.values(rng, &shape, &self.device)?)?),
-            Source::File { fresh: Some(Fresh { wanted, rng }), .. } if wanted(name) => {
+            Source::File { fresh: Some(fresh), .. } if (fresh.wanted)(name) => {
                 self.started_fresh.push(name.to_owned());
-                Some(Var::from_tensor(&init.values(rng, &shape, &self.device)?)?)
+                Some(Var::from_tensor(&init.values(&mut fresh.rng, &shape, &self.device)?)?)
             }
             Source::File { checkpoint, .. } => match checkpoint.shape(name) {
                 Some(found) if found == shape.dims() => {

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitNorm {
-    /// The model's own final norm, before every exit (LayerSkip, the logit lens; ours by default).
+    /// The model's own final norm, before every exit (as the logit lens does; ours by default).
     #[default]
     Shared,
     /// None: the raw residual state goes to the head, as in the authors' GPT-2 code.

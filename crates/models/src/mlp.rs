@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use candle_core::{Device, Result as CandleResult, Tensor};
 use layerwise_ops::init::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -5,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Activation, Batch, Error, ExitNorm, Heads, Hidden, Params, Pass, Result, Tapped,
     builder::{Builder, Built, Init},
-    exits::{ExitShape, Exits},
+    checkpoint::{self, Checkpoint},
+    exits::{ExitShape, Exits, HEAD, head_name},
+    folder::{self, CONFIG},
     layers::Linear,
 };
 
@@ -28,6 +32,16 @@ pub struct MlpConfig {
     /// Classifiers of the inner exits.
     pub heads: Heads,
 }
+
+/// What an MLP's `config.json` holds.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    model_type: String,
+    config: MlpConfig,
+}
+
+const MODEL_TYPE: &str = "layerwise_mlp";
 
 impl Default for MlpConfig {
     fn default() -> Self {
@@ -112,6 +126,56 @@ impl Mlp {
             exits: self.exits.detached(),
             frozen: true,
         }
+    }
+
+    /// The model that [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensors`] lists every tensor that is missing or has the wrong shape; the other variants tell of a
+    /// configuration that is invalid and of damaged or absent files.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+        let path = folder.join(CONFIG);
+        let Saved { model_type, config } = checkpoint::read_json(&path)?;
+        if model_type != MODEL_TYPE {
+            let what = format!("model_type {model_type:?}");
+            return Err(Error::Unsupported { what, expected: "\"layerwise_mlp\"" }.in_file(path));
+        }
+        config.validate().map_err(|error| error.in_file(path))?;
+        let checkpoint = Checkpoint::open(folder, str::to_owned)?;
+        Ok(Self::build(config, Builder::file(&checkpoint, None, device))?.0)
+    }
+
+    /// Writes `config.json` and `model.safetensors` as [`Vit::save`](crate::Vit::save) does; no other program reads
+    /// them as a model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the folder cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let saved = Saved { model_type: MODEL_TYPE.to_owned(), config: self.config.clone() };
+        folder::save(folder, &saved, None::<&()>, &self.params)
+    }
+
+    /// The first `depth` blocks under the head of that exit, sharing their parameters with this model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Layer`] unless `depth` is one of the model's layers.
+    pub fn cut(&self, depth: usize) -> Result<Self> {
+        let layers = self.config.layers;
+        if !(1..=layers).contains(&depth) {
+            return Err(Error::Layer { layer: depth, depth: layers });
+        }
+        let mut params = self.params.clone();
+        for part in ["weight", "bias"] {
+            if let Some(var) = params.get(&format!("{}.{part}", head_name(depth))).cloned() {
+                params.insert(format!("{HEAD}.{part}"), var);
+            }
+        }
+        let config = MlpConfig { layers: depth, ..self.config.clone() };
+        let model = Self::build(config, Builder::model(&params))?.0;
+        Ok(if self.frozen { model.frozen() } else { model })
     }
 
     fn build(config: MlpConfig, mut b: Builder<'_>) -> Result<(Self, Built)> {

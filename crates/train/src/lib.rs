@@ -1,1 +1,20 @@
 #![doc = include_str!("../README.md")]
+
+mod audit;
+mod checkpoint;
+mod error;
+mod loss;
+mod objective;
+mod optimiser;
+mod samples;
+mod schedule;
+mod trainer;
+
+pub use audit::{audit, audit_gradients};
+pub use error::{Error, Result};
+pub use loss::{Loss, loss};
+pub use objective::{LayerWeights, Objective, Unit};
+pub use optimiser::{AdamW, AdamWConfig, Gradients, accumulate, clip, decays, global_norm, take_gradients};
+pub use samples::{Samples, TensorSamples, epoch_order};
+pub use schedule::Schedule;
+pub use trainer::{Evaluation, Event, Hooks, StepRecord, TrainConfig, TrainReport, train};

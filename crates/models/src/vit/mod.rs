@@ -2,18 +2,26 @@
 
 mod config;
 mod embeddings;
+mod hf;
+mod io;
 
 use candle_core::{Device, Result as CandleResult, Tensor};
 use layerwise_ops::init::ChaCha8Rng;
 
-pub use self::config::VitConfig;
 use self::embeddings::Embeddings;
+pub use self::{
+    config::VitConfig,
+    io::{Head, LoadOptions},
+};
 use crate::{
     Batch, Error, Hidden, Params, Pass, Result, Tapped,
     block::{Block, BlockSettings},
     builder::{Builder, Built, Init},
     exits::{ExitShape, Exits},
 };
+
+/// Name of the norm that a model has anyway.
+const FINAL_NORM: &str = "vit.layernorm";
 
 /// A vision transformer (ViT, `DeiT`), tapped after every block; its parameters bear Hugging Face's names.
 ///
@@ -74,7 +82,7 @@ impl Vit {
             depth: config.num_hidden_layers,
             width: config.hidden_size,
             labels: config.num_labels,
-            norm: Some(("vit.layernorm", config.layer_norm_eps)),
+            norm: Some((FINAL_NORM, config.layer_norm_eps)),
             exit_norm: config.exit_norm,
             heads: config.heads,
             init: Init::TruncNormal(config.initializer_range),

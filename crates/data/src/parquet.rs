@@ -1,0 +1,94 @@
+//! Images in Hugging Face's parquet layout: columns `img` or `image` `{bytes, path}` and `label`.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use parquet::{
+    file::reader::{FileReader, SerializedFileReader},
+    record::{Field, Row},
+};
+
+use crate::{
+    ImageSet, Result, Shape, Split,
+    error::{format, io},
+    images::decode,
+};
+
+/// Files `train-*.parquet` or `test-*.parquet` (also `validation-*`) of a folder, in the order of their names.
+pub(crate) fn shards(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let prefixes: &[&str] = match split {
+        Split::Train => &["train-"],
+        Split::Test => &["test-", "validation-"],
+    };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io(folder))? {
+        let name = entry.map_err(io(folder))?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".parquet") && prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+            found.push(folder.join(name));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Decodes every row of `shards`; all images must have `shape`.
+pub(crate) fn load(shards: &[PathBuf], shape: Shape, classes: Vec<String>) -> Result<ImageSet> {
+    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+    for path in shards {
+        let broken = |e: parquet::errors::ParquetError| format(path, e.to_string());
+        let reader = SerializedFileReader::new(File::open(path).map_err(io(path))?).map_err(broken)?;
+        for (i, row) in reader.get_row_iter(None).map_err(broken)?.enumerate() {
+            let row = row.map_err(broken)?;
+            let (Some(bytes), Some(label)) = (image_bytes(&row), label(&row)) else {
+                let what = format!("row {i}: expected columns `img` or `image` {{bytes, path}} and `label`");
+                return Err(format(path, what));
+            };
+            if label as usize >= classes.len() {
+                return Err(format(
+                    path,
+                    format!("row {i}: label {label}, expected below {}", classes.len()),
+                ));
+            }
+            let image = decode(bytes).map_err(|e| format(path, format!("row {i}: {e}")))?;
+            if (image.width(), image.height()) != (shape.width as u32, shape.height as u32) {
+                let (w, h) = (image.width(), image.height());
+                let what = format!("row {i}: {w}x{h} pixels, expected {}x{}", shape.width, shape.height);
+                return Err(format(path, what));
+            }
+            for c in 0..3 {
+                pixels.extend(image.pixels().map(|pixel| pixel.0[c]));
+            }
+            labels.push(label);
+        }
+    }
+    ImageSet::new(pixels, labels, shape, 255, classes)
+}
+
+fn image_bytes(row: &Row) -> Option<&[u8]> {
+    let column = |row: &'_ Row, names: &[&str]| {
+        row.get_column_iter().position(|(name, _)| names.contains(&name.as_str()))
+    };
+    let Field::Group(image) = field(row, column(row, &["img", "image"])?)? else { return None };
+    match field(image, column(image, &["bytes"])?)? {
+        Field::Bytes(bytes) => Some(bytes.data()),
+        _ => None,
+    }
+}
+
+fn label(row: &Row) -> Option<u32> {
+    let (_, field) = row.get_column_iter().find(|(name, _)| *name == "label")?;
+    match field {
+        Field::Long(label) => u32::try_from(*label).ok(),
+        Field::Int(label) => u32::try_from(*label).ok(),
+        _ => None,
+    }
+}
+
+fn field(row: &Row, at: usize) -> Option<&Field> {
+    row.get_column_iter().nth(at).map(|(_, field)| field)
+}

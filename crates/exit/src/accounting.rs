@@ -1,0 +1,37 @@
+/// Samples that left after layer `1..=depth`.
+///
+/// Layers outside that range are not counted.
+#[must_use]
+pub fn histogram(layers: &[usize], depth: usize) -> Vec<usize> {
+    let mut counts = vec![0; depth];
+    for &layer in layers {
+        if let Some(count) = layer.checked_sub(1).and_then(|i| counts.get_mut(i)) {
+            *count += 1;
+        }
+    }
+    counts
+}
+
+/// The paper's layer speed-up (section 4): `L N / sum_l l m_l`, with `m_l` the samples that left after layer `l`.
+///
+/// A ratio of layer counts, not of time: heads, batching and read-backs cost nothing in it. 1 when nobody left early; NaN
+/// without samples.
+#[must_use]
+pub fn layer_ratio(histogram: &[usize]) -> f64 {
+    let samples: usize = histogram.iter().sum();
+    let run: usize = histogram.iter().enumerate().map(|(i, count)| (i + 1) * count).sum();
+    (histogram.len() * samples) as f64 / run as f64
+}
+
+/// The smallest layer, from 1, whose accuracy is within `tolerance` of the best; both are fractions.
+///
+/// The model can be cut there without training it again. 0 without layers.
+///
+/// ```
+/// assert_eq!(layerwise_exit::minimal_depth(&[0.5, 0.93, 0.95, 0.94], 0.02), 2);
+/// ```
+#[must_use]
+pub fn minimal_depth(accuracy: &[f64], tolerance: f64) -> usize {
+    let best = accuracy.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    accuracy.iter().position(|&a| a >= best - tolerance).map_or(0, |i| i + 1)
+}

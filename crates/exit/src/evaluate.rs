@@ -1,0 +1,93 @@
+use candle_core::{DType, Tensor};
+use layerwise_models::{Batch, Pass, Tapped, tap};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// What the exit after each layer is worth on a data set; index 0 is layer 1.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LayerScores {
+    /// Fraction of samples whose largest logit is the label's.
+    pub accuracy: Vec<f64>,
+    /// Mean cross-entropy, nats.
+    pub loss: Vec<f64>,
+    /// Number of samples scored.
+    pub samples: usize,
+}
+
+/// Scores every exit of `model` on labelled batches: layer-wise accuracy and loss.
+///
+/// Labels are `(rows)`, u32. The result does not depend on how the samples are cut into batches.
+///
+/// # Errors
+///
+/// [`Error::Empty`] without samples, [`Error::Label`] and [`Error::Rows`] for labels that do not fit, and
+/// [`Error::NotFinite`] naming the layer and row of a NaN; otherwise what the batches or the model report.
+pub fn evaluate<M: Tapped>(
+    model: &M,
+    batches: impl IntoIterator<Item = candle_core::Result<(Batch, Tensor)>>,
+) -> Result<LayerScores> {
+    let mut hits = vec![0usize; model.depth()];
+    let mut losses = vec![0f64; model.depth()];
+    let mut samples = 0;
+    for batch in batches {
+        let (batch, labels) = batch?;
+        let labels = labels.to_vec1::<u32>()?;
+        for (l, logits) in tap::layer_logits(model, &batch, Pass::EVAL)?.iter().enumerate() {
+            let rows = rows(logits, l + 1)?;
+            check_labels(&rows, &labels)?;
+            for (row, &label) in rows.iter().zip(&labels) {
+                hits[l] += usize::from(argmax(row) == label as usize);
+                losses[l] += log_sum_exp(row) - f64::from(row[label as usize]);
+            }
+        }
+        samples += labels.len();
+    }
+    if samples == 0 {
+        return Err(Error::Empty);
+    }
+    let n = samples as f64;
+    Ok(LayerScores {
+        accuracy: hits.iter().map(|&hits| hits as f64 / n).collect(),
+        loss: losses.iter().map(|loss| loss / n).collect(),
+        samples,
+    })
+}
+
+/// Logits `(rows, classes)` of the exit after `layer` as rows, all finite.
+pub(crate) fn rows(logits: &Tensor, layer: usize) -> Result<Vec<Vec<f32>>> {
+    let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    match rows.iter().position(|row| row.iter().any(|x| !x.is_finite())) {
+        Some(row) => Err(Error::NotFinite { layer, row }),
+        None => Ok(rows),
+    }
+}
+
+/// One label a row, each below the number of classes.
+pub(crate) fn check_labels(rows: &[Vec<f32>], labels: &[u32]) -> Result<()> {
+    if rows.len() != labels.len() {
+        return Err(Error::Rows { rows: rows.len(), labels: labels.len() });
+    }
+    let classes = rows.first().map_or(0, Vec::len);
+    match labels.iter().position(|&label| label as usize >= classes) {
+        Some(row) => Err(Error::Label { row, label: labels[row], classes }),
+        None => Ok(()),
+    }
+}
+
+/// Index of the largest logit, the first of equals.
+pub(crate) fn argmax(row: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, x) in row.iter().enumerate() {
+        if *x > row[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+/// `log sum_j exp(x_j)`, shifted by the maximum.
+fn log_sum_exp(row: &[f32]) -> f64 {
+    let max = f64::from(row[argmax(row)]);
+    max + row.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln()
+}

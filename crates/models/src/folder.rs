@@ -1,0 +1,120 @@
+//! Writing a model's folder, so that a kill at any moment leaves whole files.
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+use candle_core::{DType, Tensor};
+use safetensors::{Dtype, View};
+use serde::{Serialize, de::DeserializeOwned};
+use tempfile::NamedTempFile;
+
+use crate::{Error, Params, Result, checkpoint};
+
+/// The configuration, as Hugging Face calls it.
+pub(crate) const CONFIG: &str = "config.json";
+/// What Hugging Face has no key for.
+pub(crate) const LAYERWISE: &str = "layerwise.json";
+const WEIGHTS: &str = "model.safetensors";
+
+/// Writes weights (as f32), configuration and, if there is one, `layerwise.json`; equal bytes for equal models.
+///
+/// All are complete under temporary names before the first takes its place.
+pub(crate) fn save(
+    folder: &Path,
+    config: &impl Serialize,
+    layerwise: Option<&impl Serialize>,
+    params: &Params,
+) -> Result<()> {
+    let at = |source| Error::Io { path: folder.to_owned(), source };
+    fs::create_dir_all(folder).map_err(at)?;
+    let mut files = vec![(WEIGHTS, weights(params)?), (CONFIG, json(config)?)];
+    if let Some(layerwise) = layerwise {
+        files.push((LAYERWISE, json(layerwise)?));
+    }
+    let mut written = Vec::new();
+    for (name, bytes) in &files {
+        let path = folder.join(name);
+        let temporary =
+            temporary(folder, bytes).map_err(|source| Error::Io { path: path.clone(), source })?;
+        written.push((temporary, path));
+    }
+    for (temporary, path) in written {
+        temporary.persist(&path).map_err(|error| Error::Io { path, source: error.error })?;
+    }
+    sync_folder(folder).map_err(at)
+}
+
+/// `layerwise.json`, or the default where a folder has none.
+pub(crate) fn read_layerwise<T: DeserializeOwned + Default>(folder: &Path) -> Result<T> {
+    let path = folder.join(LAYERWISE);
+    if path.exists() { checkpoint::read_json(&path) } else { Ok(T::default()) }
+}
+
+fn temporary(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    // As any file that a program creates, instead of for the owner's eyes only.
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.prefix(".layerwise-").tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+/// Makes the new names last; not every system lets a folder be opened.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text =
+        serde_json::to_vec_pretty(value).map_err(|source| Error::Json { path: CONFIG.into(), source })?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// A tensor's f32 values, in the byte order of the file.
+struct Values {
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Values {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Ok(Self { shape: tensor.dims().to_vec(), bytes })
+    }
+}
+
+impl View for Values {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+fn weights(params: &Params) -> Result<Vec<u8>> {
+    let named = |(name, var): (&str, &candle_core::Var)| Ok((name.to_owned(), Values::new(var)?));
+    let tensors = params.iter().map(named).collect::<Result<Vec<_>>>()?;
+    // Python's transformers refuses files that do not say which framework's layout they have.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize(tensors, Some(metadata))
+        .map_err(|source| Error::Safetensors { path: WEIGHTS.into(), source })
+}

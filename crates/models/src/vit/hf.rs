@@ -1,0 +1,188 @@
+//! Hugging Face's side of a ViT: its `config.json` and its tensor names.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::VitConfig;
+use crate::{Error, Result, checkpoint, folder::CONFIG};
+
+/// The keys of a `config.json` that matter here; the others are other people's business.
+#[derive(Deserialize)]
+#[serde(default)]
+struct HfConfig {
+    model_type: String,
+    architectures: Option<Vec<String>>,
+    image_size: usize,
+    patch_size: usize,
+    num_channels: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    hidden_act: String,
+    layer_norm_eps: f64,
+    hidden_dropout_prob: f64,
+    attention_probs_dropout_prob: f64,
+    qkv_bias: bool,
+    initializer_range: f64,
+    num_labels: Option<usize>,
+    id2label: Option<BTreeMap<usize, String>>,
+}
+
+/// What a key that a `config.json` leaves out means to Python's `ViTConfig`.
+impl Default for HfConfig {
+    fn default() -> Self {
+        Self {
+            model_type: "vit".to_owned(),
+            architectures: None,
+            image_size: 224,
+            patch_size: 16,
+            num_channels: 3,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            hidden_act: "gelu".to_owned(),
+            layer_norm_eps: 1e-12,
+            hidden_dropout_prob: 0.,
+            attention_probs_dropout_prob: 0.,
+            qkv_bias: true,
+            initializer_range: 0.02,
+            num_labels: None,
+            id2label: None,
+        }
+    }
+}
+
+/// Labels of a Hugging Face model whose config says nothing of them.
+const HF_LABELS: usize = 2;
+const HEADLESS: &str = "ViTModel";
+const CLASSIFIER: &str = "ViTForImageClassification";
+
+impl VitConfig {
+    /// The configuration that a Hugging Face folder's `config.json` describes; the exits are [`Shared`].
+    ///
+    /// Takes ViT and what shares its architecture (`DeiT` without distillation token). Keys it does not know are ignored;
+    /// keys that are missing have the value that Python's `ViTConfig` gives them.
+    ///
+    /// [`Shared`]: crate::ExitNorm::Shared
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InFile`] around what [`validate`](Self::validate) finds, an unknown activation, or another
+    /// `model_type`; [`Error::Io`] and [`Error::Json`] when the file cannot be read.
+    pub fn from_hf(folder: &Path) -> Result<Self> {
+        let path = folder.join(CONFIG);
+        let hf = checkpoint::read_json(&path)?;
+        convert(hf).map_err(|error| error.in_file(path))
+    }
+
+    /// The `config.json` that Python's `transformers` reads.
+    #[must_use]
+    pub fn to_hf(&self) -> Value {
+        let labels = 0..self.num_labels;
+        let id2label: BTreeMap<String, String> =
+            labels.clone().map(|id| (id.to_string(), self.label(id))).collect();
+        let label2id: BTreeMap<String, usize> = labels.map(|id| (self.label(id), id)).collect();
+        let mut config = json!({
+            "architectures": [if self.num_labels == 0 { HEADLESS } else { CLASSIFIER }],
+            "model_type": "vit",
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "num_channels": self.num_channels,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "intermediate_size": self.intermediate_size,
+            "hidden_act": self.hidden_act,
+            "layer_norm_eps": self.layer_norm_eps,
+            "hidden_dropout_prob": self.hidden_dropout_prob,
+            "attention_probs_dropout_prob": self.attention_probs_dropout_prob,
+            "qkv_bias": self.qkv_bias,
+            "initializer_range": self.initializer_range,
+            "encoder_stride": self.patch_size,
+            "id2label": id2label,
+            "label2id": label2id,
+            "torch_dtype": "float32",
+        });
+        if self.num_labels == 0 {
+            // An empty `id2label` alone would mean Hugging Face's default number of labels.
+            config["num_labels"] = 0.into();
+        }
+        config
+    }
+}
+
+fn convert(hf: HfConfig) -> Result<VitConfig> {
+    let distilled = |name: &String| name.contains("WithTeacher");
+    if hf.architectures.iter().flatten().any(distilled) {
+        return Err(distilled_deit());
+    }
+    if !["vit", "deit"].contains(&hf.model_type.as_str()) {
+        let what = format!("model_type {:?}", hf.model_type);
+        return Err(Error::Unsupported { what, expected: "\"vit\", or \"deit\" without distillation token" });
+    }
+    let id2label = hf.id2label.unwrap_or_default();
+    let named = if id2label.is_empty() { HF_LABELS } else { id2label.len() };
+    let config = VitConfig {
+        image_size: hf.image_size,
+        patch_size: hf.patch_size,
+        num_channels: hf.num_channels,
+        hidden_size: hf.hidden_size,
+        num_hidden_layers: hf.num_hidden_layers,
+        num_attention_heads: hf.num_attention_heads,
+        intermediate_size: hf.intermediate_size,
+        hidden_act: hf.hidden_act.parse()?,
+        layer_norm_eps: hf.layer_norm_eps,
+        hidden_dropout_prob: hf.hidden_dropout_prob,
+        attention_probs_dropout_prob: hf.attention_probs_dropout_prob,
+        qkv_bias: hf.qkv_bias,
+        initializer_range: hf.initializer_range,
+        num_labels: hf.num_labels.unwrap_or(named),
+        id2label,
+        ..VitConfig::default()
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// The error that a checkpoint with a distillation token gets.
+pub(super) fn distilled_deit() -> Error {
+    let what = "distilled DeiT (a checkpoint with a distillation token)".to_owned();
+    Error::Unsupported { what, expected: "a ViT or a DeiT without distillation token" }
+}
+
+/// Our name (that of `ViTForImageClassification`'s checkpoints) of a tensor in a file.
+///
+/// Backbones come with the prefix `vit.`, `deit.` or none; old files call a norm's weight and bias `gamma` and `beta`;
+/// version 5 of Python's `transformers` has other names in memory, which some files keep.
+pub(super) fn rename(name: &str) -> String {
+    let name = name.strip_prefix("vit.").or_else(|| name.strip_prefix("deit.")).unwrap_or(name);
+    let backbone = ["embeddings.", "encoder.", "layers.", "layernorm.", "pooler."];
+    if !backbone.iter().any(|part| name.starts_with(part)) {
+        return name.to_owned();
+    }
+    let mut name = format!("vit.{name}");
+    for (end, ours) in [(".gamma", ".weight"), (".beta", ".bias")] {
+        if let Some(stem) = name.strip_suffix(end) {
+            name = format!("{stem}{ours}");
+        }
+    }
+    match name.strip_prefix("vit.layers.") {
+        Some(rest) => {
+            let parts = [
+                ("attention.q_proj", "attention.attention.query"),
+                ("attention.k_proj", "attention.attention.key"),
+                ("attention.v_proj", "attention.attention.value"),
+                ("attention.o_proj", "attention.output.dense"),
+                ("mlp.fc1", "intermediate.dense"),
+                ("mlp.fc2", "output.dense"),
+            ];
+            let rest = parts.iter().fold(rest.to_owned(), |rest, (theirs, ours)| rest.replace(theirs, ours));
+            format!("vit.encoder.layer.{rest}")
+        }
+        None => name,
+    }
+}

@@ -1,0 +1,164 @@
+//! Hugging Face folders in and out.
+
+use std::path::Path;
+
+use candle_core::Device;
+use layerwise_ops::init;
+use serde::{Deserialize, Serialize};
+
+use super::{FINAL_NORM, Vit, VitConfig, hf};
+use crate::{
+    Error, ExitNorm, Heads, Loaded, Result,
+    builder::{Builder, Fresh},
+    checkpoint::Checkpoint,
+    exits::{HEAD, head_name, is_head, norm_name},
+    folder,
+};
+
+/// Where the classifier of a loaded [`Vit`] comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Head {
+    /// The checkpoint, which must have it.
+    #[default]
+    Checkpoint,
+    /// Random weights, for fine-tuning; the checkpoint's own classifier is left out.
+    Fresh {
+        /// Number of classes.
+        labels: usize,
+        /// Seed of the weights.
+        seed: u64,
+    },
+    /// There is none: the model gives hidden states and features, and errors for logits.
+    None,
+}
+
+/// How [`Vit::load_with`] departs from what the folder says; the default does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Where the classifier comes from.
+    pub head: Head,
+    /// The norm before inner exits. Norms that become [`ExitNorm::PerLayer`] here start as copies of the final one.
+    pub exit_norm: Option<ExitNorm>,
+    /// The classifiers of inner exits. Those that become [`Heads::PerLayer`] here start as copies of the last one, or
+    /// random under [`Head::Fresh`].
+    pub heads: Option<Heads>,
+}
+
+/// What `layerwise.json` holds.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LayerwiseJson {
+    exit_norm: ExitNorm,
+    heads: Heads,
+}
+
+impl Vit {
+    /// The model of a Hugging Face folder: `config.json`, `model.safetensors` (or shards under an index), and
+    /// `layerwise.json` if there is one.
+    ///
+    /// Takes `ViTForImageClassification` and `DeiT` without distillation. Weights of 16 and 64 bits become f32.
+    /// Tensors that the model has no use for (a pooler, for instance) are reported to `tracing`;
+    /// [`load_with`](Self::load_with) returns their names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensors`] lists every tensor that is missing (a classifier, for instance) or has the wrong shape;
+    /// [`Error::InFile`] tells of a configuration that is invalid or not a ViT's; [`Error::Safetensors`],
+    /// [`Error::Dtype`], [`Error::NotFinite`], [`Error::Json`] and [`Error::Io`] of damaged or absent files.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+        Ok(Self::load_with(folder, &LoadOptions::default(), device)?.model)
+    }
+
+    /// As [`load`](Self::load), with another classifier or other exits than the folder's.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn load_with(folder: &Path, options: &LoadOptions, device: &Device) -> Result<Loaded<Self>> {
+        let saved: LayerwiseJson = folder::read_layerwise(folder)?;
+        let mut checkpoint = Checkpoint::open(folder, hf::rename)?;
+        if checkpoint.contains("vit.embeddings.distillation_token") {
+            return Err(hf::distilled_deit().in_file(checkpoint.path()));
+        }
+        let mut config = VitConfig::from_hf(folder)?;
+        config.exit_norm = options.exit_norm.unwrap_or(saved.exit_norm);
+        config.heads = options.heads.unwrap_or(saved.heads);
+        let mut fresh = None::<Fresh>;
+        match options.head {
+            Head::Checkpoint => {}
+            Head::Fresh { labels, seed } => {
+                config.relabel(labels);
+                fresh = Some(Fresh { wanted: is_head, rng: init::rng(seed) });
+            }
+            Head::None => config.relabel(0),
+        }
+        if config.exit_norm == ExitNorm::PerLayer && saved.exit_norm != ExitNorm::PerLayer {
+            start_alike(&mut checkpoint, config.num_hidden_layers, norm_name, FINAL_NORM);
+        }
+        if config.heads == Heads::PerLayer && saved.heads != Heads::PerLayer {
+            start_alike(&mut checkpoint, config.num_hidden_layers, head_name, HEAD);
+        }
+        let (model, built) = Self::build(config, Builder::file(&checkpoint, fresh.as_mut(), device))?;
+        let loaded = Loaded { model, unexpected: built.unexpected, fresh: built.fresh };
+        if !loaded.unexpected.is_empty() {
+            tracing::warn!(file = %checkpoint.path().display(), tensors = ?loaded.unexpected, "unused tensors");
+        }
+        Ok(loaded)
+    }
+
+    /// Writes a Hugging Face folder that [`load`](Self::load) and Python's `transformers` read: `config.json`,
+    /// `model.safetensors`, and `layerwise.json` for the exits.
+    ///
+    /// Equal models give equal bytes. Each file is written under a temporary name, synced and renamed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] when the folder cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let VitConfig { exit_norm, heads, .. } = self.config;
+        folder::save(folder, &self.config.to_hf(), Some(&LayerwiseJson { exit_norm, heads }), &self.params)
+    }
+
+    /// The model's first `depth` blocks, under the norm and the head of that exit: an ordinary, shallower ViT.
+    ///
+    /// Parameters are shared with this model. Under [`ExitNorm::PerLayer`] and [`Heads::PerLayer`] layer `depth`'s own
+    /// norm and head become the model's, so that Python's `transformers` reads the saved folder. Under
+    /// [`ExitNorm::Raw`] the last exit is normed although the uncut model did not norm this one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Layer`] unless `depth` is one of the model's layers.
+    pub fn cut(&self, depth: usize) -> Result<Self> {
+        let layers = self.config.num_hidden_layers;
+        if !(1..=layers).contains(&depth) {
+            return Err(Error::Layer { layer: depth, depth: layers });
+        }
+        let mut params = self.params.clone();
+        for part in ["weight", "bias"] {
+            for (own, model) in [(norm_name(depth), FINAL_NORM), (head_name(depth), HEAD)] {
+                if let Some(var) = params.get(&format!("{own}.{part}")).cloned() {
+                    params.insert(format!("{model}.{part}"), var);
+                }
+            }
+        }
+        let config = VitConfig { num_hidden_layers: depth, ..self.config.clone() };
+        let model = Self::build(config, Builder::model(&params))?.0;
+        Ok(if self.frozen { model.frozen() } else { model })
+    }
+}
+
+impl VitConfig {
+    fn relabel(&mut self, labels: usize) {
+        self.num_labels = labels;
+        self.id2label.clear();
+    }
+}
+
+/// Lets the inner layers' norms or heads be read from those of the last.
+fn start_alike(checkpoint: &mut Checkpoint, depth: usize, own: fn(usize) -> String, last: &str) {
+    for layer in 1..depth {
+        for part in ["weight", "bias"] {
+            checkpoint.alias(format!("{}.{part}", own(layer)), &format!("{last}.{part}"));
+        }
+    }
+}

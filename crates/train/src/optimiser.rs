@@ -1,0 +1,155 @@
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor, Var, backprop::GradStore};
+use layerwise_models::Params;
+use layerwise_ops::{AdamWStep, adamw_step};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// AdamW's constants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamWConfig {
+    /// Peak learning rate; the paper's 0.1 does not train a ViT with AdamW, so 1e-3.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay of the parameters for which [`decays`] holds (paper: 1e-4; PyTorch: 1e-2 on everything).
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-4 }
+    }
+}
+
+/// Whether weight decay applies to a parameter: to matrices and filters, not to biases, norms, embedding tables or
+/// class and position tokens.
+#[must_use]
+pub fn decays(name: &str, dims: &[usize]) -> bool {
+    const TABLES: [&str; 6] =
+        ["word_embeddings", "position_embeddings", "token_type_embeddings", "cls_token", "wte", "wpe"];
+    dims.len() >= 2 && name.ends_with("weight") && !TABLES.iter().any(|table| name.contains(table))
+}
+
+/// Gradients by name, off the graph.
+pub type Gradients = BTreeMap<String, Tensor>;
+
+/// AdamW over named parameters, in the order of their names.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    moments: BTreeMap<String, (Var, Var)>,
+    step: usize,
+}
+
+impl AdamW {
+    /// Moments of 0 for every parameter.
+    ///
+    /// # Errors
+    ///
+    /// When candle cannot allocate.
+    pub fn new(params: &Params, config: AdamWConfig) -> Result<Self> {
+        let zeros = |var: &Var| Var::zeros(var.shape(), var.dtype(), var.device());
+        let moments = params
+            .iter()
+            .map(|(name, var)| Ok((name.to_owned(), (zeros(var)?, zeros(var)?))))
+            .collect::<Result<_>>()?;
+        Ok(Self { config, moments, step: 0 })
+    }
+
+    /// Steps taken.
+    #[must_use]
+    pub fn step_count(&self) -> usize {
+        self.step
+    }
+
+    /// Updates every parameter that has a gradient, at `factor` times the configured learning rate.
+    ///
+    /// # Errors
+    ///
+    /// When a gradient has another shape than its parameter.
+    pub fn step(&mut self, params: &Params, gradients: &Gradients, factor: f64) -> Result<()> {
+        self.step += 1;
+        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
+        for (name, var) in params.iter() {
+            let (Some(gradient), Some((m, v))) = (gradients.get(name), self.moments.get(name)) else {
+                continue;
+            };
+            let weight_decay = if decays(name, var.dims()) { weight_decay } else { 0. };
+            let config = AdamWStep { lr: lr * factor, beta1, beta2, eps, weight_decay, step: self.step };
+            adamw_step(var, gradient, m, v, config)?;
+        }
+        Ok(())
+    }
+
+    /// First and second moments by parameter name.
+    pub fn moments(&self) -> impl Iterator<Item = (&str, &Var, &Var)> {
+        self.moments.iter().map(|(name, (m, v))| (name.as_str(), m, v))
+    }
+
+    /// Continues after `step` steps; the moments are set through [`moments`](AdamW::moments).
+    pub(crate) fn set_step(&mut self, step: usize) {
+        self.step = step;
+    }
+}
+
+/// Takes the parameters' gradients out of a store, detached at once: a gradient kept on the graph keeps its activations.
+///
+/// Parameters without a gradient are absent.
+#[must_use]
+pub fn take_gradients(mut store: GradStore, params: &Params) -> Gradients {
+    params
+        .iter()
+        .filter_map(|(name, var)| Some((name.to_owned(), store.remove(var.as_tensor())?.detach())))
+        .collect()
+}
+
+/// Adds `more` to `sum`, name by name.
+///
+/// # Errors
+///
+/// When shapes differ.
+pub fn accumulate(sum: &mut Gradients, more: Gradients) -> Result<()> {
+    for (name, gradient) in more {
+        let total = match sum.get(&name) {
+            Some(before) => (before + gradient)?,
+            None => gradient,
+        };
+        sum.insert(name, total);
+    }
+    Ok(())
+}
+
+/// Euclidean norm of all gradients together, accumulated in f64 in the order of names.
+///
+/// # Errors
+///
+/// When candle fails.
+pub fn global_norm(gradients: &Gradients) -> Result<f64> {
+    let mut sum = 0.;
+    for gradient in gradients.values() {
+        sum += gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+    }
+    Ok(sum.sqrt())
+}
+
+/// Scales all gradients so that their [`global_norm`], given as `norm`, is at most `max`.
+///
+/// # Errors
+///
+/// When candle fails.
+pub fn clip(gradients: &mut Gradients, norm: f64, max: f64) -> Result<()> {
+    if norm > max {
+        for gradient in gradients.values_mut() {
+            *gradient = (&*gradient * (max / (norm + 1e-6)))?;
+        }
+    }
+    Ok(())
+}
