@@ -93,7 +93,10 @@ fn step(objective: Objective) -> anyhow::Result<impl FnMut() -> anyhow::Result<f
         for (i, w) in weights.iter().enumerate().filter(|(_, w)| **w > 0.) {
             let logits = vit.exit(i + 1, &features[i + 1])?;
             let ce = (ops::cross_entropy(&logits, &labels, None, &Default::default())? * *w)?;
-            total = Some(match total { None => ce, Some(t) => (t + ce)? });
+            total = Some(match total {
+                None => ce,
+                Some(t) => (t + ce)?,
+            });
         }
         drop(features);
         let total = total.unwrap();
@@ -101,7 +104,13 @@ fn step(objective: Objective) -> anyhow::Result<impl FnMut() -> anyhow::Result<f
         let mut grads = total.backward()?;
         for ((_, var), [m, v]) in vit.params().iter().zip(&moments) {
             let g = grads.remove(var).context("no gradient")?.detach();
-            ops::adamw_step(var, &g, m, v, ops::AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-4, step: t })?;
+            ops::adamw_step(
+                var,
+                &g,
+                m,
+                v,
+                ops::AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-4, step: t },
+            )?;
         }
         Ok(loss)
     })

@@ -1,2 +1,202 @@
-//! stub
-fn main() {}
+//! The main job in minutes: align a ViT, look inside it, leave it early, cut it. See the README beside this file.
+
+mod digits;
+mod show;
+
+use std::{path::Path, process::ExitCode, sync::atomic::AtomicBool};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use clap::Parser;
+use layerwise::{
+    exit::{ExitReport, LayerScores, evaluate, measure, minimal_depth, split},
+    models::{Batch, Pass, Vit, VitConfig, tap},
+    ops::init,
+    similarity::{Centring, Estimator, Measure, tensor::pairwise},
+    train::{AdamWConfig, Evaluation, Event, Hooks, Objective, Schedule, TrainConfig, train},
+};
+use layerwise_example_common::{
+    CommonFlags, Preset, Progress, interrupt, progress, run::Interrupted, run_main,
+};
+use serde_json::json;
+
+use crate::digits::Digits;
+
+layerwise_example_common::fast_allocator!();
+
+/// Trains a 12-layer ViT on real digits, standard and aligned, and compares what their layers can do.
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    common: CommonFlags,
+}
+
+/// Accuracy that the cut model may lose, and that counts as "nothing lost" in the tables.
+const TOLERANCE: f64 = 0.01;
+const THRESHOLDS: [f64; 6] = [0.5, 0.7, 0.8, 0.9, 0.95, 0.99];
+const EXIT_BATCH: usize = 256;
+
+/// A trained model and what was measured of it.
+struct Studied {
+    name: &'static str,
+    model: Vit,
+    scores: LayerScores,
+    cos: Vec<Vec<f64>>,
+    cka: Vec<Vec<f64>>,
+    exits: Vec<ExitReport>,
+    curve: Vec<Evaluation>,
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    run_main(|| quickstart(&flags.common))
+}
+
+fn quickstart(flags: &CommonFlags) -> Result<()> {
+    let device = flags.device()?;
+    let out = flags.out_folder("quickstart")?;
+    let stop = interrupt::stop_flag()?;
+    let smoke = flags.preset == Preset::Smoke;
+    let data = Digits::load(if smoke { 240 } else { usize::MAX }, &device)?;
+    let config = TrainConfig {
+        epochs: if smoke { 2 } else { 40 },
+        batch_size: 48,
+        optimiser: AdamWConfig { lr: 1e-3, ..Default::default() },
+        schedule: Schedule::OneCycle,
+        evaluate_every: 2,
+        checkpoint_every: 200,
+        seed: flags.seed,
+        ..Default::default()
+    };
+    let vit = VitConfig {
+        image_size: 8,
+        patch_size: 2,
+        num_channels: 1,
+        hidden_size: 48,
+        num_hidden_layers: 12,
+        num_attention_heads: 3,
+        intermediate_size: 192,
+        num_labels: 10,
+        ..Default::default()
+    };
+    let settings = json!({ "preset": flags.preset, "train": config, "vit": vit, "tolerance": TOLERANCE,
+        "train_samples": data.train_len(), "test_samples": data.test_len() });
+    let mut results = layerwise_example_common::Results::new("quickstart", settings, flags.seed, &device);
+
+    let mut studied = Vec::new();
+    for (name, objective) in [("standard", Objective::Standard), ("aligned", Objective::default())] {
+        let config = TrainConfig { objective, ..config.clone() };
+        let run = out.join(format!("runs/{name}-{}-seed{}", preset_name(flags.preset), flags.seed));
+        let (model, curve) = trained(name, &vit, &data, &config, &run, stop, &device)?;
+        studied.push(study(name, model, curve, &data, if smoke { 1 } else { 7 })?);
+    }
+    let aligned = studied.last().context("no model")?;
+    let depth = minimal_depth(&aligned.scores.accuracy, TOLERANCE);
+    let cut = cut_and_check(aligned, depth, &data, &out.join("aligned-cut"), &device)?;
+    progress::print(&show::tables(&studied, &cut));
+    show::write(&out, &mut results, &studied, &cut)?;
+    progress::print(&format!("\nresults, plots and report.html are in {}\n", out.display()));
+    Ok(())
+}
+
+/// A model trained with this objective; continues where the run folder stands.
+fn trained(
+    name: &str,
+    vit: &VitConfig,
+    data: &Digits,
+    config: &TrainConfig,
+    run: &Path,
+    stop: &AtomicBool,
+    device: &Device,
+) -> Result<(Vit, Vec<Evaluation>)> {
+    let model = Vit::new(vit.clone(), &mut init::rng(config.seed), device)?;
+    let frozen = model.frozen();
+    let mut bar = None;
+    let on_event = |event: &Event| match event {
+        Event::Started { steps, .. } => bar = Some(Progress::new(&format!("training {name}"), *steps as u64)),
+        Event::Step(step) => {
+            if let Some(bar) = &mut bar {
+                bar.set(step.step as u64, &format!("loss {:.3}", step.loss));
+            }
+        }
+        _ => {}
+    };
+    let hooks = Hooks {
+        evaluate: Some(Box::new(|| evaluate(&frozen, data.test_batches()))),
+        stop: Some(stop),
+        on_event: Some(Box::new(on_event)),
+    };
+    let report = train(&model, model.params(), data, config, Some(run), hooks)?;
+    if let Some(bar) = bar {
+        bar.finish(&format!("{} steps", report.steps));
+    }
+    if report.stopped {
+        return Err(Interrupted.into());
+    }
+    Ok((model, report.evaluations))
+}
+
+/// Scores every layer, compares all layers, leaves early.
+fn study(
+    name: &'static str,
+    model: Vit,
+    curve: Vec<Evaluation>,
+    data: &Digits,
+    rounds: usize,
+) -> Result<Studied> {
+    let frozen = model.frozen();
+    let (inputs, labels) = data.test();
+    let scores = evaluate(&frozen, data.test_batches())?;
+    // The embedding's [CLS] token is the same for every image: layers 1..L only.
+    let features = tap::features(&frozen, inputs, Pass::EVAL)?.split_off(1);
+    let matrix = |measure| -> Result<Vec<Vec<f64>>> {
+        Ok(pairwise(&features, measure)?.rows().into_iter().map(|row| row.to_vec()).collect())
+    };
+    let cos = matrix(Measure::Cos(Centring::Samples))?;
+    let cka = matrix(Measure::Cka(Estimator::Biased))?;
+    let exits = measure(&frozen, inputs, labels, EXIT_BATCH, &THRESHOLDS, rounds)?;
+    Ok(Studied { name, model, scores, cos, cka, exits, curve })
+}
+
+/// A shallower model in a folder, read back and checked.
+struct Cut {
+    depth: usize,
+    accuracy: f64,
+    bytes: u64,
+    full_bytes: u64,
+}
+
+/// Cuts, saves, reloads: the file must answer as the exit at that depth does, bit for bit.
+fn cut_and_check(
+    studied: &Studied,
+    depth: usize,
+    data: &Digits,
+    folder: &Path,
+    device: &Device,
+) -> Result<Cut> {
+    studied.model.cut(depth)?.save(folder)?;
+    let reloaded = Vit::load(folder, device)?.frozen();
+    let scores = evaluate(&reloaded, data.test_batches())?;
+    let (inputs, _) = data.test();
+    for part in split(inputs, EXIT_BATCH)? {
+        let want = &tap::layer_logits(&studied.model.frozen(), &part, Pass::EVAL)?[depth - 1];
+        let got = tap::forward(&reloaded, &Batch::clone(&part), Pass::EVAL)?;
+        ensure!(
+            got.to_vec2::<f32>()? == want.to_vec2::<f32>()?,
+            "{}: the reloaded model's logits differ from exit {depth}'s",
+            folder.display()
+        );
+    }
+    let file = folder.join("model.safetensors");
+    let bytes = std::fs::metadata(&file).with_context(|| file.display().to_string())?.len();
+    let full_bytes = 4 * studied.model.params().elem_count() as u64;
+    Ok(Cut { depth, accuracy: scores.accuracy[depth - 1], bytes, full_bytes })
+}
+
+fn preset_name(preset: Preset) -> &'static str {
+    match preset {
+        Preset::Smoke => "smoke",
+        Preset::Small => "small",
+        Preset::Paper => "paper",
+    }
+}

@@ -17,4 +17,4 @@ pub use objective::{LayerWeights, Objective, Unit};
 pub use optimiser::{AdamW, AdamWConfig, Gradients, accumulate, clip, decays, global_norm, take_gradients};
 pub use samples::{Samples, TensorSamples, epoch_order};
 pub use schedule::Schedule;
-pub use trainer::{Evaluation, Event, Hooks, StepRecord, TrainConfig, TrainReport, train};
+pub use trainer::{Evaluate, Evaluation, Event, Hooks, OnEvent, StepRecord, TrainConfig, TrainReport, train};

@@ -117,15 +117,21 @@ pub enum Event {
     Checkpoint(usize),
 }
 
+/// Scores every exit of the model in training.
+pub type Evaluate<'a> = Box<dyn FnMut() -> layerwise_exit::Result<LayerScores> + 'a>;
+
+/// Hears of progress.
+pub type OnEvent<'a> = Box<dyn FnMut(&Event) + 'a>;
+
 /// What the caller does while a run goes on; all optional.
 #[derive(Default)]
 pub struct Hooks<'a> {
     /// Scores every exit: usually [`layerwise_exit::evaluate`] on a frozen twin of the model.
-    pub evaluate: Option<Box<dyn FnMut() -> layerwise_exit::Result<LayerScores> + 'a>>,
+    pub evaluate: Option<Evaluate<'a>>,
     /// Set from elsewhere (Ctrl-C): the step in progress is finished, a checkpoint written, and the run returns.
     pub stop: Option<&'a AtomicBool>,
     /// Told of progress.
-    pub on_event: Option<Box<dyn FnMut(&Event) + 'a>>,
+    pub on_event: Option<OnEvent<'a>>,
 }
 
 impl std::fmt::Debug for Hooks<'_> {

@@ -1,1 +1,30 @@
-//! stub
+#![doc = include_str!("../README.md")]
+
+pub mod files;
+pub mod flags;
+pub mod interrupt;
+pub mod plots;
+pub mod progress;
+pub mod report;
+pub mod results;
+pub mod run;
+pub mod table;
+
+pub use flags::{CommonFlags, Preset};
+pub use progress::Progress;
+pub use report::Report;
+pub use results::{ModelResults, Results};
+pub use run::run_main;
+pub use table::Table;
+
+/// Makes mimalloc the program's allocator: training allocates and frees many equal buffers, which it recycles.
+#[macro_export]
+macro_rules! fast_allocator {
+    () => {
+        #[global_allocator]
+        static ALLOCATOR: $crate::MiMalloc = $crate::MiMalloc;
+    };
+}
+
+#[doc(hidden)]
+pub use mimalloc::MiMalloc;

@@ -1,0 +1,175 @@
+//! The flags that mean the same in every example.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::files::create_folder;
+
+/// Flags of every example; `#[command(flatten)]` them into an example's own.
+#[derive(Args, Clone, Debug)]
+pub struct CommonFlags {
+    /// Where to compute: cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceFlag,
+    /// Seed of everything random: initial weights, order of samples, augmentation, dropout.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Folder of the data set.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Folder of a model: config.json and model.safetensors.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Folder of the results [default: out/NAME of the example].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// How much to do.
+    #[arg(long, value_enum, default_value_t = Preset::Small)]
+    pub preset: Preset,
+    /// Number of CPU threads [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// How much an example does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// Seconds: real but little data, a check that everything works.
+    Smoke,
+    /// Minutes on two CPU cores, with honest numbers.
+    Small,
+    /// The paper's setting: a GPU and the full data.
+    Paper,
+}
+
+/// Value of `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceFlag {
+    /// The processor.
+    Cpu,
+    /// The CUDA device of that number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unknown = || format!("expected cpu, cuda or cuda:N, not {text:?}");
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) => number.parse().map(Self::Cuda).map_err(|_| unknown()),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+impl CommonFlags {
+    /// Applies `--threads` and opens `--device`. Call it first: the thread pool is built once.
+    ///
+    /// # Errors
+    ///
+    /// When the program was built without CUDA, the device cannot be opened, or the thread pool is already running.
+    pub fn device(&self) -> Result<Device> {
+        match self.threads {
+            Some(0) => bail!("--threads 0: at least one thread is needed"),
+            Some(threads) => rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .with_context(|| format!("--threads {threads}"))?,
+            None => (),
+        }
+        match self.device {
+            DeviceFlag::Cpu => Ok(Device::Cpu),
+            DeviceFlag::Cuda(number) if candle_core::utils::cuda_is_available() => {
+                Device::new_cuda(number).with_context(|| format!("--device cuda:{number}"))
+            }
+            DeviceFlag::Cuda(number) => {
+                bail!("--device cuda:{number}: this program was built without CUDA (add --features cuda)")
+            }
+        }
+    }
+
+    /// The folder of the results, created: `--out`, or `out/{example}`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be created or written to; the message names it.
+    pub fn out_folder(&self, example: &str) -> Result<PathBuf> {
+        let folder = self.out.clone().unwrap_or_else(|| PathBuf::from("out").join(example));
+        create_folder(&folder)?;
+        Ok(folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        common: CommonFlags,
+    }
+
+    fn parse(words: &str) -> Result<CommonFlags, clap::Error> {
+        Flags::try_parse_from(std::iter::once("example").chain(words.split_whitespace()))
+            .map(|flags| flags.common)
+    }
+
+    #[test]
+    fn reads_every_flag() -> Result<()> {
+        let flags = parse("--device cuda:2 --seed 7 --data d --model m --out o --preset smoke --threads 3")?;
+        assert_eq!((flags.device, flags.seed, flags.threads), (DeviceFlag::Cuda(2), 7, Some(3)));
+        assert_eq!(
+            (flags.data, flags.model, flags.out),
+            (Some("d".into()), Some("m".into()), Some("o".into()))
+        );
+        assert_eq!(flags.preset, Preset::Smoke);
+        let flags = parse("")?;
+        assert_eq!((flags.device, flags.seed, flags.preset), (DeviceFlag::Cpu, 0, Preset::Small));
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_flags_end_with_code_2() {
+        for words in ["--device gpu", "--device cuda:x", "--seed -1", "--preset huge", "--unknown"] {
+            let error = parse(words).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{words}: {error}");
+        }
+        let error = parse("--device gpu").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ValueValidation);
+        assert!(error.to_string().contains("expected cpu, cuda or cuda:N"), "{error}");
+    }
+
+    #[test]
+    fn cuda_needs_a_build_with_it() -> Result<()> {
+        if !candle_core::utils::cuda_is_available() {
+            let error = parse("--device cuda")?.device().unwrap_err().to_string();
+            assert!(error.contains("built without CUDA"), "{error}");
+        }
+        assert!(parse("--threads 0")?.device().is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn an_unwritable_out_folder_is_named() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("file");
+        std::fs::write(&file, "")?;
+        let flags = parse(&format!("--out {}", file.join("out").display()))?;
+        let error = flags.out_folder("quickstart").unwrap_err().to_string();
+        assert!(error.contains(&file.join("out").display().to_string()), "{error}");
+        Ok(())
+    }
+}

@@ -1,0 +1,171 @@
+//! Tables, plots, `results.json` and the report.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use layerwise_example_common::{
+    ModelResults, Report, Results, Table,
+    plots::{self, Series},
+    table::{decimals, percent},
+};
+use serde_json::json;
+
+use crate::{Cut, EXIT_BATCH, Studied, TOLERANCE};
+
+/// The two tables, and what the cut gave.
+pub(crate) fn tables(studied: &[Studied], cut: &Cut) -> String {
+    let (layers, exits) = (layer_table(studied), exit_table(studied));
+    format!("\n{layers}\n{exits}\n{}\n", cut_sentence(cut))
+}
+
+/// Writes everything into `out`.
+pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut: &Cut) -> Result<()> {
+    let figures = draw(out, studied)?;
+    for model in studied {
+        let last = |matrix: &[Vec<f64>]| matrix.last().cloned().unwrap_or_default();
+        let mut entry = ModelResults {
+            accuracy: model.scores.accuracy.clone(),
+            loss: model.scores.loss.clone(),
+            cos_to_last: last(&model.cos),
+            cka_to_last: last(&model.cka),
+            ..Default::default()
+        };
+        entry.more.insert("cos".into(), json!(model.cos));
+        entry.more.insert("cka".into(), json!(model.cka));
+        entry.more.insert("curve".into(), json!(model.curve));
+        results.models.insert(model.name.into(), entry);
+        for exit in &model.exits {
+            let mut entry = serde_json::to_value(exit)?;
+            entry["model"] = json!(model.name);
+            entry["policy"] = json!("confidence");
+            results.exits.push(entry);
+        }
+    }
+    results.more.insert(
+        "cut".into(),
+        json!({ "model": "aligned", "depth": cut.depth, "accuracy": cut.accuracy, "bytes": cut.bytes,
+            "full_bytes": cut.full_bytes, "tolerance": TOLERANCE }),
+    );
+    results.write(out)?;
+
+    let mut report = Report::new("Quickstart: one ViT, trained standard and aligned");
+    report
+        .paragraph(
+            "Two 12-layer vision transformers with equal initial weights learn the UCI optical digits: one with the loss \
+             of the last layer, one with the paper's alternating objective, where a single classifier is applied after \
+             every layer. Accuracies are on held-out images.",
+        )
+        .heading("What each layer knows")
+        .figure(&figures.layers, "Accuracy of the shared classifier after each layer, and similarity of each layer to the last.")
+        .table(&layer_table(studied), "Per layer; accuracies in percent.")
+        .heading("How alike the layers are")
+        .figure(&figures.heat, "Sample-wise cosine similarity of all pairs of layers, centred over samples.")
+        .heading("Leaving early")
+        .figure(&figures.exits, "Samples leaving after each layer at threshold 0.9.")
+        .table(
+            &exit_table(studied),
+            "A sample leaves at the first layer whose confidence exceeds the threshold. The layer ratio counts layers; \
+             the time ratio is measured against the same engine without exits.",
+        )
+        .heading("Cutting the model")
+        .paragraph(&cut_sentence(cut))
+        .heading("Convergence")
+        .figure(&figures.convergence, "Accuracy on held-out images during training.")
+        .details("Configuration", &serde_json::to_string_pretty(&results.config)?)
+        .details("Machine", &serde_json::to_string_pretty(&results.machine)?);
+    report.write(out)?;
+    Ok(())
+}
+
+struct Figures {
+    layers: String,
+    heat: String,
+    exits: String,
+    convergence: String,
+}
+
+fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
+    let series = |values: &dyn Fn(&Studied) -> Vec<f64>| -> Vec<Series> {
+        studied.iter().map(|model| Series::per_layer(model.name, 1, &values(model))).collect()
+    };
+    let to_last = |matrix: &[Vec<f64>]| matrix.last().cloned().unwrap_or_default();
+    let unit = Some((0., 1.));
+    let layers = vec![
+        plots::lines("Accuracy", "layer", "fraction correct", &series(&|m| m.scores.accuracy.clone()), unit),
+        plots::lines("COS to the last layer", "layer", "COS", &series(&|m| to_last(&m.cos)), unit),
+        plots::lines("CKA to the last layer", "layer", "linear CKA", &series(&|m| to_last(&m.cka)), unit),
+    ];
+    let heat = studied
+        .iter()
+        .map(|model| plots::heat_map(&format!("COS, {}", model.name), "layer", &model.cos, 1, (0., 1.)))
+        .collect();
+    let depth = studied.first().context("no model")?.scores.accuracy.len();
+    let names: Vec<String> = (1..=depth).map(|layer| layer.to_string()).collect();
+    let groups: Vec<(String, Vec<f64>)> = studied
+        .iter()
+        .filter_map(|model| {
+            let exit = model.exits.iter().find(|exit| exit.threshold == 0.9)?;
+            Some((model.name.to_owned(), exit.histogram.iter().map(|&count| count as f64).collect()))
+        })
+        .collect();
+    let exits = plots::bars("Samples leaving, threshold 0.9", "layer", "samples", &names, &groups);
+    let curve = |model: &Studied, layer: usize| {
+        let points = model.curve.iter().map(|e| (e.epoch as f64, e.evaluation.accuracy[layer - 1]));
+        Series::new(format!("{}, layer {layer}", model.name), points)
+    };
+    let curves: Vec<Series> =
+        studied.iter().flat_map(|model| [curve(model, depth), curve(model, 4)]).collect();
+    let convergence = plots::lines("Convergence", "epoch", "fraction correct", &curves, unit);
+    Ok(Figures {
+        layers: plots::write(&out.join("layers"), layers, 3)?,
+        heat: plots::write(&out.join("similarity"), heat, 2)?,
+        exits: plots::write(&out.join("exits"), vec![exits], 1)?,
+        convergence: plots::write(&out.join("convergence"), vec![convergence], 1)?,
+    })
+}
+
+fn layer_table(studied: &[Studied]) -> Table {
+    let columns = ["accuracy", "COS to last", "CKA to last"];
+    let names = columns.iter().flat_map(|column| studied.iter().map(move |m| format!("{} {column}", m.name)));
+    let mut table = Table::new(std::iter::once("layer".to_owned()).chain(names));
+    let depth = studied.first().map_or(0, |model| model.scores.accuracy.len());
+    for l in 0..depth {
+        let accuracy = studied.iter().map(|m| percent(m.scores.accuracy[l]));
+        let cos = studied.iter().map(|m| decimals(m.cos[depth - 1][l], 3));
+        let cka = studied.iter().map(|m| decimals(m.cka[depth - 1][l], 3));
+        table.row(std::iter::once((l + 1).to_string()).chain(accuracy).chain(cos).chain(cka));
+    }
+    table
+}
+
+fn exit_table(studied: &[Studied]) -> Table {
+    let mut table =
+        Table::new(["model", "threshold", "accuracy", "points lost", "layer ratio", "time ratio"]);
+    for model in studied {
+        let full = model.scores.accuracy.last().copied().unwrap_or(f64::NAN);
+        for exit in &model.exits {
+            table.row([
+                model.name.to_owned(),
+                decimals(exit.threshold, 2),
+                percent(exit.accuracy),
+                decimals(100. * (full - exit.accuracy), 1),
+                decimals(exit.layer_ratio, 2),
+                decimals(exit.wall_ratio, 2),
+            ]);
+        }
+    }
+    table
+}
+
+fn cut_sentence(cut: &Cut) -> String {
+    format!(
+        "The aligned model is within {:.1} points of its best layer from layer {} on: cut there, saved and read back, it \
+         answers {} % rightly, bit for bit as exit {} does, in {} instead of {} KB. (Time ratios: batches of {EXIT_BATCH}.)",
+        100. * TOLERANCE,
+        cut.depth,
+        percent(cut.accuracy),
+        cut.depth,
+        cut.bytes / 1000,
+        cut.full_bytes / 1000,
+    )
+}
