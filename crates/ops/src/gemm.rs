@@ -25,7 +25,8 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// Whether one product may use all threads, or runs inside a task that is parallel already.
+/// Whether one product may use all threads of the rayon pool that it is called in, or runs inside a task that is parallel
+/// already. Threads share rows and columns out and never cut a sum, so the result does not depend on their number.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Threads {
     All,
@@ -52,7 +53,8 @@ pub(crate) fn gemm(
         return;
     }
     assert!(m * n <= out.len() && lhs.holds(m, k) && rhs.holds(k, n), "gemm: a slice is too short");
-    let parallelism = match (threads, candle_core::utils::get_num_threads()) {
+    // Not candle's `get_num_threads`: it parses /proc/cpuinfo at every call unless RAYON_NUM_THREADS is set.
+    let parallelism = match (threads, rayon::current_num_threads()) {
         (Threads::All, threads) if threads > 1 => gemm::Parallelism::Rayon(threads),
         _ => gemm::Parallelism::None,
     };
