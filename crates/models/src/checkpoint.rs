@@ -21,9 +21,9 @@ pub(crate) struct Checkpoint {
     path: PathBuf,
     files: Vec<(PathBuf, Vec<u8>)>,
     entries: BTreeMap<String, Entry>,
+    aliases: BTreeMap<String, String>,
 }
 
-#[derive(Clone)]
 struct Entry {
     file: usize,
     /// Its name there.
@@ -42,7 +42,8 @@ impl Checkpoint {
     /// Reads the weights of `folder`; `rename` maps the file's tensor names to those of the parameters.
     pub(crate) fn open(folder: &Path, rename: impl Fn(&str) -> String) -> Result<Self> {
         let (path, shards) = shards(folder)?;
-        let mut checkpoint = Self { path, files: Vec::new(), entries: BTreeMap::new() };
+        let mut checkpoint =
+            Self { path, files: Vec::new(), entries: BTreeMap::new(), aliases: BTreeMap::new() };
         for shard in shards {
             checkpoint.add(shard, &rename)?;
         }
@@ -88,23 +89,25 @@ impl Checkpoint {
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
+        self.entry(name).is_some()
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.entries.get(name).map(|entry| entry.shape.clone())
+        self.entry(name).map(|entry| entry.shape.clone())
     }
 
     /// Lets `name` mean what `of` means, unless the file has a tensor of that name.
-    pub(crate) fn alias(&mut self, name: String, of: &str) {
-        if let Some(entry) = self.entries.get(of).cloned() {
-            self.entries.entry(name).or_insert(entry);
-        }
+    pub(crate) fn alias(&mut self, name: String, of: String) {
+        self.aliases.insert(name, of);
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name).or_else(|| self.entries.get(self.aliases.get(name)?))
     }
 
     /// The tensor `name`, widened or narrowed to f32; every element is finite.
     pub(crate) fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
-        let Some(entry) = self.entries.get(name) else {
+        let Some(entry) = self.entry(name) else {
             let missing = vec![name.to_owned()];
             let path = self.path.clone();
             return Err(Error::Tensors { path, missing, shapes: Vec::new(), unexpected: Vec::new() });

@@ -201,16 +201,26 @@ impl Error {
     }
 }
 
+/// Names of one kind that the text of an error lists; the error's fields hold them all.
+const LISTED: usize = 20;
+
 fn describe(missing: &[String], shapes: &[ShapeMismatch], unexpected: &[String]) -> String {
+    let list = |names: &[String]| match names.len().checked_sub(LISTED) {
+        None | Some(0) => format!("{names:?}"),
+        Some(more) => format!("{:?} and {more} more", &names[..LISTED]),
+    };
     let mut parts = Vec::new();
     if !missing.is_empty() {
-        parts.push(format!("missing tensors {missing:?}"));
+        parts.push(format!("missing tensors {}", list(missing)));
     }
-    for ShapeMismatch { name, found, expected } in shapes {
+    for ShapeMismatch { name, found, expected } in shapes.iter().take(LISTED) {
         parts.push(format!("tensor {name:?} has shape {found:?}, expected {expected:?}"));
     }
+    if shapes.len() > LISTED {
+        parts.push(format!("{} more of another shape", shapes.len() - LISTED));
+    }
     if !unexpected.is_empty() {
-        parts.push(format!("unexpected tensors {unexpected:?}"));
+        parts.push(format!("unexpected tensors {}", list(unexpected)));
     }
     parts.join("; ")
 }

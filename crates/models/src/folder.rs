@@ -1,19 +1,15 @@
 //! Writing a model's folder, so that a kill at any moment leaves whole files.
 
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    fs::{self, File},
-    io::{self, Write},
-    path::Path,
-};
+use std::{borrow::Cow, collections::HashMap, fs, path::Path};
 
 use candle_core::{DType, Tensor};
 use safetensors::{Dtype, View};
 use serde::{Serialize, de::DeserializeOwned};
-use tempfile::NamedTempFile;
 
-use crate::{Error, Params, Result, checkpoint};
+use crate::{
+    Error, Params, Result, checkpoint,
+    whole_file::{Complete, sync_folder},
+};
 
 /// The configuration, as Hugging Face calls it.
 pub(crate) const CONFIG: &str = "config.json";
@@ -36,15 +32,14 @@ pub(crate) fn save(
     if let Some(layerwise) = layerwise {
         files.push((LAYERWISE, json(layerwise)?));
     }
-    let mut written = Vec::new();
+    let mut complete = Vec::new();
     for (name, bytes) in &files {
         let path = folder.join(name);
-        let temporary =
-            temporary(folder, bytes).map_err(|source| Error::Io { path: path.clone(), source })?;
-        written.push((temporary, path));
+        complete.push(Complete::write(&path, bytes).map_err(|source| Error::Io { path, source })?);
     }
-    for (temporary, path) in written {
-        temporary.persist(&path).map_err(|error| Error::Io { path, source: error.error })?;
+    for file in complete {
+        let path = file.path().to_owned();
+        file.replace().map_err(|source| Error::Io { path, source })?;
     }
     sync_folder(folder).map_err(at)
 }
@@ -53,22 +48,6 @@ pub(crate) fn save(
 pub(crate) fn read_layerwise<T: DeserializeOwned + Default>(folder: &Path) -> Result<T> {
     let path = folder.join(LAYERWISE);
     if path.exists() { checkpoint::read_json(&path) } else { Ok(T::default()) }
-}
-
-fn temporary(folder: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    // As any file that a program creates, instead of for the owner's eyes only.
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.prefix(".layerwise-").tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    Ok(file)
-}
-
-/// Makes the new names last; not every system lets a folder be opened.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>> {
@@ -113,7 +92,7 @@ impl View for Values {
 fn weights(params: &Params) -> Result<Vec<u8>> {
     let named = |(name, var): (&str, &candle_core::Var)| Ok((name.to_owned(), Values::new(var)?));
     let tensors = params.iter().map(named).collect::<Result<Vec<_>>>()?;
-    // Python's transformers refuses files that do not say which framework's layout they have.
+    // Version 4 of Python's transformers refuses files that do not say which framework's layout they have.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize(tensors, Some(metadata))
         .map_err(|source| Error::Safetensors { path: WEIGHTS.into(), source })

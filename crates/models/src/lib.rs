@@ -13,6 +13,7 @@ mod mlp;
 mod params;
 pub mod tap;
 mod vit;
+mod whole_file;
 
 pub use activation::Activation;
 pub use error::{Error, Result, ShapeMismatch};
@@ -22,3 +23,4 @@ pub use mlp::{Mlp, MlpConfig};
 pub use params::Params;
 pub use tap::{Batch, Hidden, Pass, Tapped};
 pub use vit::{Head, LoadOptions, Vit, VitConfig};
+pub use whole_file::write_whole;

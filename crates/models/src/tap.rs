@@ -58,11 +58,11 @@ impl Pass {
 
     /// The dropout to apply at one place of the model, or `None` when there is none to apply.
     ///
-    /// `layer` and `site` (any number, distinct within a layer) keep the masks of different places independent.
+    /// `layer` and `site` (distinct within a layer) keep the masks of different places independent.
     #[must_use]
-    pub fn dropout_at(&self, p: f64, layer: usize, site: u64) -> Option<Dropout> {
-        let seed = self.seed.filter(|_| p > 0.)?;
-        let place = (layer as u64) << 8 | site;
+    pub fn dropout_at(&self, p: f64, layer: usize, site: u8) -> Option<Dropout> {
+        let seed = self.seed.filter(|_| p != 0.)?;
+        let place = (layer as u64) << 8 | u64::from(site);
         Some(Dropout { p: p as f32, seed: seed ^ place.wrapping_mul(0xd6e8_feb8_6659_fd93) })
     }
 
@@ -71,7 +71,7 @@ impl Pass {
     /// # Errors
     ///
     /// When `p` is outside `[0, 1)`.
-    pub fn dropout(&self, xs: &Tensor, p: f64, layer: usize, site: u64) -> Result<Tensor> {
+    pub fn dropout(&self, xs: &Tensor, p: f64, layer: usize, site: u8) -> Result<Tensor> {
         match self.dropout_at(p, layer, site) {
             Some(config) => layerwise_ops::dropout(xs, config),
             None => Ok(xs.clone()),

@@ -158,7 +158,7 @@ impl VitConfig {
 fn start_alike(checkpoint: &mut Checkpoint, depth: usize, own: fn(usize) -> String, last: &str) {
     for layer in 1..depth {
         for part in ["weight", "bias"] {
-            checkpoint.alias(format!("{}.{part}", own(layer)), &format!("{last}.{part}"));
+            checkpoint.alias(format!("{}.{part}", own(layer)), format!("{last}.{part}"));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The vision transformer, and the `DeiT` that shares its architecture.
 
+#[cfg(feature = "candle-transformers")]
+mod candle;
 mod config;
 mod embeddings;
 mod hf;

@@ -1,0 +1,117 @@
+//! Hidden states, logits and gradients are those of Python's transformers.
+//!
+//! `fixtures/vit_hf.py` wrote the oracles, in f64. What may differ is our f32: a sum of `n` terms is off by at most
+//! `n u` of their size, `u` = 6e-8, and typically by `sqrt(n) u`; a residual stream adds such errors up.
+
+mod common;
+
+use std::fs;
+
+use candle_core::{DType, Device::Cpu, Tensor};
+use common::Result;
+use layerwise_models::{Batch, Head, LoadOptions, Pass, Tapped, Vit, tap};
+use layerwise_ops::{CrossEntropy, cross_entropy};
+use layerwise_testkit::{assert_close, max_abs_diff};
+
+/// At worst, the small models are off by this: 8 updates, through two sums of at most 75 terms each.
+const WORST: f64 = 1e-4;
+
+#[test]
+fn a_classifier_equals_transformers() -> Result {
+    let folder = common::fixtures().join("vit_classifier");
+    let expected = common::read_tensors(&folder.join("expected.safetensors"))?;
+    let vit = Vit::load(&folder, &Cpu)?;
+    assert_eq!(vit.config().label(3), "dog");
+    let batch = Batch::from(expected["pixels"].clone());
+    assert_states(&vit, &batch, &expected["hidden"])?;
+    assert_close(&tap::forward(&vit, &batch, Pass::EVAL)?, &expected["logits"], WORST)?;
+    for (layer, logits) in tap::layer_logits(&vit, &batch, Pass::EVAL)?.iter().enumerate() {
+        assert_close(logits, &expected["exits"].get(layer)?, WORST)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_gradient_equals_pytorchs() -> Result {
+    let folder = common::fixtures().join("vit_classifier");
+    let expected = common::read_tensors(&folder.join("expected.safetensors"))?;
+    let vit = Vit::load(&folder, &Cpu)?;
+    let logits = tap::forward(&vit, &Batch::from(expected["pixels"].clone()), Pass::EVAL)?;
+    let loss = cross_entropy(&logits, &expected["labels"], None, &CrossEntropy::default())?;
+    let gradients = loss.backward()?;
+    assert_eq!(expected.keys().filter(|name| name.starts_with("gradient.")).count(), vit.params().len());
+    for (name, var) in vit.params().iter() {
+        let want = &expected[&format!("gradient.{name}")];
+        let got = gradients.get(var).ok_or_else(|| format!("no gradient for {name}"))?;
+        // A key's bias moves all scores of a query alike, which softmax undoes: 0, on the scale of the query's bias.
+        let scale = &expected[&format!("gradient.{}", name.replace("key.bias", "query.bias"))];
+        let relative = max_abs_diff(got, want)? / largest(scale)?;
+        // The worst of the way there and of the way back, 2e-4, where a gradient is a fifth of what it is the sum of.
+        assert!(relative <= 1e-3, "gradient of {name} is off by {relative:e}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backbone_equals_transformers_under_every_activation() -> Result {
+    let source = common::fixtures().join("vit_backbone");
+    let expected = common::read_tensors(&source.join("expected.safetensors"))?;
+    let folder = tempfile::tempdir()?;
+    for file in [common::CONFIG, common::WEIGHTS] {
+        fs::copy(source.join(file), folder.path().join(file))?;
+    }
+    let batch = Batch::from(expected["pixels"].clone());
+    for activation in ["gelu_new", "relu", "silu"] {
+        common::change_config(folder.path(), "hidden_act", activation.into())?;
+        let options = LoadOptions { head: Head::None, ..LoadOptions::default() };
+        let loaded = Vit::load_with(folder.path(), &options, &Cpu)?;
+        assert_eq!(loaded.unexpected, ["vit.pooler.dense.bias", "vit.pooler.dense.weight"]);
+        assert!(loaded.model.params().get("vit.encoder.layer.0.attention.attention.query.bias").is_none());
+        assert_states(&loaded.model, &batch, &expected[activation])?;
+    }
+    Ok(())
+}
+
+/// Two photographs through twelve blocks of a real checkpoint, `vit-s14`.
+///
+/// At worst an update of 1536-term sums is off by 1e-4 of the layer's scale, typically by 2e-6; 24 updates of two sums
+/// each make 2e-5 of that.
+#[test]
+fn a_real_checkpoint_equals_transformers() -> Result {
+    let Some(weights) = common::from_env("LAYERWISE_WEIGHTS") else { return Ok(()) };
+    let expected = common::read_tensors(&common::fixtures().join("vit_s14.safetensors"))?;
+    let options = LoadOptions { head: Head::None, ..LoadOptions::default() };
+    let vit = Vit::load_with(&weights.join("vit-s14"), &options, &Cpu)?.model.frozen();
+    let batch = Batch::from(enlarged(&expected)?);
+    for (layer, hidden) in tap::hidden_states(&vit, &batch, Pass::EVAL)?.iter().enumerate() {
+        let want = expected["hidden"].get(layer)?; // (2, tokens, 384)
+        let got = hidden.xs.index_select(&expected["tokens"], 1)?;
+        let relative = max_abs_diff(&got, &want)? / largest(&want)?;
+        println!("layer {layer}: off by {relative:.1e} of its scale {:.1}", largest(&want)?);
+        assert!(relative <= 1e-4, "layer {layer} is off by {relative:e} of its scale");
+    }
+    Ok(())
+}
+
+/// The fixture's images, `(2, 32, 32, 3)`, as `(2, 3, 224, 224)` in `[-1, 1]`: every pixel 7 times in each direction.
+fn enlarged(expected: &common::Tensors) -> candle_core::Result<Tensor> {
+    let xs = expected["images"].permute((0, 3, 1, 2))?.to_dtype(DType::F32)?;
+    let xs =
+        xs.reshape(&[2, 3, 32, 1, 32, 1])?.broadcast_as(&[2, 3, 32, 7, 32, 7])?.reshape((2, 3, 224, 224))?;
+    (xs / 127.5)? - 1.
+}
+
+fn assert_states(vit: &Vit, batch: &Batch, want: &Tensor) -> Result {
+    let got = tap::hidden_states(vit, batch, Pass::EVAL)?;
+    assert_eq!(got.len(), want.dim(0)?);
+    for (layer, hidden) in got.iter().enumerate() {
+        assert_close(&hidden.xs, &want.get(layer)?, WORST)
+            .map_err(|error| format!("layer {layer}: {error}"))?;
+        assert!(vit.feature(hidden)?.to_vec2::<f32>()? == hidden.xs.get_on_dim(1, 0)?.to_vec2::<f32>()?);
+    }
+    Ok(())
+}
+
+fn largest(xs: &Tensor) -> candle_core::Result<f64> {
+    max_abs_diff(xs, &xs.zeros_like()?)
+}
