@@ -5,7 +5,7 @@ use crate::{
     Dropout,
     dropout::Keep,
     gemm::{Mat, Threads, gemm},
-    host::{has_kernel, slice, with_slices},
+    host::{has_kernel, rows_per_task, slice, with_slices},
     simd,
 };
 
@@ -118,6 +118,12 @@ impl Heads {
         }
     }
 
+    /// Heads that one task gets at least, by the elements of their queries and scores.
+    fn heads_per_task(&self) -> usize {
+        let Dims { queries, keys, dim, .. } = self.dims;
+        rows_per_task(queries * (keys + dim))
+    }
+
     /// Multiplies by the dropout mask of head `i`.
     fn drop(&self, i: usize, probs: &mut [f32]) {
         if let Some(keep) = &self.keep {
@@ -137,7 +143,8 @@ impl Heads {
     fn join(&self, parts: &[Vec<f32>], tokens: usize) -> Vec<f32> {
         let Dims { width, dim, .. } = self.dims;
         let mut out = vec![0.; parts.len() * tokens * dim];
-        out.par_chunks_exact_mut(width).enumerate().with_min_len(16).for_each(|(row, out)| {
+        let rows = out.par_chunks_exact_mut(width).enumerate().with_min_len(rows_per_task(width));
+        rows.for_each(|(row, out)| {
             let (sample, token) = (row / tokens, row % tokens);
             for (head, out) in out.chunks_exact_mut(dim).enumerate() {
                 out.copy_from_slice(&parts[sample * self.heads + head][token * dim..][..dim]);
@@ -166,6 +173,7 @@ impl CustomOp3 for Heads {
         let count = q_layout.dims()[0] * self.heads;
         let parts: Vec<Vec<f32>> = (0..count)
             .into_par_iter()
+            .with_min_len(self.heads_per_task())
             .map_init(
                 || vec![0.; queries * keys],
                 |probs, i| {
@@ -214,8 +222,11 @@ impl CustomOp3 for Heads {
                 gemm((keys, dim, queries), &mut dk, false, d.t(), qh, scale, Threads::One);
                 [dq, dk, dv]
             };
-            let parts: Vec<[Vec<f32>; 3]> =
-                (0..count).into_par_iter().map_init(|| vec![0.; queries * keys], head_backward).collect();
+            let parts: Vec<[Vec<f32>; 3]> = (0..count)
+                .into_par_iter()
+                .with_min_len(self.heads_per_task())
+                .map_init(|| vec![0.; queries * keys], head_backward)
+                .collect();
             let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
             for [q, k, v] in parts {
                 dq.push(q);

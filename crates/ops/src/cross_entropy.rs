@@ -2,7 +2,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
-    host::{has_kernel, slice, with_slices},
+    host::{has_kernel, rows_per_task, slice, with_slices},
     simd,
 };
 
@@ -31,8 +31,8 @@ pub struct CrossEntropy {
 
 /// Cross-entropy of `logits` `(n, classes)` against `targets` `(n)`, u32, with optional row `weights` `(n)`.
 ///
-/// Weights are constants: they get no gradient. A NaN among a row's logits makes its loss NaN. A mean over no rows (all are
-/// ignored) is NaN, as PyTorch's.
+/// Weights are constants: they get no gradient. A NaN among a row's logits makes its loss NaN; -inf is a class of
+/// probability 0. A mean over no rows (all are ignored) is NaN, as PyTorch's.
 ///
 /// # Errors
 ///
@@ -98,10 +98,18 @@ impl CustomOp1 for RowLosses {
                 return 0.;
             }
             let log_sum = simd::softmax(&mut row.to_vec());
+            let hit = row[id as usize];
+            if self.smoothing == 0. {
+                return weight * (log_sum - hit);
+            }
             let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() as f32 / classes as f32;
-            weight * (log_sum - (1. - self.smoothing) * row[id as usize] - self.smoothing * mean)
+            weight * (log_sum - (1. - self.smoothing) * hit - self.smoothing * mean)
         };
-        let losses = rows.zip(self.ids.par_iter().zip(&self.weights)).map(loss).collect();
+        let losses = rows
+            .zip(self.ids.par_iter().zip(&self.weights))
+            .with_min_len(rows_per_task(classes))
+            .map(loss)
+            .collect();
         Ok((CpuStorage::F32(losses), n.into()))
     }
 
@@ -111,7 +119,8 @@ impl CustomOp1 for RowLosses {
         let spread = self.smoothing / classes as f32;
         let d = with_slices([logits, &gradient], |[logits, g]| {
             let mut d = logits.to_vec();
-            d.par_chunks_exact_mut(classes).enumerate().for_each(|(i, row)| {
+            let rows = d.par_chunks_exact_mut(classes).enumerate();
+            rows.with_min_len(rows_per_task(classes)).for_each(|(i, row)| {
                 let scale = self.weights[i] * g[i];
                 if self.weights[i] == 0. {
                     return row.fill(0.);

@@ -36,10 +36,15 @@ pub(crate) fn width(layout: &Layout) -> usize {
     layout.dims().last().copied().unwrap_or(1)
 }
 
-/// Rows per part when `rows` are cut into at most 16 parts: sums over parts do not depend on the number of threads.
-pub(crate) fn rows_per_part(rows: usize) -> usize {
-    rows.div_ceil(16).max(1)
+/// Elements that one task gets at least: handing a task to another thread costs as much as some thousands of them.
+pub(crate) const CHUNK: usize = 8192;
+
+/// Rows of `width` elements that one task gets at least.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    CHUNK.div_ceil(width.max(1))
 }
 
-/// Elements that one task of an elementwise kernel gets.
-pub(crate) const CHUNK: usize = 8192;
+/// Rows per part when `rows` are cut into at most 16 parts: sums over parts do not depend on the number of threads.
+pub(crate) fn rows_per_part(rows: usize, width: usize) -> usize {
+    rows.div_ceil(16).max(rows_per_task(width))
+}

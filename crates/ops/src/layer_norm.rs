@@ -2,7 +2,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
-    host::{has_kernel, rows_per_part, slice, width, with_slices},
+    host::{has_kernel, rows_per_part, rows_per_task, slice, width, with_slices},
     simd,
 };
 
@@ -46,7 +46,7 @@ impl CustomOp3 for LayerNorm {
         let (x, w, b) = (slice(xs, xs_layout)?, slice(weight, weight_layout)?, slice(bias, bias_layout)?);
         let d = width(xs_layout);
         let mut y = vec![0.; x.len()];
-        let rows = x.par_chunks_exact(d).zip(y.par_chunks_exact_mut(d)).with_min_len(16);
+        let rows = x.par_chunks_exact(d).zip(y.par_chunks_exact_mut(d)).with_min_len(rows_per_task(d));
         rows.for_each(|(x, y)| simd::layer_norm(x, w, b, y, self.eps));
         Ok((CpuStorage::F32(y), xs_layout.shape().clone()))
     }
@@ -62,7 +62,7 @@ impl CustomOp3 for LayerNorm {
         let gradient = gradient.contiguous()?;
         let d = weight.elem_count();
         let (dx, dw, db) = with_slices([xs, weight, &gradient], |[x, w, g]| {
-            let part = rows_per_part(x.len() / d) * d;
+            let part = rows_per_part(x.len() / d, d) * d;
             let mut dx = vec![0.; x.len()];
             let sums: Vec<(Vec<f32>, Vec<f32>)> = x
                 .par_chunks(part)

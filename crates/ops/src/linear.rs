@@ -144,7 +144,7 @@ fn backward(xs: &Tensor, weight: &Tensor, gradient: &Tensor) -> Result<(Option<T
 
 /// Sum of the rows of `(n, d)`.
 fn column_sums(rows: &[f32], d: usize) -> Vec<f32> {
-    let part = rows_per_part(rows.len() / d) * d;
+    let part = rows_per_part(rows.len() / d, d) * d;
     let sum = |rows: &[f32]| {
         let mut sum = vec![0.; d];
         rows.chunks_exact(d).for_each(|row| simd::add(&mut sum, row));

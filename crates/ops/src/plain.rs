@@ -158,9 +158,11 @@ pub fn cross_entropy(
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let log_probs = shifted.broadcast_sub(&log_sum)?;
     let hit = log_probs.gather(&safe, 1)?.squeeze(1)?.neg()?;
-    let smooth = (log_probs.sum(1)?.neg()? / classes as f64)?;
-    let e = config.label_smoothing;
-    let rows = (((hit * (1. - e))? + (smooth * e)?)? * &weights)?;
+    let rows = match config.label_smoothing {
+        0. => hit,
+        e => ((hit * (1. - e))? + (log_probs.sum(1)? * (-e / classes as f64))?)?,
+    };
+    let rows = (rows * &weights)?;
     match config.reduction {
         Reduction::None => Ok(rows),
         Reduction::Sum => rows.sum_all(),

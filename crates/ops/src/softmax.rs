@@ -2,13 +2,13 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::{
-    host::{has_kernel, slice, width, with_slices},
+    host::{has_kernel, rows_per_task, slice, width, with_slices},
     simd,
 };
 
 /// Softmax over the last dimension.
 ///
-/// A row with a NaN or an infinity comes out as NaN.
+/// A row with a NaN or +inf, or of nothing but -inf, comes out as NaN; -inf among finite values gets 0.
 ///
 /// # Errors
 ///
@@ -29,7 +29,8 @@ impl CustomOp1 for Softmax {
 
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut y = slice(xs, layout)?.to_vec();
-        y.par_chunks_exact_mut(width(layout)).with_min_len(16).for_each(|row| {
+        let d = width(layout);
+        y.par_chunks_exact_mut(d).with_min_len(rows_per_task(d)).for_each(|row| {
             simd::softmax(row);
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
@@ -40,8 +41,8 @@ impl CustomOp1 for Softmax {
         let dx = with_slices([result, &gradient], |[p, g]| {
             let mut dx = g.to_vec();
             let d = width(result.layout());
-            let rows = p.par_chunks_exact(d).zip(dx.par_chunks_exact_mut(d)).with_min_len(16);
-            rows.for_each(|(p, dx)| simd::softmax_backward(p, dx));
+            let rows = p.par_chunks_exact(d).zip(dx.par_chunks_exact_mut(d));
+            rows.with_min_len(rows_per_task(d)).for_each(|(p, dx)| simd::softmax_backward(p, dx));
             Ok(dx)
         })?;
         Ok(Some(Tensor::from_vec(dx, result.shape(), result.device())?))

@@ -1,3 +1,5 @@
+//! AdamW against PyTorch's numbers, and its kernel against the plain formula.
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use layerwise_ops::{AdamWStep, adamw_step, init};
 use layerwise_testkit::assert_close;

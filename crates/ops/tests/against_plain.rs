@@ -1,40 +1,16 @@
 //! Every operation: the plain one against finite differences in f64, the fast one against the plain one in f64, forward and
 //! backward.
 
+mod common;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 use layerwise_ops::{
     Attention, CrossEntropy, Dropout, Reduction, attention, cross_entropy, dropout, embedding, gelu,
-    gelu_tanh, init, layer_norm, linear, plain, softmax,
+    gelu_tanh, layer_norm, linear, plain, softmax,
 };
-use layerwise_testkit::{assert_close, check_gradients};
+use layerwise_testkit::{assert_close, check_gradients, random};
 
-fn random(seed: u64, dims: &[usize]) -> Tensor {
-    init::normal(&mut init::rng(seed), dims, 1., &Device::Cpu).unwrap()
-}
-
-/// The fast path in f32 and the plain one in f64, forward and backward of a random contraction.
-fn agree(
-    inputs: &[Tensor],
-    fast: impl Fn(&[Tensor]) -> Result<Tensor>,
-    plain: impl Fn(&[Tensor]) -> Result<Tensor>,
-) -> Result<()> {
-    let run = |dtype: DType, f: &dyn Fn(&[Tensor]) -> Result<Tensor>| -> Result<Vec<Tensor>> {
-        let vars: Vec<Var> =
-            inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype)?)).collect::<Result<_>>()?;
-        let ys = f(&vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>())?;
-        let probe = random(99, ys.dims()).to_dtype(dtype)?;
-        let grads = (&ys * probe)?.sum_all()?.backward()?;
-        let mut out = vec![ys];
-        for var in &vars {
-            out.push(grads.get(var).expect("a gradient").clone());
-        }
-        Ok(out)
-    };
-    for (got, want) in run(DType::F32, &fast)?.iter().zip(&run(DType::F64, &plain)?) {
-        assert_close(got, want, 5e-6)?;
-    }
-    Ok(())
-}
+use crate::common::agree;
 
 #[test]
 fn layer_norm_agrees() -> Result<()> {

@@ -6,11 +6,11 @@ use layerwise_ops::{
 };
 
 fn zeros(dims: &[usize]) -> Tensor {
-    Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap()
+    Tensor::zeros(dims, DType::F32, &Device::Cpu).expect("zeros")
 }
 
 fn message(result: Result<Tensor>) -> String {
-    let text = result.unwrap_err().to_string();
+    let text = result.expect_err("wrong input").to_string();
     text.lines().next().unwrap_or_default().to_owned()
 }
 

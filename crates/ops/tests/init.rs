@@ -1,3 +1,5 @@
+//! Initial values: fixed by their seed, with the moments and bounds that they promise.
+
 use candle_core::{Device, Result};
 use layerwise_ops::init;
 

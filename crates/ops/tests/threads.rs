@@ -1,0 +1,65 @@
+//! The number of threads changes no bit, forward or backward.
+
+use candle_core::{Device::Cpu, Result, Tensor, Var};
+use layerwise_ops::{Attention, CrossEntropy, attention, cross_entropy, gelu, layer_norm, linear, softmax};
+use layerwise_testkit::random;
+use rayon::ThreadPoolBuilder;
+
+/// Runs `f` and its backward pass in pools of 1, 2 and 3 threads and compares all bits.
+fn same_bits(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor> + Sync) -> Result<()> {
+    let run = || -> Result<Vec<Vec<u32>>> {
+        let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
+        let tracked: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let ys = f(&tracked)?;
+        let gradients = (&ys * random(99, ys.dims()))?.sum_all()?.backward()?;
+        let mut all = vec![ys];
+        all.extend(vars.iter().map(|var| gradients.get(var).expect("a gradient").clone()));
+        let bits =
+            |xs: &Tensor| Ok(xs.flatten_all()?.to_vec1::<f32>()?.iter().map(|x| x.to_bits()).collect());
+        all.iter().map(bits).collect()
+    };
+    let pool =
+        |threads| ThreadPoolBuilder::new().num_threads(threads).build().map_err(candle_core::Error::wrap);
+    let one = pool(1)?.install(run)?;
+    for threads in [2, 3] {
+        assert!(one == pool(threads)?.install(run)?, "{threads} threads differ from one");
+    }
+    Ok(())
+}
+
+#[test]
+fn linear_keeps_its_bits() -> Result<()> {
+    // Small enough for one thread, one row, one output; and products above 48 * 48 * 256, which gemm shares out.
+    for (rows, inputs, outputs) in [(5, 7, 3), (1, 300, 200), (300, 200, 1), (257, 129, 65), (640, 192, 96)] {
+        let parts = [random(1, &[rows, inputs]), random(2, &[outputs, inputs]), random(3, &[outputs])];
+        same_bits(&parts, |x| linear(&x[0], &x[1], Some(&x[2])))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn layer_norm_keeps_its_bits() -> Result<()> {
+    for (rows, width) in [(1, 5), (16, 33), (517, 64)] {
+        let parts = [random(1, &[rows, width]), random(2, &[width]), random(3, &[width])];
+        same_bits(&parts, |x| layer_norm(&x[0], &x[1], &x[2], 1e-5))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn attention_keeps_its_bits() -> Result<()> {
+    for (batch, tokens, heads, dim) in [(1, 3, 1, 4), (4, 65, 3, 16)] {
+        let parts = [1, 2, 3].map(|seed| random(seed, &[batch, tokens, heads * dim]));
+        same_bits(&parts, |x| attention(&x[0], &x[1], &x[2], &Attention::full(heads)))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rows_keep_their_bits() -> Result<()> {
+    let xs = random(1, &[403, 101]);
+    same_bits(std::slice::from_ref(&xs), |x| softmax(&x[0]))?;
+    same_bits(std::slice::from_ref(&xs), |x| gelu(&x[0]))?;
+    let targets = Tensor::from_vec((0..403u32).map(|i| i % 101).collect(), 403, &Cpu)?;
+    same_bits(&[xs], |x| cross_entropy(&x[0], &targets, None, &CrossEntropy::default()))
+}
