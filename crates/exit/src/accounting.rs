@@ -25,7 +25,8 @@ pub fn layer_ratio(histogram: &[usize]) -> f64 {
 
 /// The smallest layer, from 1, whose accuracy is within `tolerance` of the best; both are fractions.
 ///
-/// The model can be cut there without training it again. 0 without layers.
+/// The model can be cut there without training it again. A NaN never counts. 0 when no layer qualifies: there is none, all
+/// are NaN, or the tolerance is NaN or negative.
 ///
 /// ```
 /// assert_eq!(layerwise_exit::minimal_depth(&[0.5, 0.93, 0.95, 0.94], 0.02), 2);

@@ -15,12 +15,13 @@ pub struct Exited {
 /// Runs a batch block by block; a row leaves at the first layer whose largest softmax probability exceeds `threshold`.
 ///
 /// Rows that left are taken out of the batch and not computed further. The last layer always answers. Above 1 nobody leaves
-/// early and no exit but the last is computed; below 0 everybody leaves after layer 1.
+/// early and no exit but the last is computed; at 0 and below everybody leaves after layer 1.
 ///
 /// # Errors
 ///
 /// [`Error::Setting`] when the threshold is not finite, [`Error::Empty`] for a batch without rows, [`Error::NotFinite`]
-/// naming the layer and row of a NaN among the logits.
+/// naming the layer and the batch's row of a NaN among the logits, [`Error::Answers`] for a model that predicts more or
+/// less than one row a sample.
 pub fn leave_early<M: Tapped>(model: &M, batch: &Batch, threshold: f64) -> Result<Exited> {
     if !threshold.is_finite() {
         return Err(Error::Setting {
@@ -46,7 +47,7 @@ pub fn leave_early<M: Tapped>(model: &M, batch: &Batch, threshold: f64) -> Resul
             continue;
         }
         let logits = model.exit(l, &model.feature(&hidden)?)?;
-        let confidence = confidences(&logits, l)?;
+        let confidence = confidences(&logits, l, &alive)?;
         let leaves = |i: usize| l == depth || confidence[i] > threshold;
         let (gone, kept): (Vec<u32>, Vec<u32>) = (0..alive.len() as u32).partition(|&i| leaves(i as usize));
         if gone.is_empty() {
@@ -60,7 +61,7 @@ pub fn leave_early<M: Tapped>(model: &M, batch: &Batch, threshold: f64) -> Resul
             answers.push(logits);
             break;
         }
-        answers.push(logits.index_select(&Tensor::new(gone, &device)?, 0)?);
+        answers.push(logits.contiguous()?.index_select(&Tensor::new(gone, &device)?, 0)?);
         hidden = model.select(&hidden, &Tensor::new(kept.as_slice(), &device)?)?;
         alive = kept.iter().map(|&i| alive[i as usize]).collect();
     }
@@ -71,13 +72,21 @@ pub fn leave_early<M: Tapped>(model: &M, batch: &Batch, threshold: f64) -> Resul
     Ok(Exited { logits, layer })
 }
 
-/// Largest softmax probability of each row.
-fn confidences(logits: &Tensor, layer: usize) -> Result<Vec<f64>> {
+/// Largest softmax probability of each row; `alive` are the samples that the rows belong to.
+fn confidences(logits: &Tensor, layer: usize, alive: &[usize]) -> Result<Vec<f64>> {
+    let answers = logits.dim(0)?;
+    if answers != alive.len() {
+        return Err(Error::Answers { layer, answers, samples: alive.len() });
+    }
     let confidence = |row: &Vec<f32>| {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         1. / row.iter().map(|x| f64::from(x - max).exp()).sum::<f64>()
     };
-    Ok(rows(logits, layer)?.iter().map(confidence).collect())
+    let rows = rows(logits, layer).map_err(|error| match error {
+        Error::NotFinite { layer, row } => Error::NotFinite { layer, row: alive[row] },
+        other => other,
+    })?;
+    Ok(rows.iter().map(confidence).collect())
 }
 
 /// Rows of `parts`, one after the other, belong to the samples `order`.

@@ -31,6 +31,16 @@ pub enum Error {
         /// Row within its batch.
         row: usize,
     },
+    /// A model that does not answer each sample with one row of logits.
+    #[error("layer {layer}: {answers} rows of logits for {samples} samples; expected one a sample")]
+    Answers {
+        /// Exit, from 1.
+        layer: usize,
+        /// Rows of logits.
+        answers: usize,
+        /// Samples still in the batch.
+        samples: usize,
+    },
     /// A setting outside its range.
     #[error("{field} is {value}, expected {expected}")]
     Setting {

@@ -62,7 +62,10 @@ pub fn measure<M: Tapped>(
             let start = Instant::now();
             let run = run(model, &batches, threshold)?;
             match round {
-                0 => runs.push(run),
+                0 => {
+                    check_labels(&run.0, &labels)?;
+                    runs.push(run);
+                }
                 _ => seconds[i].push(start.elapsed().as_secs_f64()),
             }
         }
@@ -73,7 +76,6 @@ pub fn measure<M: Tapped>(
         .zip(&runs[1..])
         .zip(&mut seconds[1..])
         .map(|((&threshold, (answers, layers)), seconds)| {
-            check_labels(answers, &labels)?;
             let hits = answers.iter().zip(&labels).filter(|(row, label)| argmax(row) == **label as usize);
             let histogram = histogram(layers, model.depth());
             Ok(ExitReport {

@@ -1,11 +1,19 @@
-//! Gradient checks, tolerances, a tiny model and fixtures, shared by the tests of layerwise.
+#![doc = include_str!("../README.md")]
 
 mod close;
+mod counted;
 mod grad;
+mod random;
+mod scripted;
 mod shared;
 mod tiny;
+mod vit;
 
 pub use close::{assert_close, max_abs_diff};
+pub use counted::Counted;
 pub use grad::check_gradients;
+pub use random::random;
+pub use scripted::Scripted;
 pub use shared::shared_dir;
 pub use tiny::TinyStack;
+pub use vit::{tiny_vit, tiny_vit_config};

@@ -1,0 +1,155 @@
+//! Scores of every exit, and what a threshold gives and saves.
+
+use candle_core::{Device::Cpu, Tensor};
+use layerwise_exit::{
+    Error, Result, evaluate, histogram, layer_ratio, leave_early, measure, minimal_depth, split,
+};
+use layerwise_models::Batch;
+use layerwise_testkit::{Scripted, TinyStack, random};
+
+/// Logits `(4 samples, 2 layers, 3 classes)`; samples 1 and 3 have ties in layer 1.
+const SCRIPT: [[[f32; 3]; 2]; 4] = [
+    [[2., 0., 1.], [0.4, 0.2, 0.3]],
+    [[0.5, 0.5, -1.], [4., -4., 0.]],
+    [[-1., 3., 0.], [1., 1.5, -2.]],
+    [[0., 0., 0.], [-3., 0., 3.]],
+];
+
+/// Equivalent Python, for each layer's logits `x`:
+///
+/// ```python
+/// y = torch.tensor([0, 1, 1, 2])
+/// print((x.argmax(1) == y).double().mean(), F.cross_entropy(x, y))
+/// ```
+#[test]
+fn accuracy_and_loss_equal_pytorch() -> Result<()> {
+    let batch = (Tensor::new(&SCRIPT, &Cpu)?.into(), Tensor::new(&[0u32, 1, 1, 2], &Cpu)?);
+    let scores = evaluate(&Scripted { depth: 2 }, [Ok(batch)])?;
+    assert_eq!((scores.accuracy, scores.samples), (vec![0.5, 0.75], 4));
+    // The logits are f32, which rounds 0.3 by 1e-8; all sums are f64.
+    for (got, want) in scores.loss.iter().zip([0.5927545854279113, 2.3910167669197997]) {
+        assert!((got - want).abs() < 5e-8, "{got} instead of {want}");
+    }
+    Ok(())
+}
+
+#[test]
+fn scores_do_not_depend_on_batches() -> Result<()> {
+    let model = TinyStack::new(4, 8, 3, 1)?;
+    let (inputs, labels) = samples(50)?;
+    let scores = |size| {
+        let batches = split(&inputs, size)?;
+        let labels = (0..50).step_by(size).map(|start| labels.narrow(0, start, size.min(50 - start)));
+        evaluate(&model, batches.into_iter().zip(labels).map(|(batch, labels)| Ok((batch, labels?))))
+    };
+    let whole = scores(50)?;
+    assert_eq!((whole.samples, whole.accuracy.len(), whole.loss.len()), (50, 4, 4));
+    for size in [1, 7, 49] {
+        let parts = scores(size)?;
+        assert_eq!((parts.samples, &parts.accuracy), (50, &whole.accuracy));
+        // Logits of about 1, whose last bits depend on gemm's kernel for that many rows.
+        assert!(parts.loss.iter().zip(&whole.loss).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+    Ok(())
+}
+
+fn samples(n: usize) -> Result<(Batch, Tensor)> {
+    let labels = (0..n as u32).map(|i| i * i % 3).collect();
+    Ok((Batch::from(random(2, &[n, 8])), Tensor::from_vec(labels, n, &Cpu)?))
+}
+
+#[test]
+fn wrong_samples_are_named() -> Result<()> {
+    let model = Scripted { depth: 2 };
+    let script = Tensor::new(&SCRIPT, &Cpu)?;
+    let score = |script: &Tensor, labels: &[u32]| {
+        evaluate(&model, [Ok((script.clone().into(), Tensor::new(labels, &Cpu)?))])
+    };
+    assert!(matches!(evaluate(&model, []), Err(Error::Empty)));
+    let error = score(&script, &[0, 1, 3, 0]).unwrap_err();
+    assert!(matches!(error, Error::Label { row: 2, label: 3, classes: 3 }), "{error}");
+    let error = score(&script, &[0, 1]).unwrap_err();
+    assert!(matches!(error, Error::Rows { rows: 4, labels: 2 }), "{error}");
+    let mut bad = SCRIPT;
+    bad[3][1][0] = f32::NAN;
+    let error = score(&Tensor::new(&bad, &Cpu)?, &[0, 1, 1, 2]).unwrap_err();
+    assert!(matches!(error, Error::NotFinite { layer: 2, row: 3 }), "{error}");
+    let unread = [Err(candle_core::Error::Msg("no such file".into()))];
+    assert!(evaluate(&model, unread).unwrap_err().to_string().contains("no such file"));
+    Ok(())
+}
+
+#[test]
+fn measure_reports_what_leave_early_does() -> Result<()> {
+    let model = TinyStack::new(4, 8, 3, 1)?;
+    let (inputs, labels) = samples(50)?;
+    let thresholds = [0., 0.6, 2.];
+    let reports = measure(&model, &inputs, &labels, 16, &thresholds, 2)?;
+    assert_eq!(reports.len(), 3);
+    let label = labels.to_vec1::<u32>()?;
+    for (report, threshold) in reports.iter().zip(thresholds) {
+        let (mut layers, mut answers) = (Vec::new(), Vec::new());
+        for batch in split(&inputs, 16)? {
+            let out = leave_early(&model, &batch, threshold)?;
+            layers.extend(out.layer);
+            answers.extend(out.logits.argmax(1)?.to_vec1::<u32>()?);
+        }
+        let hits = answers.iter().zip(&label).filter(|(answer, label)| answer == label).count();
+        assert_eq!((report.threshold, report.batch), (threshold, 16));
+        assert_eq!(report.histogram, histogram(&layers, 4));
+        assert_eq!(report.accuracy, hits as f64 / 50.);
+        assert_eq!(report.layer_ratio, layer_ratio(&report.histogram));
+        assert!(report.wall_ratio.is_finite() && report.wall_ratio > 0.);
+    }
+    // The ends are the scores of the first and of the last exit.
+    let scores = evaluate(&model, [Ok((inputs, labels))])?;
+    assert_eq!((reports[0].accuracy, reports[2].accuracy), (scores.accuracy[0], scores.accuracy[3]));
+    assert_eq!((reports[0].layer_ratio, reports[2].layer_ratio), (4., 1.));
+    assert!(reports[1].histogram.iter().filter(|m| **m > 0).count() > 1, "{:?}", reports[1].histogram);
+    Ok(())
+}
+
+#[test]
+fn measure_names_what_is_wrong() -> Result<()> {
+    let model = TinyStack::new(2, 8, 3, 1)?;
+    let (inputs, labels) = samples(9)?;
+    let run = |labels: &Tensor, size, rounds| measure(&model, &inputs, labels, size, &[0.5], rounds);
+    assert!(matches!(run(&labels, 0, 1), Err(Error::Setting { field: "batch_size", .. })));
+    assert!(matches!(run(&labels, 4, 0), Err(Error::Setting { field: "rounds", .. })));
+    assert!(matches!(run(&labels.narrow(0, 0, 5)?, 4, 1), Err(Error::Rows { rows: 9, labels: 5 })));
+    let wrong = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 3, 0, 0], &Cpu)?;
+    assert!(matches!(run(&wrong, 4, 1), Err(Error::Label { row: 6, label: 3, classes: 3 })));
+    // A batch larger than the data is the data.
+    assert_eq!(run(&labels, 100, 1)?[0].histogram.iter().sum::<usize>(), 9);
+    Ok(())
+}
+
+#[test]
+fn split_cuts_all_parts_of_a_batch_alike() -> Result<()> {
+    let ids = Tensor::arange(0u32, 14, &Cpu)?.reshape((7, 2))?;
+    let whole = Batch { inputs: ids.clone(), mask: Some((&ids * 2.)?), token_types: Some(ids.clone()) };
+    let parts = split(&whole, 3)?;
+    let join = |part: fn(&Batch) -> &Tensor| {
+        Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0)?.to_vec2::<u32>()
+    };
+    assert_eq!(parts.iter().map(|part| part.rows()).collect::<candle_core::Result<Vec<_>>>()?, [3, 3, 1]);
+    assert_eq!(join(|part| &part.inputs)?, ids.to_vec2::<u32>()?);
+    assert_eq!(join(|part| part.mask.as_ref().unwrap())?, (&ids * 2.)?.to_vec2::<u32>()?);
+    assert_eq!(join(|part| part.token_types.as_ref().unwrap())?, ids.to_vec2::<u32>()?);
+    assert!(matches!(split(&whole, 0), Err(Error::Setting { field: "size", .. })));
+    assert!(matches!(split(&Batch::from(ids.narrow(0, 0, 0)?), 3), Err(Error::Empty)));
+    Ok(())
+}
+
+#[test]
+fn minimal_depth_of_given_accuracies() {
+    assert_eq!(minimal_depth(&[0.5, 0.9, 0.95, 0.94], 0.01), 3);
+    assert_eq!(minimal_depth(&[0.5, 0.9, 0.95, 0.94], 0.1), 2);
+    assert_eq!(minimal_depth(&[0.5, 0.9, 0.95, 0.94], 1.), 1);
+    assert_eq!(minimal_depth(&[0.5, 0.9, 0.9, 0.9], 0.), 2); // the first of equals
+    assert_eq!(minimal_depth(&[0.25], 0.), 1);
+    assert_eq!(minimal_depth(&[f64::NAN, 0.5, 0.9], 0.5), 2);
+    assert_eq!(minimal_depth(&[], 0.1), 0);
+    assert_eq!(minimal_depth(&[f64::NAN; 3], 0.1), 0);
+    assert_eq!(minimal_depth(&[0.5, 0.9], f64::NAN), 0);
+}
