@@ -1,52 +1,75 @@
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
-    io::Write,
+    fs::{self, File, TryLockError},
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
-use candle_core::{Device, Tensor, Var};
-use layerwise_models::Params;
+use candle_core::{Tensor, Var, safetensors::Load};
+use layerwise_models::{Params, write_whole};
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{AdamW, Error, Evaluation, Result, TrainConfig};
 
 const STATE: &str = "state.safetensors";
 const CONFIG: &str = "config.json";
 const METRICS: &str = "metrics.jsonl";
+const LOCK: &str = "lock";
 
-/// Folder of a run: `config.json`, `metrics.jsonl`, `state.safetensors`.
+/// Field of the state's metadata that holds the [`Progress`] as JSON. One field: safetensors writes several in any order,
+/// and equal runs shall give equal bytes.
+const PROGRESS: &str = "progress";
+
+#[derive(Serialize, Deserialize)]
+struct Progress {
+    /// Optimiser steps taken.
+    step: usize,
+    /// Number of training samples.
+    samples: usize,
+}
+
+/// Folder of a run: `config.json`, `metrics.jsonl`, `state.safetensors`, and `lock`, held while the run goes on.
 ///
 /// The state holds parameters, moments and the step in one file. It is written to a temporary name, synced and renamed, so a
 /// kill at any moment leaves the last good one.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
     path: PathBuf,
+    samples: usize,
+    _lock: File,
 }
 
 impl RunFolder {
-    /// Opens or makes the folder; the settings must be those that it was made with.
-    pub(crate) fn open(path: &Path, config: &TrainConfig) -> Result<Self> {
+    /// Opens or makes the folder; once it holds a state, the settings must be those that it was made with.
+    pub(crate) fn open(path: &Path, config: &TrainConfig, samples: usize) -> Result<Self> {
         fs::create_dir_all(path).map_err(io(path))?;
+        let folder = Self { path: path.to_owned(), samples, _lock: lock(&path.join(LOCK))? };
         let file = path.join(CONFIG);
-        let given = serde_json::to_value(config).map_err(|e| checkpoint(&file, e.to_string()))?;
-        if file.exists() {
-            let text = fs::read_to_string(&file).map_err(io(&file))?;
-            let saved: Value = serde_json::from_str(&text).map_err(|e| checkpoint(&file, e.to_string()))?;
-            if let Some(field) = first_difference(&saved, &given) {
-                let value = |config: &Value| config.get(&field).map_or("absent".into(), Value::to_string);
-                let (saved, given) = (value(&saved), value(&given));
-                return Err(Error::Config { path: file, field, saved, given });
-            }
-        } else {
-            write_atomically(&file, format!("{given:#}\n").as_bytes())?;
+        let given = serde_json::to_string_pretty(config).map_err(|e| checkpoint(&file, e.to_string()))?;
+        let state = path.join(STATE);
+        let saved = if state.try_exists().map_err(io(&state))? { read(&file)? } else { None };
+        let Some(saved) = saved else {
+            write_whole(&file, (given + "\n").as_bytes()).map_err(io(&file))?;
+            return Ok(folder);
+        };
+        let parse = |text: &[u8]| {
+            serde_json::from_slice::<Map<String, Value>>(text).map_err(|e| checkpoint(&file, e.to_string()))
+        };
+        let (saved, given) = (parse(&saved)?, parse(given.as_bytes())?);
+        if let Some(field) = first_difference(&saved, &given) {
+            let value =
+                |config: &Map<String, Value>| config.get(&field).map_or("absent".into(), Value::to_string);
+            let (saved, given) = (value(&saved), value(&given));
+            return Err(Error::Config { path: file, field, saved, given });
         }
-        Ok(Self { path: path.to_owned() })
+        Ok(folder)
     }
 
-    /// Writes parameters, moments and step.
-    pub(crate) fn save(&self, params: &Params, optimiser: &AdamW) -> Result<()> {
+    /// Writes parameters, moments and step; the metrics so far reach the disk before.
+    pub(crate) fn save(&self, params: &Params, optimiser: &AdamW, metrics: &Metrics) -> Result<()> {
+        metrics.file.sync_data().map_err(io(&metrics.path))?;
         let file = self.path.join(STATE);
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
         for (name, var) in params.iter() {
@@ -56,42 +79,47 @@ impl RunFolder {
             tensors.insert(format!("m.{name}"), m.as_detached_tensor());
             tensors.insert(format!("v.{name}"), v.as_detached_tensor());
         }
-        let metadata = HashMap::from([("step".to_owned(), optimiser.step_count().to_string())]);
+        let progress = Progress { step: optimiser.step_count(), samples: self.samples };
+        let progress = serde_json::to_string(&progress).map_err(|e| checkpoint(&file, e.to_string()))?;
+        let metadata = HashMap::from([(PROGRESS.to_owned(), progress)]);
         let bytes =
             safetensors::serialize(tensors, Some(metadata)).map_err(|e| checkpoint(&file, e.to_string()))?;
-        write_atomically(&file, &bytes)
+        write_whole(&file, &bytes).map_err(io(&file))
     }
 
-    /// Restores parameters, moments and step when the folder has a state; whether it had one.
+    /// Restores parameters, moments and step when the folder has a state.
     ///
     /// Nothing is changed unless the whole state fits.
-    pub(crate) fn restore(&self, params: &Params, optimiser: &mut AdamW) -> Result<bool> {
+    pub(crate) fn restore(&self, params: &Params, optimiser: &mut AdamW) -> Result<()> {
         let file = self.path.join(STATE);
-        if !file.exists() {
-            return Ok(false);
-        }
-        let bytes = fs::read(&file).map_err(io(&file))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| checkpoint(&file, e.to_string()))?;
-        let step = header.metadata().as_ref().and_then(|metadata| metadata.get("step")?.parse().ok());
-        let Some(step) = step else {
-            return Err(checkpoint(&file, "metadata field `step` is absent or no number".into()));
+        let Some(bytes) = read(&file)? else { return Ok(()) };
+        let broken = |e: safetensors::SafeTensorError| checkpoint(&file, e.to_string());
+        let saved = SafeTensors::deserialize(&bytes).map_err(broken)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+        let progress = header.metadata().as_ref().and_then(|metadata| metadata.get(PROGRESS));
+        let Some(progress) = progress.and_then(|text| serde_json::from_str::<Progress>(text).ok()) else {
+            let what =
+                format!("metadata field `{PROGRESS}` with `step` and `samples` is absent or malformed");
+            return Err(checkpoint(&file, what));
         };
-        let saved = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-            .map_err(|e| checkpoint(&file, e.to_string()))?;
+        if progress.samples != self.samples {
+            let (saved, given) = (progress.samples.to_string(), self.samples.to_string());
+            return Err(Error::Config { path: file, field: "samples".into(), saved, given });
+        }
         let wanted = params.iter().map(|(name, var)| (format!("param.{name}"), var)).chain(
             optimiser.moments().flat_map(|(name, m, v)| [(format!("m.{name}"), m), (format!("v.{name}"), v)]),
         );
         let mut updates: Vec<(&Var, Tensor)> = Vec::new();
         for (name, var) in wanted {
-            let Some(tensor) = saved.get(&name) else {
+            let Ok(tensor) = saved.tensor(&name) else {
                 return Err(checkpoint(&file, format!("tensor `{name}` is missing")));
             };
-            if tensor.dims() != var.dims() {
+            if tensor.shape() != var.dims() {
                 let what =
-                    format!("tensor `{name}` has shape {:?}, expected {:?}", tensor.dims(), var.dims());
+                    format!("tensor `{name}` has shape {:?}, expected {:?}", tensor.shape(), var.dims());
                 return Err(checkpoint(&file, what));
             }
-            updates.push((var, tensor.to_device(var.device())?.to_dtype(var.dtype())?));
+            updates.push((var, tensor.load(var.device())?.to_dtype(var.dtype())?));
         }
         if updates.len() != saved.len() {
             let what = format!("{} tensors, expected {}", saved.len(), updates.len());
@@ -100,26 +128,22 @@ impl RunFolder {
         for (var, tensor) in updates {
             var.set(&tensor)?;
         }
-        optimiser.set_step(step);
-        Ok(true)
+        optimiser.set_step(progress.step);
+        Ok(())
     }
 
     /// Opens `metrics.jsonl` for appending, without the lines that a run wrote after its last checkpoint, at `step`; with
     /// the evaluations it holds.
     pub(crate) fn metrics(&self, step: usize) -> Result<(Metrics, Vec<Evaluation>)> {
         let path = self.path.join(METRICS);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(io(&path)(e)),
-        };
+        let text = String::from_utf8_lossy(&read(&path)?.unwrap_or_default()).into_owned();
         let up_to_step = |line: &&str| {
             let line: Option<Value> = serde_json::from_str(line).ok();
             line.and_then(|line| line.get("step")?.as_u64()).is_some_and(|at| at <= step as u64)
         };
         let kept: String = text.lines().filter(up_to_step).flat_map(|line| [line, "\n"]).collect();
         if kept != text {
-            write_atomically(&path, kept.as_bytes())?;
+            write_whole(&path, kept.as_bytes()).map_err(io(&path))?;
         }
         let evaluations = kept.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let file = File::options().create(true).append(true).open(&path).map_err(io(&path))?;
@@ -143,23 +167,27 @@ impl Metrics {
     }
 }
 
-/// Writes to a temporary name in the same folder, syncs, renames, syncs the folder.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("tmp");
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    written.map_err(io(&temporary))?;
-    fs::rename(&temporary, path).map_err(io(path))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))
+/// Takes the lock, which the system gives back when the process ends, however it does.
+fn lock(path: &Path) -> Result<File> {
+    let file = File::options().create(true).append(true).open(path).map_err(io(path))?;
+    match file.try_lock() {
+        // A file system without locks has to do without.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Busy { path: path.to_owned() }),
+    }
 }
 
-fn first_difference(saved: &Value, given: &Value) -> Option<String> {
-    let (saved, given) = (saved.as_object()?, given.as_object()?);
-    let names = given.keys().chain(saved.keys());
-    names.into_iter().find(|name| saved.get(*name) != given.get(*name)).cloned()
+/// The whole file; `None` when there is none.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io(path)(e)),
+    }
+}
+
+fn first_difference(saved: &Map<String, Value>, given: &Map<String, Value>) -> Option<String> {
+    given.keys().chain(saved.keys()).find(|name| saved.get(*name) != given.get(*name)).cloned()
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> Error {

@@ -81,12 +81,18 @@ pub enum Error {
         /// What is wrong, with the tensor or field and what was expected.
         what: String,
     },
-    /// The run folder was made with other settings.
+    /// Another run has the folder.
+    #[error("{}: another run is going on in this folder", .path.display())]
+    Busy {
+        /// Its lock file.
+        path: PathBuf,
+    },
+    /// The run folder was made with other settings or other data.
     #[error("{}: the run was started with {field} = {saved}, now it is {given}", .path.display())]
     Config {
-        /// The run's `config.json`.
+        /// The run's `config.json`, or its state for the number of samples.
         path: PathBuf,
-        /// The first field that differs.
+        /// The first field that differs, or `samples`.
         field: String,
         /// Its value in the file.
         saved: String,

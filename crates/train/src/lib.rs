@@ -2,7 +2,9 @@
 
 mod audit;
 mod checkpoint;
+mod config;
 mod error;
+mod events;
 mod loss;
 mod objective;
 mod optimiser;
@@ -11,10 +13,12 @@ mod schedule;
 mod trainer;
 
 pub use audit::{audit, audit_gradients};
+pub use config::TrainConfig;
 pub use error::{Error, Result};
+pub use events::{Evaluate, Evaluation, Event, Hooks, OnEvent, StepRecord, TrainReport};
 pub use loss::{Loss, loss};
 pub use objective::{LayerWeights, Objective, Unit};
 pub use optimiser::{AdamW, AdamWConfig, Gradients, accumulate, clip, decays, global_norm, take_gradients};
 pub use samples::{Samples, TensorSamples, epoch_order};
 pub use schedule::Schedule;
-pub use trainer::{Evaluate, Evaluation, Event, Hooks, OnEvent, StepRecord, TrainConfig, TrainReport, train};
+pub use trainer::train;

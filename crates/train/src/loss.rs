@@ -20,7 +20,8 @@ pub struct Loss {
 ///
 /// # Errors
 ///
-/// [`Error::Label`] naming row and label when the head has no such class; [`Error::Rows`] when the numbers of rows differ.
+/// [`Error::Label`] naming row and label when the head has no such class; [`Error::Rows`] when the numbers of rows differ;
+/// [`Error::Setting`] unless there is one weight a layer and one that is not 0.
 pub fn loss<M: Tapped>(
     model: &M,
     batch: &Batch,
@@ -30,9 +31,9 @@ pub fn loss<M: Tapped>(
     pass: Pass,
 ) -> Result<Loss> {
     let depth = model.depth();
-    if weights.len() != depth {
-        let value = format!("{} weights", weights.len());
-        return Err(Error::Setting { field: "weights", value, expected: format!("{depth}, one a layer") });
+    if weights.len() != depth || weights.iter().all(|w| *w == 0.) {
+        let expected = format!("{depth}, one a layer, not all 0");
+        return Err(Error::Setting { field: "weights", value: format!("{weights:?}"), expected });
     }
     let mut hidden = model.embed(batch, pass)?;
     let mut logits = Vec::new();

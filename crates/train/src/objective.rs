@@ -91,7 +91,8 @@ impl Default for Objective {
 impl Objective {
     /// Weight of the exit after each layer in one turn; all but the last are 0 in a standard turn.
     ///
-    /// `step` counts optimiser steps from 0, `micro_batch` micro-batches from 0 over the whole run.
+    /// `step` counts optimiser steps from 0, `micro_batch` micro-batches from 0 over the whole run; each step begins at a
+    /// multiple of [`accumulation`](crate::TrainConfig::accumulation), even where a step before it had fewer.
     ///
     /// # Errors
     ///

@@ -140,15 +140,16 @@ pub fn global_norm(gradients: &Gradients) -> Result<f64> {
     Ok(sum.sqrt())
 }
 
-/// Scales all gradients so that their [`global_norm`], given as `norm`, is at most `max`.
+/// Scales all gradients so that their [`global_norm`], given as `norm`, is at most `max`; as PyTorch's `clip_grad_norm_`.
 ///
 /// # Errors
 ///
 /// When candle fails.
 pub fn clip(gradients: &mut Gradients, norm: f64, max: f64) -> Result<()> {
-    if norm > max {
+    let scale = max / (norm + 1e-6);
+    if scale < 1. {
         for gradient in gradients.values_mut() {
-            *gradient = (&*gradient * (max / (norm + 1e-6)))?;
+            *gradient = (&*gradient * scale)?;
         }
     }
     Ok(())

@@ -1,251 +1,133 @@
-use std::{
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
-};
+use std::{path::Path, sync::atomic::Ordering, time::Instant};
 
-use layerwise_exit::LayerScores;
+use candle_core::{DType, Tensor};
 use layerwise_models::{Params, Pass, Tapped};
 use rand::RngCore;
-use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
 use crate::{
-    AdamW, AdamWConfig, Error, Gradients, Objective, Result, Samples, Schedule,
-    audit::audit,
+    AdamW, Error, Evaluation, Event, Gradients, Hooks, Result, Samples, StepRecord, TrainConfig, TrainReport,
+    audit::audit_gradients,
     checkpoint::RunFolder,
     loss::{Loss, loss},
     optimiser::{accumulate, clip, global_norm, take_gradients},
     samples::{Stream, epoch_order, stream},
 };
 
-/// Settings of a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainConfig {
-    /// What is minimised.
-    pub objective: Objective,
-    /// Passes over the samples (paper: 200 for images).
-    pub epochs: usize,
-    /// Samples an optimiser step (paper: 256 for images).
-    pub batch_size: usize,
-    /// Micro-batches that a step's samples are cut into; the gradient is that of the whole batch.
-    pub accumulation: usize,
-    /// AdamW's constants.
-    pub optimiser: AdamWConfig,
-    /// Learning rate over the run.
-    pub schedule: Schedule,
-    /// Largest Euclidean norm of the gradient; not in the paper's image recipe, 1 in the authors' GPT-2 code.
-    pub clip_norm: Option<f64>,
-    /// In `[0, 1)`; not in the paper, so 0.
-    pub label_smoothing: f64,
-    /// Fixes the order of samples, augmentation and dropout.
-    pub seed: u64,
-    /// Every exit is evaluated after this many epochs, and at the end; 0: only at the end.
-    pub evaluate_every: usize,
-    /// A checkpoint is written after this many steps, and at the end; 0: only at the end.
-    pub checkpoint_every: usize,
-    /// Names of parameters that may go without a gradient.
-    pub idle: Vec<String>,
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            objective: Objective::default(),
-            epochs: 200,
-            batch_size: 256,
-            accumulation: 1,
-            optimiser: AdamWConfig::default(),
-            schedule: Schedule::default(),
-            clip_norm: Some(1.),
-            label_smoothing: 0.,
-            seed: 0,
-            evaluate_every: 1,
-            checkpoint_every: 500,
-            idle: Vec::new(),
-        }
-    }
-}
-
-/// One optimiser step, as `metrics.jsonl` has it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepRecord {
-    /// From 1.
-    pub step: usize,
-    /// From 1.
-    pub epoch: usize,
-    /// Learning rate.
-    pub lr: f64,
-    /// Loss of the step's objective.
-    pub loss: f64,
-    /// Mean cross-entropy of each exit that the step weighed.
-    pub per_layer: Vec<Option<f64>>,
-    /// Norm of the gradient, before clipping.
-    pub grad_norm: f64,
-    /// Seconds that the step took.
-    pub seconds: f64,
-}
-
-/// Scores of every exit during training, as `metrics.jsonl` has them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// Steps taken before.
-    pub step: usize,
-    /// Epochs completed before.
-    pub epoch: usize,
-    /// Accuracy and loss of each layer.
-    pub evaluation: LayerScores,
-}
-
-/// What a run tells while it goes on.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// Training begins, or continues after `done` steps.
-    Started {
-        /// Steps that a checkpoint had already.
-        done: usize,
-        /// Steps of the whole run.
-        steps: usize,
-    },
-    /// An optimiser step was taken.
-    Step(StepRecord),
-    /// Every exit was evaluated.
-    Evaluated(Evaluation),
-    /// A checkpoint was written after this many steps.
-    Checkpoint(usize),
-}
-
-/// Scores every exit of the model in training.
-pub type Evaluate<'a> = Box<dyn FnMut() -> layerwise_exit::Result<LayerScores> + 'a>;
-
-/// Hears of progress.
-pub type OnEvent<'a> = Box<dyn FnMut(&Event) + 'a>;
-
-/// What the caller does while a run goes on; all optional.
-#[derive(Default)]
-pub struct Hooks<'a> {
-    /// Scores every exit: usually [`layerwise_exit::evaluate`] on a frozen twin of the model.
-    pub evaluate: Option<Evaluate<'a>>,
-    /// Set from elsewhere (Ctrl-C): the step in progress is finished, a checkpoint written, and the run returns.
-    pub stop: Option<&'a AtomicBool>,
-    /// Told of progress.
-    pub on_event: Option<OnEvent<'a>>,
-}
-
-impl std::fmt::Debug for Hooks<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hooks").field("evaluate", &self.evaluate.is_some()).field("stop", &self.stop).finish()
-    }
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainReport {
-    /// Steps taken in all, those of earlier pieces of the run included.
-    pub steps: usize,
-    /// Whether it was asked to stop before its end.
-    pub stopped: bool,
-    /// Seconds of this piece.
-    pub seconds: f64,
-    /// Evaluations, those of earlier pieces included.
-    pub evaluations: Vec<Evaluation>,
-}
-
 /// Trains the `params` of `model` on `data`.
 ///
-/// The first thing it does is one backward pass over all exits that the objective weighs, to
+/// The first thing a new run does is one backward pass over all exits that the objective weighs, to
 /// [audit](crate::audit) that every parameter gets a gradient. With a `run` folder it writes `config.json`,
 /// `metrics.jsonl` and `state.safetensors` there and continues where the folder's state stands, with the same bits as a run
-/// that was not interrupted: order, augmentation and dropout are functions of the seed and the step.
+/// that was not interrupted: order, augmentation and dropout are functions of the seed and the step. Only one run at a time
+/// has the folder (`lock`).
+///
+/// A checkpoint that is due is written before hooks hear of its step, so an evaluation that fails or a callback that panics
+/// does not lose it.
 ///
 /// # Errors
 ///
 /// [`Error::Audit`] before the first step; [`Error::Loss`] and [`Error::Gradient`] when a number is not finite;
-/// [`Error::Config`] and [`Error::Checkpoint`] for a folder of another run or a damaged state; [`Error::Empty`],
-/// [`Error::Setting`], [`Error::Label`] for bad input.
+/// [`Error::Config`], [`Error::Checkpoint`] and [`Error::Busy`] for a folder of another run, a damaged state or a run that
+/// goes on elsewhere; [`Error::Empty`], [`Error::Setting`], [`Error::Label`] for bad input.
 pub fn train<M: Tapped>(
     model: &M,
     params: &Params,
     data: &impl Samples,
     config: &TrainConfig,
     run: Option<&Path>,
-    mut hooks: Hooks<'_>,
+    hooks: Hooks<'_>,
 ) -> Result<TrainReport> {
-    check(config)?;
+    config.check()?;
     if data.is_empty() {
         return Err(Error::Empty);
     }
     let start = Instant::now();
+    let Hooks { mut evaluate, stop, mut on_event } = hooks;
     let per_epoch = data.len().div_ceil(config.batch_size);
     let steps = per_epoch * config.epochs;
     let mut optimiser = AdamW::new(params, config.optimiser.clone())?;
-    let folder = run.map(|path| RunFolder::open(path, config)).transpose()?;
-    if let Some(folder) = &folder {
-        folder.restore(params, &mut optimiser)?;
-    }
-    let done = optimiser.step_count();
-    let (mut metrics, mut evaluations) = match &folder {
-        Some(folder) => {
-            let (metrics, evaluations) = folder.metrics(done)?;
-            (Some(metrics), evaluations)
+    let mut evaluations = Vec::new();
+    let mut folder = match run {
+        Some(path) => {
+            let folder = RunFolder::open(path, config, data.len())?;
+            folder.restore(params, &mut optimiser)?;
+            let (metrics, before) = folder.metrics(optimiser.step_count())?;
+            evaluations = before;
+            Some((folder, metrics))
         }
-        None => (None, Vec::new()),
+        None => None,
     };
+    let done = optimiser.step_count();
     let mut tell = |event: Event| {
         debug!(?event);
-        if let Some(on_event) = &mut hooks.on_event {
+        if let Some(on_event) = &mut on_event {
             on_event(&event);
         }
     };
     info!(done, steps, "training");
     tell(Event::Started { done, steps });
-    if done < steps {
+    if done == 0 {
         audit_first_batch(model, params, data, config)?;
     }
 
+    let evaluation_due = |step: usize| {
+        let every = config.evaluate_every;
+        let epoch_ends = step > 0 && step.is_multiple_of(per_epoch);
+        step == steps || (epoch_ends && every > 0 && (step / per_epoch).is_multiple_of(every))
+    };
     let mut order = Vec::new();
-    let mut stopped = false;
-    for step in done..steps {
+    let mut step = done; // steps taken
+    let mut saved = done; // of which the folder knows
+    let stopped = loop {
+        // Due after this step, or what an interrupted run did not come to.
+        let missing = evaluations.last().is_none_or(|last: &Evaluation| last.step < step);
+        let pending = evaluate.as_mut().filter(|_| missing && evaluation_due(step));
+        if step == steps && pending.is_none() {
+            break false;
+        }
+        if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            break true;
+        }
+        if let Some(evaluate) = pending {
+            let evaluation = Evaluation { step, epoch: step / per_epoch, evaluation: evaluate()? };
+            if let Some((_, metrics)) = &mut folder {
+                metrics.write(&evaluation)?;
+            }
+            evaluations.push(evaluation.clone());
+            tell(Event::Evaluated(evaluation));
+            continue;
+        }
+
         let (epoch, within) = (step / per_epoch, step % per_epoch);
         if within == 0 || order.is_empty() {
             order = epoch_order(data.len(), config.seed, epoch);
         }
         let from = within * config.batch_size;
         let indices = &order[from..data.len().min(from + config.batch_size)];
-        let record =
-            one_step(model, params, data, config, &mut optimiser, StepAt { step, epoch, steps }, indices)?;
-        if let Some(metrics) = &mut metrics {
+        let at = StepAt { step, epoch, steps };
+        let record = one_step(model, params, data, config, &mut optimiser, at, indices)?;
+        step += 1;
+        if let Some((folder, metrics)) = &mut folder {
             metrics.write(&record)?;
+            let every = config.checkpoint_every;
+            let due = every > 0 && step.is_multiple_of(every);
+            if due || step == steps || (evaluate.is_some() && evaluation_due(step)) {
+                folder.save(params, &optimiser, metrics)?;
+                saved = step;
+            }
         }
         tell(Event::Step(record));
-
-        let last = step + 1 == steps;
-        let epochs_done = (step + 1) / per_epoch;
-        let epoch_ends = (step + 1) % per_epoch == 0;
-        let due =
-            config.evaluate_every > 0 && epoch_ends && epochs_done.is_multiple_of(config.evaluate_every);
-        if let Some(evaluate) = hooks.evaluate.as_mut().filter(|_| due || last) {
-            let evaluation = Evaluation { step: step + 1, epoch: epochs_done, evaluation: evaluate()? };
-            if let Some(metrics) = &mut metrics {
-                metrics.write(&evaluation)?;
-            }
-            evaluations.push(evaluation.clone());
-            tell(Event::Evaluated(evaluation));
+        if saved == step {
+            tell(Event::Checkpoint(step));
         }
-        stopped = !last && hooks.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
-        let due = config.checkpoint_every > 0 && (step + 1).is_multiple_of(config.checkpoint_every);
-        if let Some(folder) = folder.as_ref().filter(|_| due || last || stopped) {
-            folder.save(params, &optimiser)?;
-            tell(Event::Checkpoint(step + 1));
-        }
-        if stopped {
-            break;
-        }
+    };
+    if let Some((folder, metrics)) = folder.as_ref().filter(|_| saved < step) {
+        folder.save(params, &optimiser, metrics)?;
+        tell(Event::Checkpoint(step));
     }
     let seconds = start.elapsed().as_secs_f64();
-    Ok(TrainReport { steps: optimiser.step_count(), stopped, seconds, evaluations })
+    Ok(TrainReport { steps: step, stopped, seconds, evaluations })
 }
 
 #[derive(Clone, Copy)]
@@ -269,7 +151,8 @@ fn one_step<M: Tapped>(
     let depth = model.depth();
     let mut gradients = Gradients::new();
     let mut total = 0.;
-    let mut per_layer: Vec<Option<f64>> = vec![None; depth];
+    // Loss of each exit times the share of samples that it was weighed for, and that share.
+    let mut per_layer = vec![(0., 0.); depth];
     for (i, part) in indices.chunks(indices.len().div_ceil(config.accumulation)).enumerate() {
         let micro_batch = at.step * config.accumulation + i;
         let weights = config.objective.turn(depth, at.step, micro_batch)?;
@@ -281,10 +164,11 @@ fn one_step<M: Tapped>(
         // A mean over the whole batch, whatever the sizes of its parts.
         let share = part.len() as f64 / indices.len() as f64;
         let value = (value * share)?;
-        total += f64::from(value.to_dtype(candle_core::DType::F32)?.to_scalar::<f32>()?);
-        for (sum, value) in per_layer.iter_mut().zip(values) {
+        total += scalar(&value)?;
+        for ((sum, seen), value) in per_layer.iter_mut().zip(values) {
             if let Some(value) = value {
-                *sum = Some(sum.unwrap_or(0.) + value * share);
+                *sum += value * share;
+                *seen += share;
             }
         }
         if !total.is_finite() {
@@ -306,7 +190,7 @@ fn one_step<M: Tapped>(
         epoch: at.epoch + 1,
         lr: config.optimiser.lr * factor,
         loss: total,
-        per_layer,
+        per_layer: per_layer.into_iter().map(|(sum, seen)| (seen > 0.).then(|| sum / seen)).collect(),
         grad_norm,
         seconds: start.elapsed().as_secs_f64(),
     })
@@ -324,35 +208,14 @@ fn audit_first_batch<M: Tapped>(
     let (batch, labels) = data.batch(first, &mut stream(config.seed, Stream::Augmentation, 0))?;
     // Turn 1 is the aligned one where the objective alternates.
     let weights = config.objective.turn(model.depth(), 1, 1)?;
-    audit(model, params, &batch, &labels, &weights, &config.idle)
+    let total = loss(model, &batch, &labels, &weights, 0., Pass::EVAL)?.total;
+    let value = scalar(&total)?;
+    if !value.is_finite() {
+        return Err(Error::Loss { step: 1, loss: value });
+    }
+    audit_gradients(params, &take_gradients(total.backward()?, params), &config.idle)
 }
 
-fn check(config: &TrainConfig) -> Result<()> {
-    let at_least_one =
-        [("epochs", config.epochs), ("batch_size", config.batch_size), ("accumulation", config.accumulation)];
-    for (field, value) in at_least_one {
-        if value == 0 {
-            return Err(Error::Setting { field, value: "0".into(), expected: "at least 1".into() });
-        }
-    }
-    let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = config.optimiser;
-    let ranges = [
-        ("optimiser.lr", lr, 0. ..f64::INFINITY),
-        ("optimiser.beta1", beta1, 0. ..1.),
-        ("optimiser.beta2", beta2, 0. ..1.),
-        ("optimiser.eps", eps, 0. ..f64::INFINITY),
-        ("optimiser.weight_decay", weight_decay, 0. ..f64::INFINITY),
-        ("label_smoothing", config.label_smoothing, 0. ..1.),
-        ("clip_norm", config.clip_norm.unwrap_or(1.), f64::MIN_POSITIVE..f64::INFINITY),
-    ];
-    for (field, value, range) in ranges {
-        if !range.contains(&value) {
-            return Err(Error::Setting {
-                field,
-                value: value.to_string(),
-                expected: format!("in {range:?}"),
-            });
-        }
-    }
-    Ok(())
+fn scalar(xs: &Tensor) -> Result<f64> {
+    Ok(xs.to_dtype(DType::F64)?.to_scalar::<f64>()?)
 }
