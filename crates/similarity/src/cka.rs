@@ -1,9 +1,12 @@
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 use crate::{
     Error, Real, Result,
-    representation::{centre_samples, same_rows, widen},
+    representation::{centre_samples, largest, same_rows, widen},
 };
+
+/// Below this share of its terms, a difference is rounding.
+const ROUNDING: f64 = 1e-12;
 
 /// How the Hilbert-Schmidt independence criterion of a finite sample is estimated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,7 +32,8 @@ pub enum Estimator {
 /// # Errors
 ///
 /// [`Error::Rows`] when `n` differs, [`Error::Samples`] below 2 (debiased: 4) samples, [`Error::NotFinite`] for a NaN,
-/// [`Error::Degenerate`] when a representation is the same for all samples, or its debiased HSIC with itself is not positive.
+/// [`Error::Degenerate`] when a representation is the same for all samples or, debiased, keeps all samples equally far apart:
+/// its HSIC with itself is then 0.
 ///
 /// # Example
 ///
@@ -47,17 +51,17 @@ pub fn cka<T: Real, U: Real>(
     y: ArrayView2<'_, U>,
     estimator: Estimator,
 ) -> Result<f64> {
-    let (x, y) = (Features::new(x, estimator)?, Features::new(y, estimator)?);
-    let hsic = x.hsic(&y, estimator)?;
-    let scale = x.self_hsic(estimator)?.sqrt() * y.self_hsic(estimator)?.sqrt();
-    Ok(hsic / scale)
+    Features::new(x, estimator)?.cka(&Features::new(y, estimator)?)
 }
 
-/// A centred representation with the sums that `HSIC_1` needs, shared by all its pairs.
+/// A centred representation with what all its pairs share.
 pub(crate) struct Features {
     xs: Array2<f64>,
     /// `|x_i|^2`.
-    norms: ndarray::Array1<f64>,
+    norms: Array1<f64>,
+    estimator: Estimator,
+    /// `sqrt(HSIC(X, X))`, positive.
+    root: f64,
 }
 
 impl Features {
@@ -71,112 +75,51 @@ impl Features {
         }
         let mut xs = centre_samples(widen(xs)?);
         // CKA does not depend on scale; near 1, no product overflows.
-        let largest = xs.iter().fold(0f64, |largest, x| largest.max(x.abs()));
+        let largest = largest(xs.view());
         if largest > 0. {
             xs /= largest;
         }
         let norms = xs.map_axis(Axis(1), |row| row.dot(&row));
-        Ok(Self { xs, norms })
-    }
-
-    /// HSIC with itself; positive.
-    pub(crate) fn self_hsic(&self, estimator: Estimator) -> Result<f64> {
-        let hsic = self.hsic(self, estimator)?;
-        if hsic > 0. { Ok(hsic) } else { Err(Error::Degenerate { hsic }) }
-    }
-
-    pub(crate) fn hsic(&self, other: &Self, estimator: Estimator) -> Result<f64> {
-        let n = self.xs.nrows();
-        same_rows(n, other.xs.nrows())?;
-        let (dx, dy) = (self.xs.ncols(), other.xs.ncols());
-        let sums = if dx.saturating_mul(dy) <= n.saturating_mul(n) {
-            self.feature_form(other)
+        let features = Self { xs, norms, estimator, root: 1. };
+        let hsic = features.hsic(&features)?;
+        // Debiased, a difference of sums: where theory says 0 (all samples equally far apart) only rounding is left.
+        if hsic > ROUNDING * features.norms.dot(&features.norms) {
+            Ok(Self { root: hsic.sqrt(), ..features })
         } else {
-            self.gram_form(other)
-        };
-        Ok(match estimator {
-            Estimator::Biased => sums.full,
-            Estimator::Debiased => sums.debiased(n as f64),
+            Err(Error::Degenerate { hsic })
+        }
+    }
+
+    pub(crate) fn cka(&self, other: &Self) -> Result<f64> {
+        let cka = self.hsic(other)? / (self.root * other.root);
+        Ok(match self.estimator {
+            Estimator::Biased => cka.min(1.),
+            Estimator::Debiased => cka,
         })
     }
 
-    /// Sums from `C = X^T Y`, `d x d'`.
-    fn feature_form(&self, other: &Self) -> Sums {
-        let (x, y) = (&self.xs, &other.xs);
-        let c = x.t().dot(y);
-        let full = c.iter().map(|c| c * c).sum();
-        let (a, b) = (&self.norms, &other.norms);
-        // The features are centred up to rounding, so their column sums are kept.
-        let (sx, sy) = (x.sum_axis(Axis(0)), y.sum_axis(Axis(0)));
-        let ab = a.dot(b);
-        let (u, v) = (x.t().dot(b), y.t().dot(a));
-        Sums {
-            full,
-            off_diagonal: full - ab,
-            k_total: sx.dot(&sx) - a.sum(),
-            l_total: sy.dot(&sy) - b.sum(),
-            cross: sx.dot(&c.dot(&sy)) - sx.dot(&u) - sy.dot(&v) + ab,
-        }
-    }
-
-    /// The same sums from the Gram matrices, `n x n`.
-    fn gram_form(&self, other: &Self) -> Sums {
-        let mut k = self.xs.dot(&self.xs.t());
-        let mut l = other.xs.dot(&other.xs.t());
-        let full = k.iter().zip(&l).map(|(k, l)| k * l).sum();
-        k.diag_mut().fill(0.);
-        l.diag_mut().fill(0.);
-        let (k1, l1) = (k.sum_axis(Axis(1)), l.sum_axis(Axis(1)));
-        Sums {
-            full,
-            off_diagonal: k.iter().zip(&l).map(|(k, l)| k * l).sum(),
-            k_total: k1.sum(),
-            l_total: l1.sum(),
-            cross: k1.dot(&l1),
-        }
-    }
-}
-
-/// With `K~`, `L~` the Gram matrices without their diagonals.
-struct Sums {
-    /// `tr(K L)`.
-    full: f64,
-    /// `tr(K~ L~)`.
-    off_diagonal: f64,
-    /// `1' K~ 1`.
-    k_total: f64,
-    /// `1' L~ 1`.
-    l_total: f64,
-    /// `1' K~ L~ 1`.
-    cross: f64,
-}
-
-impl Sums {
-    fn debiased(&self, n: f64) -> f64 {
-        let totals = self.k_total * self.l_total / ((n - 1.) * (n - 2.));
-        (self.off_diagonal + totals - 2. / (n - 2.) * self.cross) / (n * (n - 3.))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_forms_give_the_same_sums() -> Result<()> {
-        let value =
-            |i: usize, j: usize, k: usize| (((i * 7 + j * 13 + k) * 2654435761) % 1000) as f64 / 500. - 1.;
-        for (n, dx, dy) in [(5, 3, 4), (9, 20, 2), (30, 7, 7)] {
-            let x = Array2::from_shape_fn((n, dx), |(i, j)| value(i, j, 1));
-            let y = Array2::from_shape_fn((n, dy), |(i, j)| value(i, j, 5));
-            let x = Features::new(x.view(), Estimator::Debiased)?;
-            let y = Features::new(y.view(), Estimator::Debiased)?;
-            let (f, g) = (x.feature_form(&y), x.gram_form(&y));
-            let pairs = [(f.full, g.full), (f.off_diagonal, g.off_diagonal), (f.cross, g.cross)];
-            for (a, b) in pairs.into_iter().chain([(f.k_total, g.k_total), (f.l_total, g.l_total)]) {
-                assert!((a - b).abs() < 1e-11 * (1. + a.abs()), "n={n} dx={dx} dy={dy}: {a} {b}");
+    /// `tr(K L)` of the Gram matrices, or `HSIC_1` times `n (n - 3)`.
+    ///
+    /// The rows of a centred Gram matrix sum to 0; of the three terms of `HSIC_1` that leaves
+    /// `tr(K L) - n / (n - 2) sum_i K_ii L_ii + tr(K) tr(L) / ((n - 1) (n - 2))`.
+    fn hsic(&self, other: &Self) -> Result<f64> {
+        same_rows(self.xs.nrows(), other.xs.nrows())?;
+        let (n, a, b) = (self.xs.nrows() as f64, &self.norms, &other.norms);
+        Ok(match self.estimator {
+            Estimator::Biased => self.trace(other),
+            Estimator::Debiased => {
+                self.trace(other) - n / (n - 2.) * a.dot(b) + a.sum() * b.sum() / ((n - 1.) * (n - 2.))
             }
+        })
+    }
+
+    /// `tr(K L)`, from whichever products are smaller.
+    fn trace(&self, other: &Self) -> f64 {
+        let (x, y) = (&self.xs, &other.xs);
+        if x.ncols().saturating_mul(y.ncols()) <= x.nrows().saturating_mul(x.nrows()) {
+            x.t().dot(y).iter().map(|c| c * c).sum()
+        } else {
+            (x.dot(&x.t()) * y.dot(&y.t())).sum()
         }
-        Ok(())
     }
 }

@@ -2,7 +2,7 @@ use ndarray::{Array1, Array2, ArrayView2};
 
 use crate::{
     Error, Real, Result,
-    representation::{centre_features, centre_samples, same_rows, widen},
+    representation::{centre_features, centre_samples, largest, same_rows, widen},
 };
 
 /// What is subtracted from a representation before cosines are taken.
@@ -68,7 +68,7 @@ pub(crate) fn directions<T: Real>(xs: ArrayView2<'_, T>, centring: Centring) -> 
     };
     for mut row in xs.rows_mut() {
         // Scaled first, so that squares neither overflow nor vanish.
-        let largest = row.iter().fold(0f64, |largest, x| largest.max(x.abs()));
+        let largest = largest(row.view());
         if largest > 0. {
             row /= largest;
             let norm = row.dot(&row).sqrt();

@@ -26,6 +26,9 @@ pub enum Error {
         /// How many are needed.
         needed: usize,
     },
+    /// A stack without layers.
+    #[error("a stack of 0 layers; there must be at least one")]
+    NoLayers,
     /// A representation without features.
     #[error("representation of width 0")]
     Width,
@@ -37,8 +40,8 @@ pub enum Error {
         /// Feature.
         column: usize,
     },
-    /// A representation that is the same for all samples, or, debiased, shows no similarity even to itself.
-    #[error("a representation's similarity to itself is {hsic}; a measure normalised by it is undefined")]
+    /// A representation that is the same for all samples or, debiased, keeps all of them equally far apart.
+    #[error("a representation that does not tell samples apart (HSIC with itself is {hsic:.1e}) has no CKA")]
     Degenerate {
         /// Its HSIC with itself.
         hsic: f64,
@@ -50,6 +53,14 @@ pub enum Error {
         layer: usize,
         /// Why.
         source: Box<Error>,
+    },
+    /// A tensor that is no matrix of floats.
+    #[error("tensor of shape {shape:?} and type {dtype}; expected a float matrix (samples, width)")]
+    Tensor {
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its element type.
+        dtype: String,
     },
     /// candle failed.
     #[error("{0}")]

@@ -22,9 +22,9 @@ pub enum Measure {
 ///
 /// # Errors
 ///
-/// [`Error::Layer`] naming the layer whose representation does not do.
+/// [`Error::NoLayers`] for an empty stack; [`Error::Layer`] naming the layer whose representation does not do.
 pub fn pairwise<T: Real>(layers: &[ArrayView2<'_, T>], measure: Measure) -> Result<Array2<f64>> {
-    let n = layers.len();
+    let n = some(layers)?;
     let pairs: Vec<(usize, usize)> = (0..n).flat_map(|i| (i..n).map(move |j| (i, j))).collect();
     let values = score(layers, &pairs, measure)?;
     let mut matrix = Array2::zeros((n, n));
@@ -39,13 +39,14 @@ pub fn pairwise<T: Real>(layers: &[ArrayView2<'_, T>], measure: Measure) -> Resu
 ///
 /// # Errors
 ///
-/// [`Error::Layer`] naming the layer whose representation does not do; layers of the second stack count on from the first.
+/// [`Error::NoLayers`] for an empty stack; [`Error::Layer`] naming the layer whose representation does not do, where layers of
+/// the second stack count on from the first.
 pub fn pairwise_between<T: Real>(
     left: &[ArrayView2<'_, T>],
     right: &[ArrayView2<'_, T>],
     measure: Measure,
 ) -> Result<Array2<f64>> {
-    let (n, m) = (left.len(), right.len());
+    let (n, m) = (some(left)?, some(right)?);
     let all: Vec<ArrayView2<'_, T>> = left.iter().chain(right).copied().collect();
     let pairs: Vec<(usize, usize)> = (0..n).flat_map(|i| (0..m).map(move |j| (i, n + j))).collect();
     let values = score(&all, &pairs, measure)?;
@@ -67,29 +68,30 @@ fn score<T: Real>(
             })
         }
         Measure::Cka(estimator) => {
-            let layers = prepare(layers, |xs| {
-                let features = Features::new(xs, estimator)?;
-                let root = features.self_hsic(estimator)?.sqrt();
-                Ok((features, root))
-            })?;
-            each(pairs, |i, j| {
-                let ((x, x_root), (y, y_root)) = (&layers[i], &layers[j]);
-                Ok(x.hsic(y, estimator)? / (x_root * y_root))
-            })
+            let layers = prepare(layers, |xs| Features::new(xs, estimator))?;
+            each(pairs, |i, j| layers[i].cka(&layers[j]))
         }
     }
+}
+
+fn some<T>(layers: &[T]) -> Result<usize> {
+    if layers.is_empty() { Err(Error::NoLayers) } else { Ok(layers.len()) }
 }
 
 fn prepare<T: Real, P: Send>(
     layers: &[ArrayView2<'_, T>],
     f: impl Fn(ArrayView2<'_, T>) -> Result<P> + Sync,
 ) -> Result<Vec<P>> {
-    let named = |(layer, xs): (usize, &ArrayView2<'_, T>)| {
-        f(*xs).map_err(|source| Error::Layer { layer, source: Box::new(source) })
-    };
-    layers.par_iter().enumerate().map(named).collect()
+    let prepared: Vec<_> = layers.par_iter().map(|xs| f(*xs)).collect();
+    // Outside of the parallel part, so that the first of several bad layers is named.
+    prepared.into_iter().enumerate().map(|(layer, result)| in_layer(layer, result)).collect()
 }
 
 fn each(pairs: &[(usize, usize)], f: impl Fn(usize, usize) -> Result<f64> + Sync) -> Result<Vec<f64>> {
-    pairs.par_iter().map(|&(i, j)| f(i, j)).collect()
+    let values: Vec<_> = pairs.par_iter().map(|&(i, j)| f(i, j)).collect();
+    pairs.iter().zip(values).map(|(&(_, layer), value)| in_layer(layer, value)).collect()
+}
+
+pub(crate) fn in_layer<T>(layer: usize, result: Result<T>) -> Result<T> {
+    result.map_err(|source| Error::Layer { layer, source: Box::new(source) })
 }

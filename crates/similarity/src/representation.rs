@@ -1,4 +1,4 @@
-use ndarray::{Array2, ArrayView2, ArrayViewMut1};
+use ndarray::{Array2, ArrayView, ArrayView2, ArrayViewMut, ArrayViewMut1, Dimension};
 
 use crate::{Error, Result};
 
@@ -22,32 +22,41 @@ pub(crate) fn widen<T: Real>(xs: ArrayView2<'_, T>) -> Result<Array2<f64>> {
     }
 }
 
-/// Subtracts each column's mean over the samples; a column that is constant up to rounding becomes exactly 0.
+/// Subtracts each column's mean over the samples; what is left of a value by rounding only becomes exactly 0.
 pub(crate) fn centre_samples(mut xs: Array2<f64>) -> Array2<f64> {
-    let n = xs.nrows() as f64;
-    for mut column in xs.columns_mut() {
-        let largest = |column: &ArrayViewMut1<'_, f64>| column.iter().fold(0f64, |max, x| max.max(x.abs()));
-        let before = largest(&column);
-        // Around the first value first, so that a large offset costs no digits.
-        let first = column[0];
-        column -= first;
-        let mean = column.sum() / n;
-        column -= mean;
-        if largest(&column) <= 4. * f64::EPSILON * before {
-            column.fill(0.);
-        }
+    avoid_overflow(xs.view_mut());
+    xs.columns_mut().into_iter().for_each(centre);
+    xs
+}
+
+/// Subtracts each row's mean over its features; what is left of a value by rounding only becomes exactly 0.
+pub(crate) fn centre_features(mut xs: Array2<f64>) -> Array2<f64> {
+    for mut row in xs.rows_mut() {
+        avoid_overflow(row.view_mut());
+        centre(row);
     }
     xs
 }
 
-/// Subtracts each row's mean over its features.
-pub(crate) fn centre_features(mut xs: Array2<f64>) -> Array2<f64> {
-    let width = xs.ncols() as f64;
-    for mut row in xs.rows_mut() {
-        let mean = row.sum() / width;
-        row -= mean;
+fn centre(mut line: ArrayViewMut1<'_, f64>) {
+    let rounding = 4. * f64::EPSILON * largest(line.view());
+    // Around the first value first, so that a large offset costs no digits.
+    let first = line[0];
+    line -= first;
+    let mean = line.sum() / line.len() as f64;
+    line.mapv_inplace(|x| if (x - mean).abs() <= rounding { 0. } else { x - mean });
+}
+
+/// Shrinks numbers whose sums might overflow, exactly; no measure depends on the scale of a representation.
+fn avoid_overflow<D: Dimension>(mut xs: ArrayViewMut<'_, f64, D>) {
+    if largest(xs.view()) > 1e280 {
+        xs *= 2f64.powi(-128);
     }
-    xs
+}
+
+/// The largest absolute value.
+pub(crate) fn largest<D: Dimension>(xs: ArrayView<'_, f64, D>) -> f64 {
+    xs.iter().fold(0., |largest, x| largest.max(x.abs()))
 }
 
 pub(crate) fn same_rows(left: usize, right: usize) -> Result<()> {

@@ -5,13 +5,13 @@
 use candle_core::{DType, Tensor};
 use ndarray::{Array1, Array2, ArrayView2};
 
-use crate::{Centring, Error, Estimator, Measure, Result};
+use crate::{Centring, Error, Estimator, Measure, Result, pairwise::in_layer};
 
 /// [`cos`](crate::cos()) of two tensors `(n, d)`.
 ///
 /// # Errors
 ///
-/// As [`cos`](crate::cos()); [`Error::Candle`] when a tensor is not a float matrix.
+/// As [`cos`](crate::cos()); [`Error::Tensor`] when a tensor is not a float matrix.
 ///
 /// # Example
 ///
@@ -40,7 +40,7 @@ pub fn cos_per_sample(x: &Tensor, y: &Tensor, centring: Centring) -> Result<Arra
 ///
 /// # Errors
 ///
-/// As [`cka`](crate::cka()); [`Error::Candle`] when a tensor is not a float matrix.
+/// As [`cka`](crate::cka()); [`Error::Tensor`] when a tensor is not a float matrix.
 pub fn cka(x: &Tensor, y: &Tensor, estimator: Estimator) -> Result<f64> {
     crate::cka(read(x)?.view(), read(y)?.view(), estimator)
 }
@@ -51,7 +51,7 @@ pub fn cka(x: &Tensor, y: &Tensor, estimator: Estimator) -> Result<f64> {
 ///
 /// As [`pairwise`](crate::pairwise()).
 pub fn pairwise(layers: &[Tensor], measure: Measure) -> Result<Array2<f64>> {
-    crate::pairwise(&views(&read_all(layers)?), measure)
+    crate::pairwise(&views(&read_all(layers, 0)?), measure)
 }
 
 /// [`pairwise_between`](crate::pairwise_between) of two stacks of tensors `(n, d)`.
@@ -60,23 +60,29 @@ pub fn pairwise(layers: &[Tensor], measure: Measure) -> Result<Array2<f64>> {
 ///
 /// As [`pairwise_between`](crate::pairwise_between).
 pub fn pairwise_between(left: &[Tensor], right: &[Tensor], measure: Measure) -> Result<Array2<f64>> {
-    crate::pairwise_between(&views(&read_all(left)?), &views(&read_all(right)?), measure)
+    let (left, right) = (read_all(left, 0)?, read_all(right, left.len())?);
+    crate::pairwise_between(&views(&left), &views(&right), measure)
 }
 
 fn views(stack: &[Array2<f64>]) -> Vec<ArrayView2<'_, f64>> {
     stack.iter().map(|xs| xs.view()).collect()
 }
 
-fn read_all(stack: &[Tensor]) -> Result<Vec<Array2<f64>>> {
-    stack.iter().map(read).collect()
+/// A stack whose layers count from `first`.
+fn read_all(stack: &[Tensor], first: usize) -> Result<Vec<Array2<f64>>> {
+    stack.iter().enumerate().map(|(i, xs)| in_layer(first + i, read(xs))).collect()
 }
 
 fn read(xs: &Tensor) -> Result<Array2<f64>> {
-    let candle = |e: candle_core::Error| Error::Candle(e.to_string());
-    let shape = xs.dims2().map_err(candle)?;
+    let [n, width] = *xs.dims() else { return Err(no_matrix(xs)) };
     if !xs.dtype().is_float() {
-        return Err(Error::Candle(format!("tensor of {:?}, expected a float type", xs.dtype())));
+        return Err(no_matrix(xs));
     }
-    let values = xs.to_dtype(DType::F64).and_then(|xs| xs.flatten_all()?.to_vec1()).map_err(candle)?;
-    Array2::from_shape_vec(shape, values).map_err(|e| Error::Candle(e.to_string()))
+    let values = xs.to_dtype(DType::F64).and_then(|xs| xs.flatten_all()?.to_vec1());
+    let values = values.map_err(|e| Error::Candle(e.to_string()))?;
+    Array2::from_shape_vec((n, width), values).map_err(|e| Error::Candle(e.to_string()))
+}
+
+fn no_matrix(xs: &Tensor) -> Error {
+    Error::Tensor { shape: xs.dims().to_vec(), dtype: xs.dtype().as_str().into() }
 }
