@@ -2,7 +2,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::Shape;
+use crate::{Error, Result, Shape};
 
 /// Random changes to a training image; the default is the paper's image recipe.
 ///
@@ -26,12 +26,19 @@ impl Default for Augment {
 
 impl Augment {
     /// A changed copy of one image `(channels, height, width)`.
-    #[must_use]
-    pub fn apply(&self, image: &[f32], shape: Shape, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for a probability or an angle that is none, or an image of another shape.
+    pub fn apply(&self, image: &[f32], shape: Shape, rng: &mut ChaCha8Rng) -> Result<Vec<f32>> {
+        self.check()?;
+        if image.len() != shape.len() {
+            return Err(bad("image", format!("{} values", image.len()), &shape.len().to_string()));
+        }
         let pad = self.crop_padding as i64;
         let (dy, dx) = (rng.random_range(-pad..=pad), rng.random_range(-pad..=pad));
-        let mirrored = rng.random_bool(self.flip.clamp(0., 1.));
-        let angle = match self.rotation_degrees.abs() {
+        let mirrored = rng.random_bool(self.flip);
+        let angle = match self.rotation_degrees {
             0. => 0.,
             degrees => rng.random_range(-degrees..=degrees),
         };
@@ -39,19 +46,38 @@ impl Augment {
         if mirrored {
             mirror(&mut image, shape);
         }
-        if angle == 0. { image } else { rotate(&image, shape, angle) }
+        Ok(if angle == 0. { image } else { rotate(&image, shape, angle) })
     }
+
+    fn check(&self) -> Result<()> {
+        if self.crop_padding > 1 << 16 {
+            return Err(bad("crop_padding", self.crop_padding.to_string(), "at most 65536"));
+        }
+        if !(0. ..=1.).contains(&self.flip) {
+            return Err(bad("flip", self.flip.to_string(), "0 to 1"));
+        }
+        if !(0. ..=180.).contains(&self.rotation_degrees) {
+            return Err(bad("rotation_degrees", self.rotation_degrees.to_string(), "0 to 180"));
+        }
+        Ok(())
+    }
+}
+
+fn bad(field: &'static str, value: String, expected: &str) -> Error {
+    Error::Setting { field, value, expected: expected.into() }
 }
 
 /// Moves an image down by `dy` and right by `dx` pixels.
 #[must_use]
 pub fn shift(image: &[f32], shape: Shape, dy: isize, dx: isize) -> Vec<f32> {
-    resample(image, shape, |plane, y, x| at(plane, shape, y as isize - dy, x as isize - dx))
+    resample(image, shape, |plane, y, x| {
+        at(plane, shape, (y as isize).saturating_sub(dy), (x as isize).saturating_sub(dx))
+    })
 }
 
 /// Mirrors an image left to right.
 pub fn mirror(image: &mut [f32], shape: Shape) {
-    image.chunks_exact_mut(shape.width).for_each(<[f32]>::reverse);
+    image.chunks_exact_mut(shape.width.max(1)).for_each(<[f32]>::reverse);
 }
 
 /// Rotates an image about its centre by `degrees`, counter-clockwise, with bilinear interpolation.
@@ -73,7 +99,7 @@ pub fn rotate(image: &[f32], shape: Shape, degrees: f32) -> Vec<f32> {
 
 fn resample(image: &[f32], shape: Shape, value: impl Fn(&[f32], usize, usize) -> f32) -> Vec<f32> {
     let value = &value;
-    let planes = image.chunks_exact(shape.height * shape.width);
+    let planes = image.chunks_exact((shape.height * shape.width).max(1));
     planes
         .flat_map(|plane| {
             (0..shape.height).flat_map(move |y| (0..shape.width).map(move |x| value(plane, y, x)))

@@ -5,12 +5,15 @@ use std::path::Path;
 use crate::{
     Error, ImageSet, Result, Shape, Split,
     error::format,
-    files::{find, read},
+    files::{find, open, read},
 };
 
 /// The ten classes, in the order of their labels.
 pub const CLASSES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+
+/// Bytes of a binary file, which officially has 30,730,000.
+const LIMIT: usize = 1 << 28;
 
 const SHAPE: Shape = Shape { channels: 3, height: 32, width: 32 };
 
@@ -42,10 +45,11 @@ fn binary(folder: &Path, split: Split) -> Result<ImageSet> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     for name in names {
         let path = find(folder, &[name.clone(), format!("cifar-10-batches-bin/{name}")])?;
-        let bytes = read(&path, 1 << 28)?;
+        let bytes = read(&mut open(&path)?, LIMIT + 1, &path)?;
         let record = 1 + SHAPE.len();
-        if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
-            return Err(format(&path, format!("{} bytes, expected a multiple of {record}", bytes.len())));
+        if bytes.is_empty() || bytes.len() > LIMIT || !bytes.len().is_multiple_of(record) {
+            let expected = format!("expected a multiple of {record}, up to {LIMIT}");
+            return Err(format(&path, format!("{} bytes, {expected}", bytes.len())));
         }
         for (i, record) in bytes.chunks_exact(record).enumerate() {
             if record[0] > 9 {

@@ -4,10 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
-    Error, Result,
-    error::{format, io},
-};
+use crate::{Error, Result, error::io};
 
 /// The first of `names` that exists in `folder`.
 pub(crate) fn find(folder: &Path, names: &[String]) -> Result<PathBuf> {
@@ -18,17 +15,18 @@ pub(crate) fn find(folder: &Path, names: &[String]) -> Result<PathBuf> {
     found.ok_or_else(|| Error::NotFound { folder: folder.to_owned(), expected: names.join(" or ") })
 }
 
-/// The bytes of a file, un-gzipped when its name ends in `.gz`, at most `limit` of them.
-pub(crate) fn read(path: &Path, limit: usize) -> Result<Vec<u8>> {
+/// A file to read from, un-gzipped when its name ends in `.gz`.
+pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>> {
     let file = File::open(path).map_err(io(path))?;
-    let reader: Box<dyn Read> = match path.extension().is_some_and(|extension| extension == "gz") {
+    Ok(match path.extension().is_some_and(|extension| extension == "gz") {
         true => Box::new(flate2::read::GzDecoder::new(file)),
         false => Box::new(file),
-    };
+    })
+}
+
+/// Up to `limit` of the bytes left in `reader`, which reads `path`.
+pub(crate) fn read(reader: &mut dyn Read, limit: usize, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    reader.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(io(path))?;
-    if bytes.len() > limit {
-        return Err(format(path, format!("more than {limit} bytes")));
-    }
+    reader.take(limit as u64).read_to_end(&mut bytes).map_err(io(path))?;
     Ok(bytes)
 }

@@ -5,10 +5,10 @@ use std::path::Path;
 use crate::{
     ImageSet, Result, Shape, Split,
     error::format,
-    files::{find, read},
+    files::{find, open, read},
 };
 
-/// Larger files are no MNIST.
+/// Bytes of a file's values; larger files are no MNIST.
 const LIMIT: usize = 1 << 30;
 
 /// MNIST or anything in its format from `folder`: `train-images-idx3-ubyte` and so on, plain or `.gz`, with `-` or `.`
@@ -29,11 +29,10 @@ pub fn load(folder: &Path, split: Split) -> Result<ImageSet> {
     };
     let images_path = find(folder, &names("images", 3))?;
     let labels_path = find(folder, &names("labels", 1))?;
-    let (dims, pixels) = parse::<3>(&images_path, &read(&images_path, LIMIT)?)?;
-    let (count, labels) = parse::<1>(&labels_path, &read(&labels_path, LIMIT)?)?;
-    let [n, height, width] = dims;
-    if count != [n] {
-        return Err(format(&labels_path, format!("{} labels, expected {n}, one an image", count[0])));
+    let ([n, height, width], pixels) = parse::<3>(&images_path)?;
+    let ([count], labels) = parse::<1>(&labels_path)?;
+    if count != n {
+        return Err(format(&labels_path, format!("{count} labels, expected {n}, one an image")));
     }
     let labels: Vec<u32> = labels.iter().map(|&label| u32::from(label)).collect();
     if let Some(at) = labels.iter().position(|&label| label > 9) {
@@ -44,23 +43,31 @@ pub fn load(folder: &Path, split: Split) -> Result<ImageSet> {
 }
 
 /// Sizes and bytes of an idx file of `RANK` dimensions of unsigned bytes.
-fn parse<const RANK: usize>(path: &Path, bytes: &[u8]) -> Result<([usize; RANK], Vec<u8>)> {
-    let header = 4 * (1 + RANK);
-    if bytes.len() < header {
-        return Err(format(path, format!("{} bytes, expected a header of {header}", bytes.len())));
-    }
+///
+/// Reads no more than its header announces and one byte, however much a compressed file holds.
+fn parse<const RANK: usize>(path: &Path) -> Result<([usize; RANK], Vec<u8>)> {
+    let mut reader = open(path)?;
+    let header = read(&mut reader, 4 * (1 + RANK), path)?;
+    let (words, _) = header.as_chunks::<4>();
     let magic = [0, 0, 8, RANK as u8];
-    if bytes[..4] != magic {
-        return Err(format(path, format!("starts with {:?}, expected {magic:?}", &bytes[..4])));
+    if words.first().is_some_and(|word| *word != magic) {
+        return Err(format(path, format!("starts with {:?}, expected {magic:?}", words[0])));
+    }
+    if words.len() < 1 + RANK {
+        return Err(format(path, format!("{} bytes, expected a header of {}", header.len(), 4 * (1 + RANK))));
     }
     let mut dims = [0; RANK];
-    for (dim, word) in dims.iter_mut().zip(bytes[4..].chunks_exact(4)) {
-        *dim = u32::from_be_bytes([word[0], word[1], word[2], word[3]]) as usize;
+    for (dim, word) in dims.iter_mut().zip(&words[1..]) {
+        *dim = u32::from_be_bytes(*word) as usize;
     }
-    let body = &bytes[header..];
-    let expected = dims.iter().try_fold(1usize, |size, dim| size.checked_mul(*dim));
-    if expected != Some(body.len()) {
-        return Err(format(path, format!("{} bytes after the header, expected {dims:?}", body.len())));
+    let size = dims.iter().try_fold(1usize, |size, dim| size.checked_mul(*dim));
+    let Some(size) = size.filter(|size| (1..=LIMIT).contains(size)) else {
+        return Err(format(path, format!("holds {dims:?} bytes, expected 1 to {LIMIT}")));
+    };
+    let body = read(&mut reader, size + 1, path)?;
+    if body.len() != size {
+        let found = if body.len() > size { "more".to_owned() } else { body.len().to_string() };
+        return Err(format(path, format!("{found} bytes after the header, expected {dims:?} = {size}")));
     }
-    Ok((dims, body.to_vec()))
+    Ok((dims, body))
 }

@@ -14,6 +14,8 @@ mod order;
 mod parquet;
 #[cfg(feature = "images")]
 mod preprocess;
+#[cfg(feature = "images")]
+mod resize;
 mod set;
 mod split;
 
@@ -24,6 +26,8 @@ pub use error::{Error, Result};
 pub use images::{image_files, read_image};
 pub use normalise::Normalise;
 #[cfg(feature = "images")]
-pub use preprocess::{Preprocess, Size, resize};
+pub use preprocess::{Preprocess, Size};
+#[cfg(feature = "images")]
+pub use resize::resize;
 pub use set::{ImageSet, Shape};
 pub use split::Split;

@@ -17,23 +17,22 @@ impl Normalise {
     #[must_use]
     pub fn from_set(set: &ImageSet) -> Self {
         let Shape { channels, height, width } = set.shape();
-        let (mut sum, mut square) = (vec![0f64; channels], vec![0f64; channels]);
+        // In integers: exact, so that a constant channel has a variance of exactly 0.
+        let (mut sum, mut square) = (vec![0u128; channels], vec![0u128; channels]);
         for image in (0..set.len()).filter_map(|i| set.image(i)) {
             for (c, plane) in image.chunks_exact(height * width).enumerate() {
-                for &x in plane {
-                    let x = f64::from(x) / f64::from(set.max());
-                    sum[c] += x;
-                    square[c] += x * x;
-                }
+                sum[c] += u128::from(plane.iter().map(|&x| u64::from(x)).sum::<u64>());
+                square[c] += u128::from(plane.iter().map(|&x| u64::from(x).pow(2)).sum::<u64>());
             }
         }
-        let n = (set.len() * height * width) as f64;
-        let mean: Vec<f64> = sum.iter().map(|sum| sum / n).collect();
-        let std = square.iter().zip(&mean).map(|(square, mean)| {
-            let variance = square / n - mean * mean;
-            if variance > 0. { variance.sqrt() as f32 } else { 1. }
+        let n = (set.len() * height * width) as u128;
+        let scale = n as f64 * f64::from(set.max());
+        let mean = sum.iter().map(|&sum| (sum as f64 / scale) as f32).collect();
+        let std = square.iter().zip(&sum).map(|(square, sum)| match n * square - sum * sum {
+            0 => 1.,
+            variance => ((variance as f64).sqrt() / scale) as f32,
         });
-        Self { std: std.collect(), mean: mean.iter().map(|&mean| mean as f32).collect() }
+        Self { std: std.collect(), mean }
     }
 
     pub(crate) fn check(&self, channels: usize) -> Result<()> {
@@ -43,9 +42,14 @@ impl Normalise {
                 return Err(Error::Setting { field, value: format!("{} values", values.len()), expected });
             }
         }
-        if self.std.iter().any(|std| std.is_nan() || *std <= 0.) {
-            let expected = "positive".into();
-            return Err(Error::Setting { field: "std", value: format!("{:?}", self.std), expected });
+        let bad = |field, values: &[f32], expected: &str| {
+            Err(Error::Setting { field, value: format!("{values:?}"), expected: expected.into() })
+        };
+        if !self.mean.iter().all(|mean| mean.is_finite()) {
+            return bad("mean", &self.mean, "finite");
+        }
+        if !self.std.iter().all(|std| std.is_finite() && *std > 0.) {
+            return bad("std", &self.std, "positive");
         }
         Ok(())
     }

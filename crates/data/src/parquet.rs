@@ -48,12 +48,11 @@ pub(crate) fn load(shards: &[PathBuf], shape: Shape, classes: Vec<String>) -> Re
                 let what = format!("row {i}: expected columns `img` or `image` {{bytes, path}} and `label`");
                 return Err(format(path, what));
             };
-            if label as usize >= classes.len() {
-                return Err(format(
-                    path,
-                    format!("row {i}: label {label}, expected below {}", classes.len()),
-                ));
-            }
+            let Some(label) = u32::try_from(label).ok().filter(|&label| (label as usize) < classes.len())
+            else {
+                let what = format!("row {i}: label {label}, expected 0 to {}", classes.len() - 1);
+                return Err(format(path, what));
+            };
             let image = decode(bytes).map_err(|e| format(path, format!("row {i}: {e}")))?;
             if (image.width(), image.height()) != (shape.width as u32, shape.height as u32) {
                 let (w, h) = (image.width(), image.height());
@@ -65,6 +64,9 @@ pub(crate) fn load(shards: &[PathBuf], shape: Shape, classes: Vec<String>) -> Re
             }
             labels.push(label);
         }
+    }
+    if let (true, Some(path)) = (labels.is_empty(), shards.first()) {
+        return Err(format(path, "no rows, expected images"));
     }
     ImageSet::new(pixels, labels, shape, 255, classes)
 }
@@ -80,11 +82,11 @@ fn image_bytes(row: &Row) -> Option<&[u8]> {
     }
 }
 
-fn label(row: &Row) -> Option<u32> {
+fn label(row: &Row) -> Option<i64> {
     let (_, field) = row.get_column_iter().find(|(name, _)| *name == "label")?;
     match field {
-        Field::Long(label) => u32::try_from(*label).ok(),
-        Field::Int(label) => u32::try_from(*label).ok(),
+        Field::Long(label) => Some(*label),
+        Field::Int(label) => Some(i64::from(*label)),
         _ => None,
     }
 }

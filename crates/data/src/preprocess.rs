@@ -1,19 +1,28 @@
 //! Hugging Face's `preprocessor_config.json`.
 
-use std::{fs, path::Path};
-
-use candle_core::{Device, Tensor};
-use fast_image_resize::{self as fir, FilterType, ResizeAlg, ResizeOptions, Resizer};
-use image::{RgbImage, imageops};
-use serde::Deserialize;
-
-use crate::{
-    Error, Normalise, Result, Shape,
-    error::{format, io},
+use std::{
+    borrow::Cow,
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
 };
 
+use candle_core::{Device, Tensor};
+use image::{Rgb, RgbImage};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, ImageSet, Normalise, Result, Shape,
+    error::{format, io as at},
+    resize::{center_crop, dims, grey, resize, sized},
+};
+
+const FILE: &str = "preprocessor_config.json";
+
 /// How an image becomes a model's input, as Hugging Face image processors do it.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+///
+/// The number of values in `image_mean`, 1 or 3, is the model's number of channels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Preprocess {
     /// Whether images are resampled to `size`.
@@ -25,6 +34,7 @@ pub struct Preprocess {
     /// Whether the centre is cut out after resampling.
     pub do_center_crop: bool,
     /// Size of the cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub crop_size: Option<Size>,
     /// Whether pixels are multiplied by `rescale_factor`.
     pub do_rescale: bool,
@@ -57,8 +67,8 @@ impl Default for Preprocess {
 }
 
 /// A target size, in the ways Hugging Face writes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a number, {height, width} or {shortest_edge}")]
 pub enum Size {
     /// `{"height": h, "width": w}`.
     Exact {
@@ -82,8 +92,10 @@ impl Size {
         match self {
             Self::Exact { height, width } => (height, width),
             Self::Square(side) => (side, side),
-            Self::ShortestEdge { shortest_edge: s } if height <= width => (s, s * width / height),
-            Self::ShortestEdge { shortest_edge: s } => (s * height / width, s),
+            Self::ShortestEdge { shortest_edge: s } if height <= width => {
+                (s, s.saturating_mul(width) / height)
+            }
+            Self::ShortestEdge { shortest_edge: s } => (s.saturating_mul(height) / width, s),
         }
     }
 }
@@ -93,48 +105,164 @@ impl Preprocess {
     ///
     /// # Errors
     ///
-    /// [`Error::Format`] when it is not what it should be.
+    /// [`Error::NotFound`] without folder, [`Error::Format`] when the file is not what it should be.
     pub fn load(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join("preprocessor_config.json");
+        if !folder.is_dir() {
+            return Err(Error::NotFound { folder: folder.to_owned(), expected: "a folder".into() });
+        }
+        let path = folder.join(FILE);
         if !path.exists() {
             return Ok(None);
         }
-        let text = fs::read_to_string(&path).map_err(io(&path))?;
+        let text = fs::read_to_string(&path).map_err(at(&path))?;
         let config: Self = serde_json::from_str(&text).map_err(|e| format(&path, e.to_string()))?;
-        if config.resample > 3 {
-            return Err(format(&path, format!("resample is {}, expected 0 to 3", config.resample)));
-        }
-        config.normalise().check(3).map_err(|e| format(&path, format!("image_{e}")))?;
+        config.check().map_err(|e| format(&path, e.to_string()))?;
         Ok(Some(config))
     }
 
-    /// `(3, height, width)`, f32.
-    ///
-    /// An image that has its target size already is not resampled.
+    /// Writes `preprocessor_config.json` as Hugging Face's `ViTImageProcessor` reads it.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] when a target size is 0.
+    /// [`Error::Setting`] for settings that no image could be prepared with, [`Error::Io`].
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        #[derive(Serialize)]
+        struct Document<'a> {
+            image_processor_type: &'static str,
+            #[serde(flatten)]
+            settings: &'a Preprocess,
+        }
+        self.check()?;
+        let path = folder.join(FILE);
+        let document = Document { image_processor_type: "ViTImageProcessor", settings: self };
+        let text = serde_json::to_string_pretty(&document).map_err(|e| format(&path, e.to_string()))?;
+        fs::create_dir_all(folder).map_err(at(folder))?;
+        replace(&path, &text).map_err(at(&path))
+    }
+
+    /// `(channels, height, width)`, f32.
+    ///
+    /// An image that has its target size already is not resampled. For a model of one channel an image becomes grey before
+    /// anything else, as by Pillow's `convert("L")`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for settings that do not do, or an image without pixels.
     pub fn apply(&self, image: &RgbImage, device: &Device) -> Result<Tensor> {
-        let mut image = std::borrow::Cow::Borrowed(image);
-        let dims = |image: &RgbImage| (image.height() as usize, image.width() as usize);
-        if self.do_resize {
-            let target = self.size.of(dims(&image));
-            if target != dims(&image) {
-                image = std::borrow::Cow::Owned(resize(&image, target, self.resample)?);
-            }
+        let channels = self.check()?;
+        let (height, width) = self.target(dims(image))?;
+        Ok(Tensor::from_vec(self.values(image, 255)?, (channels, height, width), device)?)
+    }
+
+    /// The images `indices` of a data set as `(n, channels, height, width)`, f32.
+    ///
+    /// White is 255 to these settings whatever it is to the set: a value `v` counts as `v * 255 / max`, which is rounded only
+    /// where an image is resampled or made grey. So the digits come out as exactly `v / 16`, then normalised. Grey images are
+    /// repeated for a model of three channels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Index`] for an image that is not there, [`Error::Setting`] for settings that do not do.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use candle_core::Device::Cpu;
+    /// use layerwise_data::{Preprocess, digits};
+    ///
+    /// let images = Preprocess::default().apply_set(&digits()?, &[0, 1], &Cpu)?; // a ViT's: 224 x 224, in colour
+    /// assert_eq!(images.dims(), [2, 3, 224, 224]);
+    /// # Ok::<(), layerwise_data::Error>(())
+    /// ```
+    pub fn apply_set(&self, set: &ImageSet, indices: &[usize], device: &Device) -> Result<Tensor> {
+        let channels = self.check()?;
+        let from = set.shape();
+        let size = (from.height, from.width);
+        let (height, width) = self.target(size)?;
+        let as_bytes = self.resampled(size).is_some() || (channels == 1 && from.channels == 3);
+        let white = if as_bytes { 255 } else { set.max() };
+        let level = |x: u8| (f64::from(x) * f64::from(white) / f64::from(set.max())).round() as u8;
+
+        let mut values = Vec::with_capacity(indices.len() * channels * height * width);
+        for &index in indices {
+            let image = set.image(index).ok_or(Error::Index { index, len: set.len() })?;
+            let image = RgbImage::from_fn(from.width as u32, from.height as u32, |x, y| {
+                let pixel = y as usize * from.width + x as usize;
+                let plane = |c: usize| c.min(from.channels - 1) * from.height * from.width;
+                Rgb([0, 1, 2].map(|c| level(image[plane(c) + pixel])))
+            });
+            values.append(&mut self.values(&image, white)?);
         }
-        if let Some(size) = self.crop_size.filter(|_| self.do_center_crop) {
-            image = std::borrow::Cow::Owned(center_crop(&image, size.of(dims(&image))));
+        Ok(Tensor::from_vec(values, (indices.len(), channels, height, width), device)?)
+    }
+
+    /// `(channels, height, width)` of an image in which white is `white`.
+    fn values(&self, image: &RgbImage, white: u8) -> Result<Vec<f32>> {
+        let channels = self.image_mean.len();
+        let mut image = Cow::Borrowed(image);
+        if channels == 1 {
+            image = Cow::Owned(grey(&image));
         }
-        let (height, width) = dims(&image);
-        let scale = if self.do_rescale { self.rescale_factor as f32 } else { 1. };
+        if let Some(size) = self.resampled(dims(&image)) {
+            image = Cow::Owned(resize(&image, size, self.resample)?);
+        }
+        if let Some(size) = self.cropped(dims(&image)) {
+            image = Cow::Owned(center_crop(&image, size));
+        }
+        // In f64 as Hugging Face does it; 255 / 16 is exact there.
+        let rescale = if self.do_rescale { self.rescale_factor } else { 1. };
+        let value = |x: u8| (f64::from(x) * (255. / f64::from(white)) * rescale) as f32;
         let mut values: Vec<f32> =
-            (0..3).flat_map(|c| image.pixels().map(move |pixel| f32::from(pixel.0[c]) * scale)).collect();
+            (0..channels).flat_map(|c| image.pixels().map(move |pixel| value(pixel.0[c]))).collect();
         if self.do_normalize {
-            self.normalise().apply(&mut values, Shape { channels: 3, height, width });
+            let (height, width) = dims(&image);
+            self.normalise().apply(&mut values, Shape { channels, height, width });
         }
-        Ok(Tensor::from_vec(values, (3, height, width), device)?)
+        Ok(values)
+    }
+
+    /// Where an image of this height and width is resampled to, if it is.
+    fn resampled(&self, from: (usize, usize)) -> Option<(usize, usize)> {
+        let to = self.size.of(from);
+        (self.do_resize && to != from).then_some(to)
+    }
+
+    /// What is cut out of an image of this height and width, if anything is.
+    fn cropped(&self, from: (usize, usize)) -> Option<(usize, usize)> {
+        self.crop_size.filter(|_| self.do_center_crop).map(|size| size.of(from))
+    }
+
+    /// Height and width of what an image of this height and width becomes.
+    fn target(&self, from: (usize, usize)) -> Result<(usize, usize)> {
+        let mut size = sized("image", from)?;
+        if let Some(resampled) = self.resampled(size) {
+            size = sized("size", resampled)?;
+        }
+        match self.cropped(size) {
+            Some(cropped) => sized("crop_size", cropped),
+            None => Ok(size),
+        }
+    }
+
+    /// The number of channels, when the settings belong together.
+    fn check(&self) -> Result<usize> {
+        let bad = |field, value: String, expected: &str| {
+            Err(Error::Setting { field, value, expected: expected.into() })
+        };
+        let channels = self.image_mean.len();
+        if !matches!(channels, 1 | 3) {
+            return bad("image_mean", format!("{:?}", self.image_mean), "1 or 3 values, one a channel");
+        }
+        if let Err(Error::Setting { field, value, expected }) = self.normalise().check(channels) {
+            return bad(if field == "std" { "image_std" } else { "image_mean" }, value, &expected);
+        }
+        if self.resample > 3 {
+            return bad("resample", self.resample.to_string(), "0 to 3");
+        }
+        if self.do_center_crop && self.crop_size.is_none() {
+            return bad("crop_size", "missing".into(), "a size to cut out, as do_center_crop is set");
+        }
+        Ok(channels)
     }
 
     fn normalise(&self) -> Normalise {
@@ -142,41 +270,12 @@ impl Preprocess {
     }
 }
 
-/// Antialiased resampling to `(height, width)`, as Pillow's `resize` does it.
-///
-/// # Errors
-///
-/// [`Error::Setting`] for a size of 0 or an unknown filter.
-pub fn resize(image: &RgbImage, (height, width): (usize, usize), resample: u8) -> Result<RgbImage> {
-    let bad =
-        |field, value: String, expected: &str| Error::Setting { field, value, expected: expected.into() };
-    let algorithm = match resample {
-        0 => ResizeAlg::Nearest,
-        1 => ResizeAlg::Convolution(FilterType::Lanczos3),
-        2 => ResizeAlg::Convolution(FilterType::Bilinear),
-        3 => ResizeAlg::Convolution(FilterType::CatmullRom),
-        other => return Err(bad("resample", other.to_string(), "0 to 3")),
-    };
-    if height == 0 || width == 0 || image.width() == 0 || image.height() == 0 {
-        return Err(bad("size", format!("{height}x{width}"), "at least 1x1"));
-    }
-    let failed = |e: String| bad("resize", e, "an image that can be resampled");
-    let source =
-        fir::images::ImageRef::new(image.width(), image.height(), image.as_raw(), fir::PixelType::U8x3)
-            .map_err(|e| failed(e.to_string()))?;
-    let mut target = fir::images::Image::new(width as u32, height as u32, fir::PixelType::U8x3);
-    Resizer::new()
-        .resize(&source, &mut target, &ResizeOptions::new().resize_alg(algorithm))
-        .map_err(|e| failed(e.to_string()))?;
-    RgbImage::from_raw(width as u32, height as u32, target.into_vec())
-        .ok_or_else(|| failed("wrong number of bytes".into()))
-}
-
-/// The centre of an image; black where it is smaller than the cut.
-fn center_crop(image: &RgbImage, (height, width): (usize, usize)) -> RgbImage {
-    let mut out = RgbImage::new(width as u32, height as u32);
-    let top = (i64::from(image.height()) - height as i64).div_euclid(2);
-    let left = (i64::from(image.width()) - width as i64).div_euclid(2);
-    imageops::replace(&mut out, image, -left, -top);
-    out
+/// Writes a file so that a kill at any moment leaves the old one or the new one.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let temporary = path.with_extension("json.tmp");
+    let mut file = File::create(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
 }

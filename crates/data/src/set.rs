@@ -18,7 +18,7 @@ impl Shape {
     /// Bytes of one image.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.channels * self.height * self.width
+        self.channels.saturating_mul(self.height).saturating_mul(self.width)
     }
 
     /// Whether an image has no pixel.
@@ -43,8 +43,8 @@ impl ImageSet {
     ///
     /// # Errors
     ///
-    /// [`Error::Empty`] without images, [`Error::Setting`] when the numbers of pixels and labels do not belong together,
-    /// [`Error::Label`] for a label without class.
+    /// [`Error::Empty`] without images, [`Error::Setting`] when the numbers of pixels and labels do not belong together, there
+    /// are not 1 or 3 channels, `max` is 0 or a pixel above it; [`Error::Label`] for a label without class.
     pub fn new(
         pixels: Vec<u8>,
         labels: Vec<u32>,
@@ -55,9 +55,20 @@ impl ImageSet {
         if labels.is_empty() || shape.is_empty() {
             return Err(Error::Empty { what: "images".into() });
         }
-        if pixels.len() != labels.len() * shape.len() {
-            let expected = format!("{} labels x {} pixels", labels.len(), shape.len());
-            return Err(Error::Setting { field: "pixels", value: pixels.len().to_string(), expected });
+        let bad = |field, value: usize, expected: String| {
+            Err(Error::Setting { field, value: value.to_string(), expected })
+        };
+        if pixels.len() != labels.len().saturating_mul(shape.len()) {
+            return bad("pixels", pixels.len(), format!("{} labels x {} pixels", labels.len(), shape.len()));
+        }
+        if !matches!(shape.channels, 1 | 3) {
+            return bad("channels", shape.channels, "1 or 3".into());
+        }
+        if max == 0 {
+            return bad("max", 0, "1 to 255".into());
+        }
+        if let Some(&pixel) = pixels.iter().find(|&&pixel| pixel > max) {
+            return bad("pixel", pixel.into(), format!("at most {max}"));
         }
         if let Some(sample) = labels.iter().position(|&label| label as usize >= classes.len()) {
             return Err(Error::Label { sample, label: labels[sample], classes: classes.len() });
@@ -158,7 +169,8 @@ impl ImageSet {
     ///
     /// # Errors
     ///
-    /// [`Error::Index`] for one that is not there, [`Error::Setting`] when `normalise` has another number of channels.
+    /// [`Error::Index`] for one that is not there, [`Error::Setting`] when `normalise` has another number of channels, or
+    /// `augment` a setting out of range.
     pub fn tensors(
         &self,
         indices: &[usize],
@@ -174,7 +186,7 @@ impl ImageSet {
             let image = self.image(index).ok_or(Error::Index { index, len: self.len() })?;
             let mut values: Vec<f32> = image.iter().map(|&x| f32::from(x) / f32::from(self.max)).collect();
             if let Some((augment, rng)) = &mut augment {
-                values = augment.apply(&values, self.shape, rng);
+                values = augment.apply(&values, self.shape, rng)?;
             }
             normalise.apply(&mut values, self.shape);
             pixels.append(&mut values);
