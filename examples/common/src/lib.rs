@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod digits;
 pub mod files;
 pub mod flags;
 pub mod interrupt;

@@ -42,6 +42,7 @@ pub struct Results {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ModelResults {
     /// Share of correct answers of the exit after each layer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub accuracy: Vec<f64>,
     /// Mean cross-entropy of the exit after each layer.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-/// The error of a run that Ctrl-C stopped.
+/// The error of a run that Ctrl-C stopped: what became of its work.
 #[derive(Clone, Copy, Debug)]
-pub struct Interrupted;
+pub struct Interrupted(pub &'static str);
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("stopped; what is done is saved, and the same command goes on from there")
+        f.write_str(self.0)
     }
 }
 
@@ -76,6 +76,9 @@ mod tests {
         let code = |result: Result<()>| format!("{:?}", run_main(|| result));
         assert_eq!(code(Ok(())), format!("{:?}", ExitCode::SUCCESS));
         assert_eq!(code(Err(anyhow!("no"))), format!("{:?}", ExitCode::from(1)));
-        assert_eq!(code(Err(Interrupted).context("training")), format!("{:?}", ExitCode::from(130)));
+        assert_eq!(
+            code(Err(Interrupted("stopped")).context("training")),
+            format!("{:?}", ExitCode::from(130))
+        );
     }
 }

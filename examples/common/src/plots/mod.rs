@@ -81,7 +81,9 @@ pub fn write(stem: &Path, panels: Vec<Panel>, columns: usize) -> Result<String> 
         figure = figure.with_shared_legend_entries(legend).with_shared_legend_right_middle();
     }
     let scene = figure.render();
-    let svg = SvgBackend::new().render_scene(&scene);
+    // With a view box, a page can show the figure smaller than it is.
+    let view_box = format!("<svg viewBox=\"0 0 {} {}\" ", scene.width, scene.height);
+    let svg = SvgBackend::new().render_scene(&scene).replacen("<svg ", &view_box, 1);
     let png = PngBackend::new().with_scale(2.).render_scene(&scene);
     let png = png.map_err(|reason| anyhow!("{}: cannot draw: {reason}", stem.display()))?;
     write_atomic(&stem.with_extension("svg"), svg.as_bytes())?;
@@ -113,6 +115,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(folder.path().join("figure.svg"))?, svg);
         assert!(std::fs::read(folder.path().join("figure.png"))?.starts_with(b"\x89PNG"));
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        assert!(svg.starts_with("<svg viewBox=\"0 0 "), "{svg}");
         Ok(svg)
     }
 
