@@ -1,6 +1,5 @@
 //! The main job in minutes: align a ViT, look inside it, leave it early, cut it. See the README beside this file.
 
-mod digits;
 mod show;
 
 use std::{path::Path, process::ExitCode, sync::atomic::AtomicBool};
@@ -10,17 +9,19 @@ use candle_core::Device;
 use clap::Parser;
 use layerwise::{
     exit::{ExitReport, LayerScores, evaluate, measure, minimal_depth, split},
-    models::{Batch, Pass, Vit, VitConfig, tap},
+    models::{Pass, Vit, VitConfig, tap},
     ops::init,
     similarity::{Centring, Estimator, Measure, tensor::pairwise},
     train::{AdamWConfig, Evaluation, Event, Hooks, Objective, Schedule, TrainConfig, train},
 };
 use layerwise_example_common::{
-    CommonFlags, Preset, Progress, interrupt, progress, run::Interrupted, run_main,
+    CommonFlags, Preset, Progress,
+    digits::{Digits, digits_vit},
+    interrupt, progress,
+    run::Interrupted,
+    run_main,
 };
 use serde_json::json;
-
-use crate::digits::Digits;
 
 layerwise_example_common::fast_allocator!();
 
@@ -68,17 +69,7 @@ fn quickstart(flags: &CommonFlags) -> Result<()> {
         seed: flags.seed,
         ..Default::default()
     };
-    let vit = VitConfig {
-        image_size: 8,
-        patch_size: 2,
-        num_channels: 1,
-        hidden_size: 48,
-        num_hidden_layers: 12,
-        num_attention_heads: 3,
-        intermediate_size: 192,
-        num_labels: 10,
-        ..Default::default()
-    };
+    let vit = digits_vit();
     let settings = json!({ "preset": flags.preset, "train": config, "vit": vit, "tolerance": TOLERANCE,
         "train_samples": data.train_len(), "test_samples": data.test_len() });
     let mut results = layerwise_example_common::Results::new("quickstart", settings, flags.seed, &device);
@@ -88,6 +79,7 @@ fn quickstart(flags: &CommonFlags) -> Result<()> {
         let config = TrainConfig { objective, ..config.clone() };
         let run = out.join(format!("runs/{name}-{}-seed{}", preset_name(flags.preset), flags.seed));
         let (model, curve) = trained(name, &vit, &data, &config, &run, stop, &device)?;
+        save(&model, &out.join(name), &data)?;
         studied.push(study(name, model, curve, &data, if smoke { 1 } else { 7 })?);
     }
     let aligned = studied.last().context("no model")?;
@@ -131,9 +123,17 @@ fn trained(
         bar.finish(&format!("{} steps", report.steps));
     }
     if report.stopped {
-        return Err(Interrupted.into());
+        return Err(
+            Interrupted("stopped; what is done is saved, and the same command goes on from there").into()
+        );
     }
     Ok((model, report.evaluations))
+}
+
+/// A Hugging Face folder: the model, and how its images are prepared.
+fn save(model: &Vit, folder: &Path, data: &Digits) -> Result<()> {
+    model.save(folder)?;
+    Ok(data.preprocess().save(folder)?)
 }
 
 /// Scores every layer, compares all layers, leaves early.
@@ -174,13 +174,13 @@ fn cut_and_check(
     folder: &Path,
     device: &Device,
 ) -> Result<Cut> {
-    studied.model.cut(depth)?.save(folder)?;
+    save(&studied.model.cut(depth)?, folder, data)?;
     let reloaded = Vit::load(folder, device)?.frozen();
     let scores = evaluate(&reloaded, data.test_batches())?;
     let (inputs, _) = data.test();
     for part in split(inputs, EXIT_BATCH)? {
         let want = &tap::layer_logits(&studied.model.frozen(), &part, Pass::EVAL)?[depth - 1];
-        let got = tap::forward(&reloaded, &Batch::clone(&part), Pass::EVAL)?;
+        let got = tap::forward(&reloaded, &part, Pass::EVAL)?;
         ensure!(
             got.to_vec2::<f32>()? == want.to_vec2::<f32>()?,
             "{}: the reloaded model's logits differ from exit {depth}'s",

@@ -15,7 +15,10 @@ use crate::{Cut, EXIT_BATCH, Studied, TOLERANCE};
 /// The two tables, and what the cut gave.
 pub(crate) fn tables(studied: &[Studied], cut: &Cut) -> String {
     let (layers, exits) = (layer_table(studied), exit_table(studied));
-    format!("\n{layers}\n{exits}\n{}\n", cut_sentence(cut))
+    format!(
+        "\nAccuracy (%), COS and CKA to the last layer:\n{layers}\nLeaving early:\n{exits}\n{}\n",
+        cut_sentence(cut)
+    )
 }
 
 /// Writes everything into `out`.
@@ -57,7 +60,7 @@ pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut:
         )
         .heading("What each layer knows")
         .figure(&figures.layers, "Accuracy of the shared classifier after each layer, and similarity of each layer to the last.")
-        .table(&layer_table(studied), "Per layer; accuracies in percent.")
+        .table(&layer_table(studied), "Per layer: accuracy in percent, COS and CKA to the last layer.")
         .heading("How alike the layers are")
         .figure(&figures.heat, "Sample-wise cosine similarity of all pairs of layers, centred over samples.")
         .heading("Leaving early")
@@ -117,7 +120,7 @@ fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
         studied.iter().flat_map(|model| [curve(model, depth), curve(model, 4)]).collect();
     let convergence = plots::lines("Convergence", "epoch", "fraction correct", &curves, unit);
     Ok(Figures {
-        layers: plots::write(&out.join("layers"), layers, 3)?,
+        layers: plots::write(&out.join("layers"), layers, 2)?,
         heat: plots::write(&out.join("similarity"), heat, 2)?,
         exits: plots::write(&out.join("exits"), vec![exits], 1)?,
         convergence: plots::write(&out.join("convergence"), vec![convergence], 1)?,
@@ -125,8 +128,8 @@ fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
 }
 
 fn layer_table(studied: &[Studied]) -> Table {
-    let columns = ["accuracy", "COS to last", "CKA to last"];
-    let names = columns.iter().flat_map(|column| studied.iter().map(move |m| format!("{} {column}", m.name)));
+    let columns = ["acc.", "COS", "CKA"];
+    let names = columns.iter().flat_map(|column| studied.iter().map(move |m| format!("{column} {}", m.name)));
     let mut table = Table::new(std::iter::once("layer".to_owned()).chain(names));
     let depth = studied.first().map_or(0, |model| model.scores.accuracy.len());
     for l in 0..depth {
