@@ -1,0 +1,140 @@
+//! What `--input` names, turned into what the model takes.
+
+use std::{
+    num::NonZeroUsize,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, bail};
+use candle_core::{Device, Tensor};
+use layerwise::{
+    data::{Error, ImageSet, Preprocess, Size, Split, cifar10, digits, idx, image_files, read_image},
+    models::VitConfig,
+};
+
+/// Samples in order, and how they are prepared.
+pub(crate) struct Input {
+    source: Source,
+    preprocess: Preprocess,
+    /// Edge of the model's images: one that has it already is not resampled.
+    model_size: usize,
+}
+
+enum Source {
+    Files(Vec<PathBuf>),
+    Set(ImageSet),
+}
+
+impl Input {
+    /// Opens `input` for a model of this configuration, whose folder may have a `preprocessor_config.json`.
+    pub(crate) fn open(
+        input: &Path,
+        limit: Option<NonZeroUsize>,
+        model: &Path,
+        config: &VitConfig,
+    ) -> Result<Self> {
+        let limit = limit.map_or(usize::MAX, NonZeroUsize::get);
+        let source = match source(input)? {
+            Source::Files(files) => Source::Files(files.into_iter().take(limit).collect()),
+            Source::Set(set) => Source::Set(set.take(limit)?),
+        };
+        let model_size = config.image_size;
+        let preprocess = match Preprocess::load(model)? {
+            Some(preprocess) => preprocess,
+            // Hugging Face's defaults, at the model's own size.
+            None => Preprocess {
+                size: Size::Square(model_size),
+                image_mean: vec![0.5; config.num_channels],
+                image_std: vec![0.5; config.num_channels],
+                ..Default::default()
+            },
+        };
+        Ok(Self { source, preprocess, model_size })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match &self.source {
+            Source::Files(files) => files.len(),
+            Source::Set(set) => set.len(),
+        }
+    }
+
+    /// How images are prepared.
+    pub(crate) fn preprocess(&self) -> &Preprocess {
+        &self.preprocess
+    }
+
+    /// What to call a sample.
+    pub(crate) fn name(&self, sample: usize) -> String {
+        match &self.source {
+            Source::Files(files) => files[sample].display().to_string(),
+            Source::Set(_) => format!("sample {sample}"),
+        }
+    }
+
+    /// Names of the files, in the order of the rows.
+    pub(crate) fn files(&self) -> Option<Vec<String>> {
+        let Source::Files(files) = &self.source else { return None };
+        Some(files.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into()).collect())
+    }
+
+    /// Labels of a data set, `(samples)`.
+    pub(crate) fn labels(&self, device: &Device) -> Result<Option<Tensor>> {
+        match &self.source {
+            Source::Files(_) => Ok(None),
+            Source::Set(set) => Ok(Some(Tensor::new(set.labels(), device)?)),
+        }
+    }
+
+    /// Number of the data set's classes; 0 for files.
+    pub(crate) fn classes(&self) -> usize {
+        match &self.source {
+            Source::Files(_) => 0,
+            Source::Set(set) => set.classes().len(),
+        }
+    }
+
+    /// Samples `rows` as `(rows, channels, height, width)`.
+    pub(crate) fn batch(&self, rows: Range<usize>, device: &Device) -> Result<Tensor> {
+        let as_it_is = Preprocess { do_resize: false, do_center_crop: false, ..self.preprocess.clone() };
+        let prepare = |height: usize, width: usize| {
+            let fits = (height, width) == (self.model_size, self.model_size);
+            if fits { &as_it_is } else { &self.preprocess }
+        };
+        match &self.source {
+            Source::Files(files) => {
+                let images = files[rows].iter().map(|path| {
+                    let image = read_image(path)?;
+                    prepare(image.height() as usize, image.width() as usize).apply(&image, device)
+                });
+                Ok(Tensor::stack(&images.collect::<Result<Vec<_>, Error>>()?, 0)?)
+            }
+            Source::Set(set) => {
+                let indices: Vec<usize> = rows.collect();
+                Ok(prepare(set.shape().height, set.shape().width).apply_set(set, &indices, device)?)
+            }
+        }
+    }
+}
+
+fn source(input: &Path) -> Result<Source> {
+    if input == Path::new("digits") && !input.exists() {
+        return Ok(Source::Set(digits()?));
+    }
+    if !input.is_dir() {
+        bail!("{}: expected a folder, or the word digits", input.display());
+    }
+    let attempts = [
+        image_files(input).map(Source::Files),
+        cifar10::load(input, Split::Test).map(Source::Set),
+        idx::load(input, Split::Test).map(Source::Set),
+    ];
+    for attempt in attempts {
+        match attempt {
+            Err(Error::NotFound { .. }) => {}
+            found => return Ok(found?),
+        }
+    }
+    bail!("{}: expected PNG or JPEG files, or the files of MNIST or of CIFAR-10", input.display())
+}
