@@ -3,15 +3,16 @@
 //! `benches/peers/train_step.py` is the same step in PyTorch. With `--json` (for `benches/peers/compare.py`) the bench
 //! times one objective itself and prints one line: `--json --objective aligned --threads 2 --warmup 2 --rounds 5`.
 
+mod cases;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use candle_core::{DType, Device::Cpu, Tensor, Var};
 use clap::{Parser, ValueEnum};
 use criterion::Criterion;
 use layerwise::{
-    models::{Batch, Pass, Tapped, Vit, VitConfig, tap},
-    ops::{self, init},
+    models::{Pass, Tapped},
+    train::{self, AdamW, loss, take_gradients},
 };
 use serde_json::json;
 
@@ -63,56 +64,18 @@ fn main() -> anyhow::Result<()> {
 
 /// The step of one objective: a closure that trains once and returns the loss.
 fn step(objective: Objective) -> anyhow::Result<impl FnMut() -> anyhow::Result<f32>> {
-    let config = VitConfig {
-        image_size: 32,
-        patch_size: 4,
-        hidden_size: 192,
-        num_hidden_layers: 12,
-        num_attention_heads: 3,
-        intermediate_size: 768,
-        num_labels: 10,
-        ..Default::default()
+    let (vit, batch, labels) = cases::vit(BATCH)?;
+    let objective = match objective {
+        Objective::Standard => train::Objective::Standard,
+        Objective::Aligned => train::Objective::Aligned { weights: Default::default() },
     };
-    let mut rng = init::rng(0);
-    let batch = Batch::from(init::normal(&mut rng, (BATCH, 3, 32, 32), 1., &Cpu)?);
-    let labels = Tensor::from_iter((0..BATCH as u32).map(|i| i % 10), &Cpu)?;
-    let vit = Vit::new(config, &mut rng, &Cpu)?;
-    let depth = vit.depth();
-    let weights: Vec<f64> = match objective {
-        Objective::Standard => (1..=depth).map(|l| if l == depth { 1. } else { 0. }).collect(),
-        Objective::Aligned => (1..=depth).map(|l| 2. * l as f64 / (depth * (depth + 1)) as f64).collect(),
-    };
-    let zeros = |var: &Var| Var::zeros(var.shape(), DType::F32, &Cpu);
-    let moments = vit.params().iter().map(|(_, var)| Ok([zeros(var)?, zeros(var)?]));
-    let moments: Vec<[Var; 2]> = moments.collect::<candle_core::Result<_>>()?;
-    let mut t = 0;
+    let weights = objective.turn(vit.depth(), 0, 0)?;
+    let mut optimiser = AdamW::new(vit.params(), Default::default())?;
     Ok(move || {
-        t += 1;
-        let features = tap::features(&vit, &batch, Pass::EVAL)?;
-        let mut total: Option<Tensor> = None;
-        for (i, w) in weights.iter().enumerate().filter(|(_, w)| **w > 0.) {
-            let logits = vit.exit(i + 1, &features[i + 1])?;
-            let ce = (ops::cross_entropy(&logits, &labels, None, &Default::default())? * *w)?;
-            total = Some(match total {
-                None => ce,
-                Some(t) => (t + ce)?,
-            });
-        }
-        drop(features);
-        let total = total.unwrap();
-        let loss = total.to_scalar::<f32>()?;
-        let mut grads = total.backward()?;
-        for ((_, var), [m, v]) in vit.params().iter().zip(&moments) {
-            let g = grads.remove(var).context("no gradient")?.detach();
-            ops::adamw_step(
-                var,
-                &g,
-                m,
-                v,
-                ops::AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-4, step: t },
-            )?;
-        }
-        Ok(loss)
+        let total = loss(&vit, &batch, &labels, &weights, 0., Pass::EVAL)?.total;
+        let value = total.to_scalar::<f32>()?;
+        optimiser.step(vit.params(), &take_gradients(total.backward()?, vit.params()), 1.)?;
+        Ok(value)
     })
 }
 
