@@ -25,14 +25,15 @@ pub fn layer_ratio(histogram: &[usize]) -> f64 {
 
 /// The smallest layer, from 1, whose accuracy is within `tolerance` of the best; both are fractions.
 ///
-/// The model can be cut there without training it again. A NaN never counts. 0 when no layer qualifies: there is none, all
-/// are NaN, or the tolerance is NaN or negative.
+/// The model can be cut there without training it again. `None` when no accuracy is a number.
 ///
 /// ```
-/// assert_eq!(layerwise_exit::minimal_depth(&[0.5, 0.93, 0.95, 0.94], 0.02), 2);
+/// assert_eq!(layerwise_exit::minimal_depth(&[0.5, 0.93, 0.95, 0.94], 0.02), Some(2));
 /// ```
 #[must_use]
-pub fn minimal_depth(accuracy: &[f64], tolerance: f64) -> usize {
+pub fn minimal_depth(accuracy: &[f64], tolerance: f64) -> Option<usize> {
     let best = accuracy.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    accuracy.iter().position(|&a| a >= best - tolerance).map_or(0, |i| i + 1)
+    // Fractions of a number of samples: 0.7 is within 0.1 of 0.8, which rounding denies.
+    let rounding = 1e-12;
+    accuracy.iter().position(|&a| a >= best - tolerance - rounding).map(|i| i + 1)
 }

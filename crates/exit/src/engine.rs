@@ -1,4 +1,4 @@
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use layerwise_models::{Batch, Pass, Tapped};
 
 use crate::{Error, Result, evaluate::rows};
@@ -6,7 +6,7 @@ use crate::{Error, Result, evaluate::rows};
 /// Answers of a batch, in the order of its rows.
 #[derive(Clone, Debug)]
 pub struct Exited {
-    /// `(rows, classes)`: the logits of the exit that each row left by.
+    /// `(rows, classes)`: the logits of the exit that each row left by; no graph hangs on them.
     pub logits: Tensor,
     /// The layer, from 1, after which each row left.
     pub layer: Vec<usize>,
@@ -22,7 +22,7 @@ pub struct Exited {
 /// [`Error::Setting`] when the threshold is not finite, [`Error::Empty`] for a batch without rows, [`Error::NotFinite`]
 /// naming the layer and the batch's row of a NaN among the logits, [`Error::Answers`] for a model that predicts more or
 /// less than one row a sample.
-pub fn leave_early<M: Tapped>(model: &M, batch: &Batch, threshold: f64) -> Result<Exited> {
+pub fn leave_early<M: Tapped + ?Sized>(model: &M, batch: &Batch, threshold: f64) -> Result<Exited> {
     if !threshold.is_finite() {
         return Err(Error::Setting {
             field: "threshold",
@@ -34,7 +34,7 @@ pub fn leave_early<M: Tapped>(model: &M, batch: &Batch, threshold: f64) -> Resul
     if samples == 0 {
         return Err(Error::Empty);
     }
-    let mut hidden = model.embed(batch, Pass::EVAL)?;
+    let mut hidden = model.embed(batch, Pass::EVAL)?.detach();
     let device = hidden.xs.device().clone();
     // Input rows of those still in the batch, in the order in which they stand there.
     let mut alive: Vec<usize> = (0..samples).collect();
@@ -42,11 +42,11 @@ pub fn leave_early<M: Tapped>(model: &M, batch: &Batch, threshold: f64) -> Resul
     let mut answers: Vec<Tensor> = Vec::new();
     let mut answered: Vec<usize> = Vec::with_capacity(samples);
     for l in 1..=depth {
-        hidden = model.block(l, &hidden, Pass::EVAL)?;
+        hidden = model.block(l, &hidden, Pass::EVAL)?.detach();
         if l < depth && threshold > 1. {
             continue;
         }
-        let logits = model.exit(l, &model.feature(&hidden)?)?;
+        let logits = model.exit(l, &model.feature(&hidden)?)?.detach();
         let confidence = confidences(&logits, l, &alive)?;
         let leaves = |i: usize| l == depth || confidence[i] > threshold;
         let (gone, kept): (Vec<u32>, Vec<u32>) = (0..alive.len() as u32).partition(|&i| leaves(i as usize));
@@ -95,7 +95,5 @@ fn in_input_order(parts: &[Tensor], order: &[usize], device: &candle_core::Devic
     for (at, &sample) in order.iter().enumerate() {
         position[sample] = at as u32;
     }
-    let parts: Vec<Tensor> =
-        parts.iter().map(|part| part.to_dtype(DType::F32)).collect::<candle_core::Result<_>>()?;
-    Ok(Tensor::cat(&parts, 0)?.index_select(&Tensor::new(position, device)?, 0)?)
+    Ok(Tensor::cat(parts, 0)?.index_select(&Tensor::new(position, device)?, 0)?)
 }

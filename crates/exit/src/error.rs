@@ -23,7 +23,7 @@ pub enum Error {
         /// Number of labels.
         labels: usize,
     },
-    /// A NaN or an infinity among the logits.
+    /// A NaN or an infinity among the logits (-inf too: a masked class has to be a large negative number).
     #[error("layer {layer}, row {row}: logits are not finite")]
     NotFinite {
         /// Exit, from 1.

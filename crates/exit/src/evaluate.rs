@@ -17,13 +17,14 @@ pub struct LayerScores {
 
 /// Scores every exit of `model` on labelled batches: layer-wise accuracy and loss.
 ///
-/// Labels are `(rows)`, u32. The result does not depend on how the samples are cut into batches.
+/// Labels are `(rows)`, u32. How the samples are cut into batches matters only to the last digits: a matrix product of another
+/// height may sum in another order. One exit's logits are in memory at a time.
 ///
 /// # Errors
 ///
 /// [`Error::Empty`] without samples, [`Error::Label`] and [`Error::Rows`] for labels that do not fit, and
 /// [`Error::NotFinite`] naming the layer and row of a NaN; otherwise what the batches or the model report.
-pub fn evaluate<M: Tapped>(
+pub fn evaluate<M: Tapped + ?Sized>(
     model: &M,
     batches: impl IntoIterator<Item = candle_core::Result<(Batch, Tensor)>>,
 ) -> Result<LayerScores> {
@@ -33,14 +34,17 @@ pub fn evaluate<M: Tapped>(
     for batch in batches {
         let (batch, labels) = batch?;
         let labels = labels.to_vec1::<u32>()?;
-        for (l, logits) in tap::layer_logits(model, &batch, Pass::EVAL)?.iter().enumerate() {
-            let rows = rows(logits, l + 1)?;
+        tap::for_each_layer(model, &batch, Pass::EVAL, |layer, hidden| {
+            let Some(l) = layer.checked_sub(1) else { return Ok(()) };
+            let logits = model.exit(layer, &model.feature(&hidden.detach())?)?;
+            let rows = rows(&logits, layer)?;
             check_labels(&rows, &labels)?;
             for (row, &label) in rows.iter().zip(&labels) {
                 hits[l] += usize::from(argmax(row) == label as usize);
                 losses[l] += log_sum_exp(row) - f64::from(row[label as usize]);
             }
-        }
+            Ok::<_, Error>(())
+        })?;
         samples += labels.len();
     }
     if samples == 0 {

@@ -10,4 +10,4 @@ pub use accounting::{histogram, layer_ratio, minimal_depth};
 pub use engine::{Exited, leave_early};
 pub use error::{Error, Result};
 pub use evaluate::{LayerScores, evaluate};
-pub use measure::{ExitReport, measure, split};
+pub use measure::{ExitReport, measure};

@@ -16,115 +16,84 @@ use crate::{
 pub struct ExitReport {
     /// Confidence above which a sample left.
     pub threshold: f64,
-    /// Samples a batch.
+    /// Samples of the largest batch.
     pub batch: usize,
     /// Fraction of samples answered rightly.
     pub accuracy: f64,
     /// See [`layer_ratio`].
     pub layer_ratio: f64,
-    /// Time of the same engine without exits over its time with them, medians of the rounds.
+    /// Time of the same engine without exits over its time with them, the median of the rounds' ratios.
     pub wall_ratio: f64,
     /// Samples that left after layer `1..=L`.
     pub histogram: Vec<usize>,
 }
 
-/// Leaves `model` at each of `thresholds`, in batches of `batch_size`, and measures accuracy, layer ratio and time.
+/// Leaves `model` at each of `thresholds` and measures accuracy, layer ratio and time.
 ///
-/// Every round runs the engine once without exits and once for each threshold, so that what else the machine does touches
-/// all alike; one round more comes first, to warm up.
+/// `batches` gives all labelled batches, once for each round; the clock runs only inside the engine. Every batch goes through
+/// the engine without exits and then at each threshold, so that what else the machine does touches all alike; one round
+/// more comes first, to warm up.
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] for a batch size or number of rounds of 0; otherwise as [`leave_early`] and
-/// [`evaluate`](crate::evaluate).
-pub fn measure<M: Tapped>(
+/// [`Error::Setting`] for 0 rounds, [`Error::Empty`] without samples; otherwise as [`leave_early`] and
+/// [`evaluate`](crate::evaluate), and what the batches report.
+pub fn measure<M: Tapped + ?Sized, I>(
     model: &M,
-    inputs: &Batch,
-    labels: &Tensor,
-    batch_size: usize,
+    batches: impl Fn() -> I,
     thresholds: &[f64],
     rounds: usize,
-) -> Result<Vec<ExitReport>> {
-    for (field, value) in [("batch_size", batch_size), ("rounds", rounds)] {
-        if value == 0 {
-            return Err(Error::Setting { field, value: "0".into(), expected: "at least 1" });
-        }
+) -> Result<Vec<ExitReport>>
+where
+    I: IntoIterator<Item = candle_core::Result<(Batch, Tensor)>>,
+{
+    if rounds == 0 {
+        return Err(Error::Setting { field: "rounds", value: "0".into(), expected: "at least 1" });
     }
-    let labels = labels.to_vec1::<u32>()?;
-    let batches = split(inputs, batch_size)?;
     // Above every probability: nobody leaves.
     const NO_EXITS: f64 = 2.;
     let all: Vec<f64> = [NO_EXITS].iter().chain(thresholds).copied().collect();
-    let mut seconds = vec![Vec::with_capacity(rounds); all.len()];
-    let mut runs = Vec::with_capacity(all.len());
+    let mut seconds = vec![vec![0.; rounds]; all.len()];
+    let mut hits = vec![0; all.len()];
+    let mut layers = vec![Vec::new(); all.len()];
+    let mut largest = 0;
     for round in 0..=rounds {
-        for (i, &threshold) in all.iter().enumerate() {
-            let start = Instant::now();
-            let run = run(model, &batches, threshold)?;
-            match round {
-                0 => {
-                    check_labels(&run.0, &labels)?;
-                    runs.push(run);
+        for batch in batches() {
+            let (batch, labels) = batch?;
+            let labels = labels.to_vec1::<u32>()?;
+            largest = largest.max(labels.len());
+            for (i, &threshold) in all.iter().enumerate() {
+                let start = Instant::now();
+                let out = leave_early(model, &batch, threshold)?;
+                if let Some(round) = round.checked_sub(1) {
+                    seconds[i][round] += start.elapsed().as_secs_f64();
+                    continue;
                 }
-                _ => seconds[i].push(start.elapsed().as_secs_f64()),
+                let answers = rows(&out.logits, model.depth())?;
+                check_labels(&answers, &labels)?;
+                hits[i] += answers.iter().zip(&labels).filter(|(row, l)| argmax(row) == **l as usize).count();
+                layers[i].extend(out.layer);
             }
         }
     }
-    let full = median(&mut seconds[0]);
-    thresholds
-        .iter()
-        .zip(&runs[1..])
-        .zip(&mut seconds[1..])
-        .map(|((&threshold, (answers, layers)), seconds)| {
-            let hits = answers.iter().zip(&labels).filter(|(row, label)| argmax(row) == **label as usize);
-            let histogram = histogram(layers, model.depth());
-            Ok(ExitReport {
-                threshold,
-                batch: batch_size,
-                accuracy: hits.count() as f64 / labels.len() as f64,
-                layer_ratio: layer_ratio(&histogram),
-                wall_ratio: full / median(seconds),
-                histogram,
-            })
-        })
-        .collect()
-}
-
-/// A batch as batches of `size` rows, the last one shorter; views, not copies.
-///
-/// # Errors
-///
-/// [`Error::Setting`] when `size` is 0, [`Error::Empty`] when there are no rows.
-pub fn split(batch: &Batch, size: usize) -> Result<Vec<Batch>> {
-    if size == 0 {
-        return Err(Error::Setting { field: "size", value: "0".into(), expected: "at least 1" });
-    }
-    let rows = batch.rows()?;
-    if rows == 0 {
+    if largest == 0 {
         return Err(Error::Empty);
     }
-    (0..rows)
-        .step_by(size)
-        .map(|start| {
-            let part = |xs: &Tensor| xs.narrow(0, start, size.min(rows - start));
-            Ok(Batch {
-                inputs: part(&batch.inputs)?,
-                mask: batch.mask.as_ref().map(part).transpose()?,
-                token_types: batch.token_types.as_ref().map(part).transpose()?,
-            })
-        })
-        .collect()
-}
-
-/// Logits and exit layers of all rows.
-fn run<M: Tapped>(model: &M, batches: &[Batch], threshold: f64) -> Result<(Vec<Vec<f32>>, Vec<usize>)> {
-    let (mut answers, mut layers) = (Vec::new(), Vec::new());
-    for batch in batches {
-        let out = leave_early(model, batch, threshold)?;
-        answers.extend(rows(&out.logits, model.depth())?);
-        layers.extend(out.layer);
-    }
-    Ok((answers, layers))
+    let report = |(i, &threshold): (usize, &f64)| {
+        let i = i + 1;
+        let mut ratios: Vec<f64> =
+            seconds[0].iter().zip(&seconds[i]).map(|(full, exits)| full / exits).collect();
+        let histogram = histogram(&layers[i], model.depth());
+        ExitReport {
+            threshold,
+            batch: largest,
+            accuracy: hits[i] as f64 / layers[i].len() as f64,
+            layer_ratio: layer_ratio(&histogram),
+            wall_ratio: median(&mut ratios),
+            histogram,
+        }
+    };
+    Ok(thresholds.iter().enumerate().map(report).collect())
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -1,10 +1,8 @@
 //! Scores of every exit, and what a threshold gives and saves.
 
 use candle_core::{Device::Cpu, Tensor};
-use layerwise_exit::{
-    Error, Result, evaluate, histogram, layer_ratio, leave_early, measure, minimal_depth, split,
-};
-use layerwise_models::Batch;
+use layerwise_exit::{Error, Result, evaluate, histogram, layer_ratio, leave_early, measure, minimal_depth};
+use layerwise_models::{Batch, Tapped};
 use layerwise_testkit::{Scripted, TinyStack, random};
 
 /// Logits `(4 samples, 2 layers, 3 classes)`; samples 1 and 3 have ties in layer 1.
@@ -37,11 +35,7 @@ fn accuracy_and_loss_equal_pytorch() -> Result<()> {
 fn scores_do_not_depend_on_batches() -> Result<()> {
     let model = TinyStack::new(4, 8, 3, 1)?;
     let (inputs, labels) = samples(50)?;
-    let scores = |size| {
-        let batches = split(&inputs, size)?;
-        let labels = (0..50).step_by(size).map(|start| labels.narrow(0, start, size.min(50 - start)));
-        evaluate(&model, batches.into_iter().zip(labels).map(|(batch, labels)| Ok((batch, labels?))))
-    };
+    let scores = |size| evaluate(&model, batches(&inputs, &labels, size)?);
     let whole = scores(50)?;
     assert_eq!((whole.samples, whole.accuracy.len(), whole.loss.len()), (50, 4, 4));
     for size in [1, 7, 49] {
@@ -56,6 +50,15 @@ fn scores_do_not_depend_on_batches() -> Result<()> {
 fn samples(n: usize) -> Result<(Batch, Tensor)> {
     let labels = (0..n as u32).map(|i| i * i % 3).collect();
     Ok((Batch::from(random(2, &[n, 8])), Tensor::from_vec(labels, n, &Cpu)?))
+}
+
+type Batches = Vec<candle_core::Result<(Batch, Tensor)>>;
+
+/// Samples in batches of `size`.
+fn batches(inputs: &Batch, labels: &Tensor, size: usize) -> Result<Batches> {
+    let rows = labels.dim(0)?;
+    let labels = (0..rows).step_by(size).map(|start| labels.narrow(0, start, size.min(rows - start)));
+    Ok(inputs.split(size)?.into_iter().zip(labels).map(|(batch, labels)| Ok((batch, labels?))).collect())
 }
 
 #[test]
@@ -84,12 +87,12 @@ fn measure_reports_what_leave_early_does() -> Result<()> {
     let model = TinyStack::new(4, 8, 3, 1)?;
     let (inputs, labels) = samples(50)?;
     let thresholds = [0., 0.6, 2.];
-    let reports = measure(&model, &inputs, &labels, 16, &thresholds, 2)?;
+    let reports = measure(&model, || batches(&inputs, &labels, 16).unwrap(), &thresholds, 2)?;
     assert_eq!(reports.len(), 3);
     let label = labels.to_vec1::<u32>()?;
     for (report, threshold) in reports.iter().zip(thresholds) {
         let (mut layers, mut answers) = (Vec::new(), Vec::new());
-        for batch in split(&inputs, 16)? {
+        for batch in inputs.split(16)? {
             let out = leave_early(&model, &batch, threshold)?;
             layers.extend(out.layer);
             answers.extend(out.logits.argmax(1)?.to_vec1::<u32>()?);
@@ -113,43 +116,40 @@ fn measure_reports_what_leave_early_does() -> Result<()> {
 fn measure_names_what_is_wrong() -> Result<()> {
     let model = TinyStack::new(2, 8, 3, 1)?;
     let (inputs, labels) = samples(9)?;
-    let run = |labels: &Tensor, size, rounds| measure(&model, &inputs, labels, size, &[0.5], rounds);
-    assert!(matches!(run(&labels, 0, 1), Err(Error::Setting { field: "batch_size", .. })));
-    assert!(matches!(run(&labels, 4, 0), Err(Error::Setting { field: "rounds", .. })));
-    assert!(matches!(run(&labels.narrow(0, 0, 5)?, 4, 1), Err(Error::Rows { rows: 9, labels: 5 })));
+    let run =
+        |labels: &Tensor, rounds| measure(&model, || [Ok((inputs.clone(), labels.clone()))], &[0.5], rounds);
+    assert!(matches!(run(&labels, 0), Err(Error::Setting { field: "rounds", .. })));
+    assert!(matches!(run(&labels.narrow(0, 0, 5)?, 1), Err(Error::Rows { rows: 9, labels: 5 })));
     let wrong = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 3, 0, 0], &Cpu)?;
-    assert!(matches!(run(&wrong, 4, 1), Err(Error::Label { row: 6, label: 3, classes: 3 })));
-    // A batch larger than the data is the data.
-    assert_eq!(run(&labels, 100, 1)?[0].histogram.iter().sum::<usize>(), 9);
+    assert!(matches!(run(&wrong, 1), Err(Error::Label { row: 6, label: 3, classes: 3 })));
+    assert!(matches!(measure(&model, || [], &[0.5], 1), Err(Error::Empty)));
+    let unread = || [Err(candle_core::Error::Msg("no such file".into()))];
+    assert!(measure(&model, unread, &[0.5], 1).unwrap_err().to_string().contains("no such file"));
     Ok(())
 }
 
 #[test]
-fn split_cuts_all_parts_of_a_batch_alike() -> Result<()> {
-    let ids = Tensor::arange(0u32, 14, &Cpu)?.reshape((7, 2))?;
-    let whole = Batch { inputs: ids.clone(), mask: Some((&ids * 2.)?), token_types: Some(ids.clone()) };
-    let parts = split(&whole, 3)?;
-    let join = |part: fn(&Batch) -> &Tensor| {
-        Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0)?.to_vec2::<u32>()
-    };
-    assert_eq!(parts.iter().map(|part| part.rows()).collect::<candle_core::Result<Vec<_>>>()?, [3, 3, 1]);
-    assert_eq!(join(|part| &part.inputs)?, ids.to_vec2::<u32>()?);
-    assert_eq!(join(|part| part.mask.as_ref().unwrap())?, (&ids * 2.)?.to_vec2::<u32>()?);
-    assert_eq!(join(|part| part.token_types.as_ref().unwrap())?, ids.to_vec2::<u32>()?);
-    assert!(matches!(split(&whole, 0), Err(Error::Setting { field: "size", .. })));
-    assert!(matches!(split(&Batch::from(ids.narrow(0, 0, 0)?), 3), Err(Error::Empty)));
+fn nothing_records_a_graph_and_any_tapped_object_will_do() -> Result<()> {
+    let (inputs, labels) = samples(9)?;
+    let model: Box<dyn Tapped> = Box::new(TinyStack::new(3, 8, 3, 1)?);
+    for threshold in [0., 0.6, 2.] {
+        assert!(!leave_early(&*model, &inputs, threshold)?.logits.track_op(), "threshold {threshold}");
+    }
+    assert_eq!(evaluate(&*model, [Ok((inputs.clone(), labels.clone()))])?.samples, 9);
+    assert_eq!(measure(&*model, || [Ok((inputs.clone(), labels.clone()))], &[0.5], 1)?.len(), 1);
     Ok(())
 }
 
 #[test]
 fn minimal_depth_of_given_accuracies() {
-    assert_eq!(minimal_depth(&[0.5, 0.9, 0.95, 0.94], 0.01), 3);
-    assert_eq!(minimal_depth(&[0.5, 0.9, 0.95, 0.94], 0.1), 2);
-    assert_eq!(minimal_depth(&[0.5, 0.9, 0.95, 0.94], 1.), 1);
-    assert_eq!(minimal_depth(&[0.5, 0.9, 0.9, 0.9], 0.), 2); // the first of equals
-    assert_eq!(minimal_depth(&[0.25], 0.), 1);
-    assert_eq!(minimal_depth(&[f64::NAN, 0.5, 0.9], 0.5), 2);
-    assert_eq!(minimal_depth(&[], 0.1), 0);
-    assert_eq!(minimal_depth(&[f64::NAN; 3], 0.1), 0);
-    assert_eq!(minimal_depth(&[0.5, 0.9], f64::NAN), 0);
+    assert_eq!(minimal_depth(&[0.5, 0.9, 0.95, 0.94], 0.01), Some(3));
+    assert_eq!(minimal_depth(&[0.5, 0.9, 0.95, 0.94], 0.1), Some(2));
+    assert_eq!(minimal_depth(&[0.5, 0.9, 0.95, 0.94], 1.), Some(1));
+    assert_eq!(minimal_depth(&[0.5, 0.9, 0.9, 0.9], 0.), Some(2)); // the first of equals
+    assert_eq!(minimal_depth(&[0.25], 0.), Some(1));
+    assert_eq!(minimal_depth(&[0.7, 0.8], 0.1), Some(1)); // 0.8 - 0.1 > 0.7 in f64
+    assert_eq!(minimal_depth(&[f64::NAN, 0.5, 0.9], 0.5), Some(2));
+    assert_eq!(minimal_depth(&[], 0.1), None);
+    assert_eq!(minimal_depth(&[f64::NAN; 3], 0.1), None);
+    assert_eq!(minimal_depth(&[0.5, 0.9], f64::NAN), None);
 }

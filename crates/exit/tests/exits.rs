@@ -1,7 +1,7 @@
 //! The engine: who leaves where, with which logits, and what is not computed any more.
 
 use candle_core::{Device::Cpu, Tensor};
-use layerwise_exit::{Error, Exited, Result, histogram, layer_ratio, leave_early, split};
+use layerwise_exit::{Error, Exited, Result, histogram, layer_ratio, leave_early};
 use layerwise_models::{Batch, Hidden, Pass, Tapped, Vit, tap};
 use layerwise_ops::{Attention, attention};
 use layerwise_testkit::{Counted, Scripted, TinyStack, assert_close, random, tiny_vit, tiny_vit_config};
@@ -97,7 +97,7 @@ fn compacted_batches_answer_as_single_samples() -> Result<()> {
 
 fn one_by_one(model: &impl Tapped, batch: &Batch, threshold: f64, together: &Exited) -> Result<()> {
     let single: Vec<Exited> =
-        split(batch, 1)?.iter().map(|sample| leave_early(model, sample, threshold)).collect::<Result<_>>()?;
+        batch.split(1)?.iter().map(|sample| leave_early(model, sample, threshold)).collect::<Result<_>>()?;
     let layers: Vec<usize> = single.iter().flat_map(|out| out.layer.clone()).collect();
     assert_eq!(together.layer, layers);
     let logits: Vec<&Tensor> = single.iter().map(|out| &out.logits).collect();

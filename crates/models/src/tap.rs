@@ -1,7 +1,9 @@
 //! The one idea: a stack of equal-width blocks under one head, tapped after every block.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 use layerwise_ops::Dropout;
+
+type Result<T, E = candle_core::Error> = std::result::Result<T, E>;
 
 /// What a model is fed: images, token ids or feature rows, with what belongs to them.
 #[derive(Clone, Debug)]
@@ -29,6 +31,27 @@ impl Batch {
     pub fn rows(&self) -> Result<usize> {
         self.inputs.dim(0)
     }
+
+    /// The same samples as batches of `size` rows, the last one shorter; views, not copies.
+    ///
+    /// # Errors
+    ///
+    /// When `size` is 0 or the inputs are a scalar.
+    pub fn split(&self, size: usize) -> Result<Vec<Self>> {
+        if size == 0 {
+            candle_core::bail!("batches of 0 rows")
+        }
+        let rows = self.rows()?;
+        let batch = |start: usize| {
+            let part = |xs: &Tensor| xs.narrow(0, start, size.min(rows - start));
+            Ok(Self {
+                inputs: part(&self.inputs)?,
+                mask: self.mask.as_ref().map(part).transpose()?,
+                token_types: self.token_types.as_ref().map(part).transpose()?,
+            })
+        };
+        (0..rows).step_by(size).map(batch).collect()
+    }
 }
 
 /// A batch on its way through the stack.
@@ -38,6 +61,14 @@ pub struct Hidden {
     pub xs: Tensor,
     /// As in [`Batch::mask`].
     pub mask: Option<Tensor>,
+}
+
+impl Hidden {
+    /// The same state, recording no graph from here on.
+    #[must_use]
+    pub fn detach(&self) -> Self {
+        Self { xs: self.xs.detach(), mask: self.mask.clone() }
+    }
 }
 
 /// Whether a forward pass trains (and with which dropout) or only looks.
@@ -125,16 +156,39 @@ pub trait Tapped {
     }
 }
 
+/// Runs the stack and calls `f` with each layer's state as soon as it is there: `h^0` (layer 0), then `h^1 .. h^L`.
+///
+/// Only one state is alive at a time, unless `f` keeps it.
+///
+/// # Errors
+///
+/// When the batch does not fit the model, or what `f` returns.
+pub fn for_each_layer<M: Tapped + ?Sized, E: From<candle_core::Error>>(
+    model: &M,
+    batch: &Batch,
+    pass: Pass,
+    mut f: impl FnMut(usize, &Hidden) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut hidden = model.embed(batch, pass)?;
+    f(0, &hidden)?;
+    for layer in 1..=model.depth() {
+        hidden = model.block(layer, &hidden, pass)?;
+        f(layer, &hidden)?;
+    }
+    Ok(())
+}
+
 /// States `h^0 .. h^L`.
 ///
 /// # Errors
 ///
 /// When the batch does not fit the model.
-pub fn hidden_states(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Vec<Hidden>> {
-    let mut states = vec![model.embed(batch, pass)?];
-    for layer in 1..=model.depth() {
-        states.push(model.block(layer, &states[layer - 1], pass)?);
-    }
+pub fn hidden_states<M: Tapped + ?Sized>(model: &M, batch: &Batch, pass: Pass) -> Result<Vec<Hidden>> {
+    let mut states = Vec::with_capacity(model.depth() + 1);
+    for_each_layer(model, batch, pass, |_, hidden| {
+        states.push(hidden.clone());
+        Ok::<_, candle_core::Error>(())
+    })?;
     Ok(states)
 }
 
@@ -143,9 +197,13 @@ pub fn hidden_states(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<V
 /// # Errors
 ///
 /// When the batch does not fit the model.
-pub fn features(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Vec<Tensor>> {
-    let states = hidden_states(model, batch, pass)?;
-    states.iter().map(|hidden| model.feature(hidden)).collect()
+pub fn features<M: Tapped + ?Sized>(model: &M, batch: &Batch, pass: Pass) -> Result<Vec<Tensor>> {
+    let mut features = Vec::with_capacity(model.depth() + 1);
+    for_each_layer(model, batch, pass, |_, hidden| {
+        features.push(model.feature(hidden)?);
+        Ok::<_, candle_core::Error>(())
+    })?;
+    Ok(features)
 }
 
 /// Logits `(rows, classes)` of every exit, layers `1..=L`.
@@ -153,9 +211,15 @@ pub fn features(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Vec<Te
 /// # Errors
 ///
 /// When the batch does not fit the model.
-pub fn layer_logits(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Vec<Tensor>> {
-    let features = features(model, batch, pass)?;
-    (1..=model.depth()).map(|layer| model.exit(layer, &features[layer])).collect()
+pub fn layer_logits<M: Tapped + ?Sized>(model: &M, batch: &Batch, pass: Pass) -> Result<Vec<Tensor>> {
+    let mut logits = Vec::with_capacity(model.depth());
+    for_each_layer(model, batch, pass, |layer, hidden| {
+        if layer > 0 {
+            logits.push(model.exit(layer, &model.feature(hidden)?)?);
+        }
+        Ok::<_, candle_core::Error>(())
+    })?;
+    Ok(logits)
 }
 
 /// Logits `(rows, classes)` of the last exit.
@@ -163,7 +227,7 @@ pub fn layer_logits(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Ve
 /// # Errors
 ///
 /// When the batch does not fit the model.
-pub fn forward(model: &impl Tapped, batch: &Batch, pass: Pass) -> Result<Tensor> {
+pub fn forward<M: Tapped + ?Sized>(model: &M, batch: &Batch, pass: Pass) -> Result<Tensor> {
     let mut hidden = model.embed(batch, pass)?;
     for layer in 1..=model.depth() {
         hidden = model.block(layer, &hidden, pass)?;

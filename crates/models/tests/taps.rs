@@ -198,3 +198,20 @@ fn dropped(eval: &Tensor, train: &Tensor, base: &Tensor) -> Result<Vec<bool>> {
     };
     flat(eval)?.into_iter().zip(flat(train)?).zip(flat(base)?).map(of_element).collect()
 }
+
+#[test]
+fn split_cuts_all_parts_of_a_batch_alike() -> Result {
+    let ids = Tensor::arange(0u32, 14, &Cpu)?.reshape((7, 2))?;
+    let whole = Batch { inputs: ids.clone(), mask: Some((&ids * 2.)?), token_types: Some(ids.clone()) };
+    let parts = whole.split(3)?;
+    let join = |part: fn(&Batch) -> &Tensor| {
+        Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0)?.to_vec2::<u32>()
+    };
+    assert_eq!(parts.iter().map(|part| part.rows()).collect::<candle_core::Result<Vec<_>>>()?, [3, 3, 1]);
+    assert_eq!(join(|part| &part.inputs)?, ids.to_vec2::<u32>()?);
+    assert_eq!(join(|part| part.mask.as_ref().unwrap())?, (&ids * 2.)?.to_vec2::<u32>()?);
+    assert_eq!(join(|part| part.token_types.as_ref().unwrap())?, ids.to_vec2::<u32>()?);
+    assert!(whole.split(0).is_err());
+    assert!(Batch::from(ids.narrow(0, 0, 0)?).split(3)?.is_empty());
+    Ok(())
+}
