@@ -61,10 +61,7 @@ fn binary_batches_here_or_in_the_official_folder() -> Result {
 #[cfg(feature = "parquet")]
 #[test]
 fn the_real_test_set_from_parquet() -> Result {
-    let Some(shared) = layerwise_testkit::shared_dir() else {
-        eprintln!("skipped: LAYERWISE_SHARED is not set");
-        return Ok(());
-    };
+    let Some(shared) = layerwise_testkit::from_env("LAYERWISE_SHARED") else { return Ok(()) };
     let set = cifar10::load(&shared.join("data/cifar10"), Split::Test)?;
     assert_eq!(set, cifar10::load(&shared.join("data/cifar10/plain_text"), Split::Test)?);
     assert_eq!(set.len(), 10_000);

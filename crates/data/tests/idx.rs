@@ -4,7 +4,6 @@ use std::{fs, io::Write, path::Path};
 
 use flate2::{Compression, write::GzEncoder};
 use layerwise_data::{Shape, Split, idx};
-use layerwise_testkit::shared_dir;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -49,10 +48,7 @@ fn every_layout_gives_the_same_images() -> Result {
 /// image 0 weighted by `np.arange(1, 785)`, and `[0, 5]`; labels from byte 8, `np.bincount`.
 #[test]
 fn the_real_mnist() -> Result {
-    let Some(shared) = shared_dir() else {
-        eprintln!("skipped: LAYERWISE_SHARED is not set");
-        return Ok(());
-    };
+    let Some(shared) = layerwise_testkit::from_env("LAYERWISE_SHARED") else { return Ok(()) };
     let train = idx::load(&shared.join("data/mnist"), Split::Train)?;
     let test = idx::load(&shared.join("data/mnist"), Split::Test)?;
     assert_eq!(train.shape(), Shape { channels: 1, height: 28, width: 28 });

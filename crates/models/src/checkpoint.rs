@@ -41,6 +41,10 @@ struct Index {
 impl Checkpoint {
     /// Reads the weights of `folder`; `rename` maps the file's tensor names to those of the parameters.
     pub(crate) fn open(folder: &Path, rename: impl Fn(&str) -> String) -> Result<Self> {
+        if !folder.is_dir() {
+            let source = std::io::Error::new(std::io::ErrorKind::NotFound, "expected the folder of a model");
+            return Err(Error::Io { path: folder.to_owned(), source });
+        }
         let (path, shards) = shards(folder)?;
         let mut checkpoint =
             Self { path, files: Vec::new(), entries: BTreeMap::new(), aliases: BTreeMap::new() };

@@ -17,18 +17,20 @@ pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const LAYERWISE: &str = "layerwise.json";
 const WEIGHTS: &str = "model.safetensors";
 
-/// Writes weights (as f32), configuration and, if there is one, `layerwise.json`; equal bytes for equal models.
+/// Writes weights (as f32, under the names that `rename` gives them), configuration and, if there is one, `layerwise.json`; equal bytes for equal models.
 ///
-/// All are complete under temporary names before the first takes its place.
+/// All are complete under temporary names before the first takes its place; each file is whole at any moment. A kill between two
+/// renames leaves weights and configuration of different models where they differ: save another model into another folder.
 pub(crate) fn save(
     folder: &Path,
     config: &impl Serialize,
     layerwise: Option<&impl Serialize>,
     params: &Params,
+    rename: impl Fn(&str) -> String,
 ) -> Result<()> {
     let at = |source| Error::Io { path: folder.to_owned(), source };
     fs::create_dir_all(folder).map_err(at)?;
-    let mut files = vec![(WEIGHTS, weights(params)?), (CONFIG, json(config)?)];
+    let mut files = vec![(WEIGHTS, weights(params, rename)?), (CONFIG, json(config)?)];
     if let Some(layerwise) = layerwise {
         files.push((LAYERWISE, json(layerwise)?));
     }
@@ -89,8 +91,8 @@ impl View for Values {
     }
 }
 
-fn weights(params: &Params) -> Result<Vec<u8>> {
-    let named = |(name, var): (&str, &candle_core::Var)| Ok((name.to_owned(), Values::new(var)?));
+fn weights(params: &Params, rename: impl Fn(&str) -> String) -> Result<Vec<u8>> {
+    let named = |(name, var): (&str, &candle_core::Var)| Ok((rename(name), Values::new(var)?));
     let tensors = params.iter().map(named).collect::<Result<Vec<_>>>()?;
     // Version 4 of Python's transformers refuses files that do not say which framework's layout they have.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -80,7 +80,8 @@ impl MlpConfig {
 
 /// A stack of fully connected blocks of one width behind an input projection, with or without residual connections.
 ///
-/// Takes rows of `inputs` numbers, f32, in any shape: `(rows, inputs)` or `(rows, channels, height, width)`.
+/// Takes rows of `inputs` numbers, f32, in any shape: `(rows, inputs)` or `(rows, channels, height, width)`. A clone shares
+/// its weights with the original; [`copied`](Mlp::copied) has its own.
 #[derive(Clone, Debug)]
 pub struct Mlp {
     config: MlpConfig,
@@ -128,6 +129,15 @@ impl Mlp {
         }
     }
 
+    /// The same model with weights of its own: train it, and this one stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    pub fn copied(&self) -> Result<Self> {
+        Ok(Self::build(self.config.clone(), Builder::model(&self.params.copied()?))?.0)
+    }
+
     /// The model that [`save`](Self::save) wrote.
     ///
     /// # Errors
@@ -154,7 +164,7 @@ impl Mlp {
     /// [`Error::Io`] when the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let saved = Saved { model_type: MODEL_TYPE.to_owned(), config: self.config.clone() };
-        folder::save(folder, &saved, None::<&()>, &self.params)
+        folder::save(folder, &saved, None::<&()>, &self.params, str::to_owned)
     }
 
     /// The first `depth` blocks under the head of that exit, sharing their parameters with this model.

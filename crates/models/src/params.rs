@@ -4,6 +4,8 @@ use candle_core::Var;
 
 /// Trainable parameters, in order of their names.
 ///
+/// A clone shares the values; [`copied`](Params::copied) is a snapshot.
+///
 /// candle's `VarMap` iterates in hash order, which differs from run to run; sums over parameters and saved optimiser
 /// states must not.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +26,18 @@ impl Params {
     /// Names and parameters, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.0.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// The same values in memory of their own.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    pub fn copied(&self) -> candle_core::Result<Self> {
+        let copy = |(name, var): (&String, &Var)| {
+            Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor().copy()?)?))
+        };
+        self.0.iter().map(copy).collect()
     }
 
     /// Number of parameter tensors.

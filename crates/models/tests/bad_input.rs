@@ -48,7 +48,6 @@ fn a_config_that_is_wrong() -> Result {
         ),
         ("layer_norm_eps", json!(-1e-6), vec!["layer_norm_eps is -0.000001, expected", "not negative"]),
         ("model_type", json!("bert"), vec!["model_type \"bert\"", "expected \"vit\""]),
-        ("architectures", json!(["DeiTForImageClassificationWithTeacher"]), vec!["distilled", "expected"]),
         ("num_labels", json!(4), vec!["id2label must name the labels 0 .. 4", "5 of them"]),
         ("id2label", labels([0, 1, 2, 4, 5]), vec!["id2label must name the labels 0 .. 5"]),
         // Wrong types: the JSON reader says where.
@@ -266,9 +265,11 @@ fn tensors_that_do_not_go_together() -> Result {
             tensors["vit.embeddings.cls_token"].clone(),
         );
     })?;
+    // A token more needs a position more.
     let (error, text) = refused(folder.path());
-    assert!(matches!(error, Error::InFile { .. }), "{error:?}");
-    assert_says(&text, &folder.path().join(WEIGHTS), &["distilled DeiT", "expected"]);
+    assert!(matches!(error, Error::Tensors { .. }), "{error:?}");
+    let position = "\"vit.embeddings.position_embeddings\" has shape [1, 5, 12], expected [1, 6, 12]";
+    assert_says(&text, &folder.path().join(WEIGHTS), &[position]);
     Ok(())
 }
 
@@ -286,10 +287,12 @@ fn files_that_are_not_there() -> Result {
         assert_says(&text, &folder.path().join(file), &[]);
     }
     let folder = tempfile::tempdir()?;
-    for missing in [folder.path().join("absent"), folder.path().join("a\0b"), folder.path().to_owned()] {
+    let no_folder = "expected the folder of a model";
+    let (absent, empty) = (folder.path().join("absent"), folder.path().to_owned());
+    for (missing, says) in [(absent, no_folder), (folder.path().join("a\0b"), no_folder), (empty, WEIGHTS)] {
         let (error, text) = refused(&missing);
         assert!(matches!(error, Error::Io { .. }), "{error:?}");
-        assert_says(&text, &missing, &[WEIGHTS]);
+        assert_says(&text, &missing, &[says]);
     }
     Ok(())
 }

@@ -404,8 +404,43 @@ fn a_cut_shares_the_parameters_of_the_whole() -> Result {
 }
 
 #[test]
+fn deit_comes_with_or_without_its_second_token_and_classifier() -> Result {
+    let folder = tempfile::tempdir()?;
+    let distilled = common::vit(VitConfig { distillation_token: true, ..tiny() })?;
+    distilled.save(folder.path())?;
+    let names = |folder: &Path| {
+        common::read_tensors(&folder.join(common::WEIGHTS)).map(|tensors| tensors.into_keys())
+    };
+    let ours = |name: &String| name.starts_with("deit.") || name.starts_with("classifier.");
+    assert!(names(folder.path())?.all(|name| ours(&name)));
+    let again = Vit::load(folder.path(), &Cpu)?;
+    assert!(again.config().distillation_token);
+    assert_eq!(common::values(again.params())?, common::values(distilled.params())?);
+
+    // A classifier for each of the two tokens: no classifier of ours, but a backbone.
+    common::change_weights(folder.path(), |tensors| {
+        for part in ["weight", "bias"] {
+            let Some(tensor) = tensors.remove(&format!("classifier.{part}")) else { continue };
+            tensors.insert(format!("distillation_classifier.{part}"), tensor.clone());
+            tensors.insert(format!("cls_classifier.{part}"), tensor);
+        }
+    })?;
+    let error = Vit::load(folder.path(), &Cpu).unwrap_err().to_string();
+    assert!(error.contains("classifier.weight") && error.contains("cls_classifier.weight"), "{error}");
+    let options = LoadOptions { head: Head::None, ..LoadOptions::default() };
+    assert_eq!(Vit::load_with(folder.path(), &options, &Cpu)?.unexpected.len(), 4);
+
+    // `deit` by name only.
+    let plain = tempfile::tempdir()?;
+    common::vit(tiny())?.save(plain.path())?;
+    common::change_config(plain.path(), "model_type", "deit".into())?;
+    assert!(!Vit::load(plain.path(), &Cpu)?.config().distillation_token);
+    Ok(())
+}
+
+#[test]
 fn transformers_reads_what_we_save() -> Result {
-    let Some(python) = common::from_env("LAYERWISE_PYTHON") else { return Ok(()) };
+    let Some(python) = layerwise_testkit::from_env("LAYERWISE_PYTHON") else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
     let batch = common::pixels(3)?;
@@ -428,6 +463,9 @@ fn transformers_reads_what_we_save() -> Result {
     save("own exits", &own)?;
     save("cut with own exits", &own.cut(2)?)?;
     save("shallowest", &own.cut(1)?)?;
+    let distilled = common::vit(VitConfig { distillation_token: true, ..tiny() })?;
+    save("distilled", &distilled)?;
+    save("cut distilled", &distilled.cut(2)?)?;
     let inner = |(name, _): (&str, &_)| name.starts_with("exits.");
     assert!(!shared.cut(2)?.params().iter().any(inner) && !own.cut(1)?.params().iter().any(inner));
 

@@ -16,6 +16,8 @@ fn every_vit_parameter_learns_under_every_kind_of_exit() -> common::Result {
             all_learn(&model, model.params(), &pixels(4)?, &format!("{exit_norm:?} {heads:?}"))?;
         }
     }
+    let distilled = common::vit(VitConfig { distillation_token: true, ..tiny() })?;
+    all_learn(&distilled, distilled.params(), &pixels(4)?, "distillation token")?;
     Ok(())
 }
 
@@ -40,6 +42,24 @@ fn a_frozen_model_has_no_gradients_and_follows_updates() -> common::Result {
     assert!(!logits.track_op());
     let want = tap::forward(&model, &pixels(2)?, Pass::EVAL)?;
     assert_eq!(logits.to_vec2::<f32>()?, want.to_vec2::<f32>()?);
+    Ok(())
+}
+
+#[test]
+fn a_clone_shares_its_weights_and_a_copy_does_not() -> common::Result {
+    let (vit, mlp) = (common::vit(tiny())?, common::mlp(tiny_mlp())?);
+    let (clone, copy, mlp_copy) = (vit.clone(), vit.copied()?, mlp.copied()?);
+    let before = (common::values(vit.params())?, common::values(mlp.params())?);
+    assert_eq!(common::values(copy.params())?, before.0);
+    shake(vit.params())?;
+    shake(mlp.params())?;
+    assert_eq!(common::values(clone.params())?, common::values(vit.params())?);
+    assert_eq!((common::values(copy.params())?, common::values(mlp_copy.params())?), before);
+    // The copy's parameters are those that its passes read.
+    let logits = tap::forward(&copy, &pixels(4)?, Pass::EVAL)?.to_vec2::<f32>()?;
+    shake(copy.params())?;
+    assert_ne!(tap::forward(&copy, &pixels(4)?, Pass::EVAL)?.to_vec2::<f32>()?, logits);
+    all_learn(&copy, copy.params(), &pixels(4)?, "copy")?;
     Ok(())
 }
 

@@ -72,13 +72,24 @@ fn a_backbone_equals_transformers_under_every_activation() -> Result {
     Ok(())
 }
 
-/// Two photographs through twelve blocks of a real checkpoint, `vit-s14`.
+#[test]
+fn a_distilled_classifier_equals_transformers() -> Result {
+    let folder = common::fixtures().join("deit_classifier");
+    let expected = common::read_tensors(&folder.join("expected.safetensors"))?;
+    let vit = Vit::load(&folder, &Cpu)?;
+    assert_eq!((vit.config().distillation_token, vit.config().tokens()), (true, 6));
+    let batch = Batch::from(expected["pixels"].clone());
+    assert_states(&vit, &batch, &expected["hidden"])?;
+    Ok(assert_close(&tap::forward(&vit, &batch, Pass::EVAL)?, &expected["logits"], WORST)?)
+}
+
+/// Two images through twelve blocks of a real checkpoint, `vit-s14`.
 ///
 /// At worst an update of 1536-term sums is off by 1e-4 of the layer's scale, typically by 2e-6; 24 updates of two sums
 /// each make 2e-5 of that.
 #[test]
 fn a_real_checkpoint_equals_transformers() -> Result {
-    let Some(weights) = common::from_env("LAYERWISE_WEIGHTS") else { return Ok(()) };
+    let Some(weights) = layerwise_testkit::from_env("LAYERWISE_WEIGHTS") else { return Ok(()) };
     let expected = common::read_tensors(&common::fixtures().join("vit_s14.safetensors"))?;
     let options = LoadOptions { head: Head::None, ..LoadOptions::default() };
     let vit = Vit::load_with(&weights.join("vit-s14"), &options, &Cpu)?.model.frozen();
@@ -93,12 +104,11 @@ fn a_real_checkpoint_equals_transformers() -> Result {
     Ok(())
 }
 
-/// The fixture's images, `(2, 32, 32, 3)`, as `(2, 3, 224, 224)` in `[-1, 1]`: every pixel 7 times in each direction.
+/// The fixture's images, `(2, 8, 8)` in `0..=16`, as `(2, 3, 224, 224)` in `[-1, 1]`: every pixel 28 times in each direction.
 fn enlarged(expected: &common::Tensors) -> candle_core::Result<Tensor> {
-    let xs = expected["images"].permute((0, 3, 1, 2))?.to_dtype(DType::F32)?;
-    let xs =
-        xs.reshape(&[2, 3, 32, 1, 32, 1])?.broadcast_as(&[2, 3, 32, 7, 32, 7])?.reshape((2, 3, 224, 224))?;
-    (xs / 127.5)? - 1.
+    let xs = expected["images"].to_dtype(DType::F32)?.reshape(&[2, 1, 8, 1, 8, 1])?;
+    let xs = xs.broadcast_as(&[2, 3, 8, 28, 8, 28])?.reshape((2, 3, 224, 224))?;
+    (xs / 8.)? - 1.
 }
 
 fn assert_states(vit: &Vit, batch: &Batch, want: &Tensor) -> Result {

@@ -14,6 +14,6 @@ pub use counted::Counted;
 pub use grad::check_gradients;
 pub use random::random;
 pub use scripted::Scripted;
-pub use shared::shared_dir;
+pub use shared::from_env;
 pub use tiny::TinyStack;
 pub use vit::{tiny_vit, tiny_vit_config};

@@ -1,10 +1,24 @@
-use std::path::PathBuf;
+use std::{
+    env,
+    io::{self, Write},
+    path::PathBuf,
+};
 
-/// The folder of real data sets and checkpoints that some tests read: `$LAYERWISE_SHARED`.
+/// What the environment variable names: a folder or program that a test needs and that not every machine has.
 ///
-/// `None` when the variable is not set; the caller then skips with a printed reason.
+/// Where the variable is not set the answer is `None`, and a line on stderr says so, past the capture of test output: the
+/// test returns, and nobody takes it for one that ran.
+///
+/// # Panics
+///
+/// When the variable names something that does not exist.
 #[must_use]
-pub fn shared_dir() -> Option<PathBuf> {
-    let dir = std::env::var_os("LAYERWISE_SHARED").map(PathBuf::from)?;
-    dir.is_dir().then_some(dir)
+pub fn from_env(variable: &str) -> Option<PathBuf> {
+    let Some(path) = env::var_os(variable).map(PathBuf::from) else {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        let _ = writeln!(io::stderr(), "skipped: {test} ({variable} is not set)");
+        return None;
+    };
+    assert!(path.exists(), "{variable} names {}, which does not exist", path.display());
+    Some(path)
 }

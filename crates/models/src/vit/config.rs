@@ -38,6 +38,9 @@ pub struct VitConfig {
     pub qkv_bias: bool,
     /// Deviation of the initial weights.
     pub initializer_range: f64,
+    /// Whether a distillation token stands behind the class token, as in Hugging Face's `deit` models. Predictions read the
+    /// class token.
+    pub distillation_token: bool,
     /// Number of classes; 0 for a model without a head.
     pub num_labels: usize,
     /// Names of the classes; empty for `LABEL_0`, `LABEL_1`, ...
@@ -64,6 +67,7 @@ impl Default for VitConfig {
             attention_probs_dropout_prob: 0.,
             qkv_bias: true,
             initializer_range: 0.02,
+            distillation_token: false,
             num_labels: 1000,
             id2label: BTreeMap::new(),
             exit_norm: ExitNorm::Shared,
@@ -134,6 +138,12 @@ impl VitConfig {
     #[must_use]
     pub fn patches(&self) -> usize {
         (self.image_size / self.patch_size.max(1)).pow(2)
+    }
+
+    /// Number of tokens: class token, distillation token if there is one, patches.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        1 + usize::from(self.distillation_token) + self.patches()
     }
 
     /// Name of a class.

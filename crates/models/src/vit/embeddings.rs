@@ -6,10 +6,12 @@ use crate::{
     builder::{Builder, Init},
 };
 
-/// Pixels to tokens: `[CLS]`, then a linear map of each patch, plus a learned position each.
+/// Pixels to tokens: `[CLS]`, a distillation token if the model has one, then a linear map of each patch, plus a learned
+/// position each.
 #[derive(Clone, Debug)]
 pub(crate) struct Embeddings {
     cls_token: Tensor,
+    distillation_token: Option<Tensor>,
     /// As convolution weight, `(width, channels, patch, patch)`.
     weight: Tensor,
     bias: Tensor,
@@ -22,12 +24,13 @@ impl Embeddings {
         let VitConfig { hidden_size: width, patch_size: p, num_channels: channels, .. } = *config;
         let normal = Init::TruncNormal(config.initializer_range);
         let projection = "vit.embeddings.patch_embeddings.projection";
-        let tokens = config.patches() + 1;
+        let mut token = |name: &str| b.tensor(&format!("vit.embeddings.{name}"), (1, 1, width), normal);
         Ok(Self {
-            cls_token: b.tensor("vit.embeddings.cls_token", (1, 1, width), normal)?,
+            cls_token: token("cls_token")?,
+            distillation_token: config.distillation_token.then(|| token("distillation_token")).transpose()?,
             weight: b.tensor(&format!("{projection}.weight"), (width, channels, p, p), normal)?,
             bias: b.tensor(&format!("{projection}.bias"), width, Init::Zeros)?,
-            positions: b.tensor("vit.embeddings.position_embeddings", (1, tokens, width), normal)?,
+            positions: b.tensor("vit.embeddings.position_embeddings", (1, config.tokens(), width), normal)?,
             dropout: config.hidden_dropout_prob,
         })
     }
@@ -36,6 +39,7 @@ impl Embeddings {
     pub(crate) fn detached(&self) -> Self {
         Self {
             cls_token: self.cls_token.detach(),
+            distillation_token: self.distillation_token.as_ref().map(Tensor::detach),
             weight: self.weight.detach(),
             bias: self.bias.detach(),
             positions: self.positions.detach(),
@@ -61,8 +65,12 @@ impl Embeddings {
             patches.permute(vec![0, 2, 4, 1, 3, 5])?.reshape((rows, side * side, channels * p * p))?;
         let weight = self.weight.flatten(1, D::Minus1)?;
         let patches = layerwise_ops::linear(&patches, &weight, Some(&self.bias))?;
-        let cls_token = self.cls_token.broadcast_as((rows, 1, width))?;
-        let tokens = Tensor::cat(&[&cls_token, &patches], 1)?;
+        let leading = [Some(&self.cls_token), self.distillation_token.as_ref()].into_iter().flatten();
+        let mut tokens = leading
+            .map(|token| token.broadcast_as((rows, 1, width)))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        tokens.push(patches);
+        let tokens = Tensor::cat(&tokens, 1)?;
         let xs = tokens.broadcast_add(&self.positions)?;
         Ok(Hidden { xs: pass.dropout(&xs, self.dropout, 0, 0)?, mask: None })
     }

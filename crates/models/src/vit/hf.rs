@@ -13,7 +13,6 @@ use crate::{Error, Result, checkpoint, folder::CONFIG};
 #[serde(default)]
 struct HfConfig {
     model_type: String,
-    architectures: Option<Vec<String>>,
     image_size: usize,
     patch_size: usize,
     num_channels: usize,
@@ -36,7 +35,6 @@ impl Default for HfConfig {
     fn default() -> Self {
         Self {
             model_type: "vit".to_owned(),
-            architectures: None,
             image_size: 224,
             patch_size: 16,
             num_channels: 3,
@@ -58,14 +56,16 @@ impl Default for HfConfig {
 
 /// Labels of a Hugging Face model whose config says nothing of them.
 const HF_LABELS: usize = 2;
-const HEADLESS: &str = "ViTModel";
-const CLASSIFIER: &str = "ViTForImageClassification";
+/// `model_type` and the classes without and with a classifier.
+const VIT: [&str; 3] = ["vit", "ViTModel", "ViTForImageClassification"];
+/// The same with a distillation token.
+const DEIT: [&str; 3] = ["deit", "DeiTModel", "DeiTForImageClassification"];
 
 impl VitConfig {
     /// The configuration that a Hugging Face folder's `config.json` describes; the exits are [`Shared`].
     ///
-    /// Takes ViT and what shares its architecture (`DeiT` without distillation token). Keys it does not know are ignored;
-    /// keys that are missing have the value that Python's `ViTConfig` gives them.
+    /// Takes Python's ViT and `DeiT` (`distillation_token`). Keys it does not know are ignored; keys that are missing have the
+    /// value that Python's `ViTConfig` gives them.
     ///
     /// [`Shared`]: crate::ExitNorm::Shared
     ///
@@ -86,9 +86,10 @@ impl VitConfig {
         let id2label: BTreeMap<String, String> =
             labels.clone().map(|id| (id.to_string(), self.label(id))).collect();
         let label2id: BTreeMap<String, usize> = labels.map(|id| (self.label(id), id)).collect();
+        let [model_type, headless, classifier] = if self.distillation_token { DEIT } else { VIT };
         let mut config = json!({
-            "architectures": [if self.num_labels == 0 { HEADLESS } else { CLASSIFIER }],
-            "model_type": "vit",
+            "architectures": [if self.num_labels == 0 { headless } else { classifier }],
+            "model_type": model_type,
             "image_size": self.image_size,
             "patch_size": self.patch_size,
             "num_channels": self.num_channels,
@@ -116,13 +117,9 @@ impl VitConfig {
 }
 
 fn convert(hf: HfConfig) -> Result<VitConfig> {
-    let distilled = |name: &String| name.contains("WithTeacher");
-    if hf.architectures.iter().flatten().any(distilled) {
-        return Err(distilled_deit());
-    }
-    if !["vit", "deit"].contains(&hf.model_type.as_str()) {
+    if ![VIT[0], DEIT[0]].contains(&hf.model_type.as_str()) {
         let what = format!("model_type {:?}", hf.model_type);
-        return Err(Error::Unsupported { what, expected: "\"vit\", or \"deit\" without distillation token" });
+        return Err(Error::Unsupported { what, expected: "\"vit\" or \"deit\"" });
     }
     let id2label = hf.id2label.unwrap_or_default();
     let named = if id2label.is_empty() { HF_LABELS } else { id2label.len() };
@@ -140,6 +137,7 @@ fn convert(hf: HfConfig) -> Result<VitConfig> {
         attention_probs_dropout_prob: hf.attention_probs_dropout_prob,
         qkv_bias: hf.qkv_bias,
         initializer_range: hf.initializer_range,
+        distillation_token: hf.model_type == DEIT[0],
         num_labels: hf.num_labels.unwrap_or(named),
         id2label,
         ..VitConfig::default()
@@ -148,10 +146,12 @@ fn convert(hf: HfConfig) -> Result<VitConfig> {
     Ok(config)
 }
 
-/// The error that a checkpoint with a distillation token gets.
-pub(super) fn distilled_deit() -> Error {
-    let what = "distilled DeiT (a checkpoint with a distillation token)".to_owned();
-    Error::Unsupported { what, expected: "a ViT or a DeiT without distillation token" }
+/// The name of a tensor of ours in a file: Python's `DeiT` has its own prefix.
+pub(super) fn original(name: &str, config: &VitConfig) -> String {
+    match name.strip_prefix("vit.").filter(|_| config.distillation_token) {
+        Some(rest) => format!("deit.{rest}"),
+        None => name.to_owned(),
+    }
 }
 
 /// Our name (that of `ViTForImageClassification`'s checkpoints) of a tensor in a file.

@@ -56,7 +56,9 @@ impl Vit {
     /// The model of a Hugging Face folder: `config.json`, `model.safetensors` (or shards under an index), and
     /// `layerwise.json` if there is one.
     ///
-    /// Takes `ViTForImageClassification` and `DeiT` without distillation. Weights of 16 and 64 bits become f32.
+    /// Takes Python's `ViTForImageClassification` and `DeiTForImageClassification`; of
+    /// `DeiTForImageClassificationWithTeacher`, whose two classifiers read two tokens, the rest under [`Head::Fresh`] and
+    /// [`Head::None`]. Weights of 16 and 64 bits become f32.
     /// Tensors that the model has no use for (a pooler, for instance) are reported to `tracing`;
     /// [`load_with`](Self::load_with) returns their names.
     ///
@@ -77,10 +79,9 @@ impl Vit {
     pub fn load_with(folder: &Path, options: &LoadOptions, device: &Device) -> Result<Loaded<Self>> {
         let saved: LayerwiseJson = folder::read_layerwise(folder)?;
         let mut checkpoint = Checkpoint::open(folder, hf::rename)?;
-        if checkpoint.contains("vit.embeddings.distillation_token") {
-            return Err(hf::distilled_deit().in_file(checkpoint.path()));
-        }
         let mut config = VitConfig::from_hf(folder)?;
+        // DeiT's converted without distillation keep their `model_type` here and there.
+        config.distillation_token = checkpoint.contains("vit.embeddings.distillation_token");
         config.exit_norm = options.exit_norm.unwrap_or(saved.exit_norm);
         config.heads = options.heads.unwrap_or(saved.heads);
         let mut fresh = None::<Fresh>;
@@ -116,7 +117,14 @@ impl Vit {
     /// [`Error::Io`] when the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let VitConfig { exit_norm, heads, .. } = self.config;
-        folder::save(folder, &self.config.to_hf(), Some(&LayerwiseJson { exit_norm, heads }), &self.params)
+        let name = |name: &str| hf::original(name, &self.config);
+        folder::save(
+            folder,
+            &self.config.to_hf(),
+            Some(&LayerwiseJson { exit_norm, heads }),
+            &self.params,
+            name,
+        )
     }
 
     /// The model's first `depth` blocks, under the norm and the head of that exit: an ordinary, shallower ViT.

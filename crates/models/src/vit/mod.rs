@@ -27,7 +27,8 @@ const FINAL_NORM: &str = "vit.layernorm";
 
 /// A vision transformer (ViT, `DeiT`), tapped after every block; its parameters bear Hugging Face's names.
 ///
-/// Takes pixels `(rows, channels, size, size)`, f32; predicts from the `[CLS]` token.
+/// Takes pixels `(rows, channels, size, size)`, f32; predicts from the `[CLS]` token. A clone shares its weights with the
+/// original; [`copied`](Vit::copied) has its own.
 #[derive(Clone, Debug)]
 pub struct Vit {
     config: VitConfig,
@@ -73,6 +74,15 @@ impl Vit {
             exits: self.exits.detached(),
             frozen: true,
         }
+    }
+
+    /// The same model with weights of its own: train it, and this one stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    pub fn copied(&self) -> Result<Self> {
+        Ok(Self::build(self.config.clone(), Builder::model(&self.params.copied()?))?.0)
     }
 
     fn build(config: VitConfig, mut b: Builder<'_>) -> Result<(Self, Built)> {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    env, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -113,14 +113,4 @@ pub(crate) fn values(params: &Params) -> candle_core::Result<Values> {
         .iter()
         .map(|(name, var)| Ok((name.to_owned(), var.dims().to_vec(), var.flatten_all()?.to_vec1()?)));
     values.collect()
-}
-
-/// The folder or program that an environment variable names; says why its test does nothing when it does not.
-#[allow(clippy::print_stdout, reason = "a test may say why it is skipped")]
-pub(crate) fn from_env(variable: &str) -> Option<PathBuf> {
-    let found = env::var_os(variable).map(PathBuf::from);
-    if found.is_none() {
-        println!("skipped: {variable} is not set");
-    }
-    found
 }
