@@ -41,7 +41,7 @@ pub fn audit_gradients(params: &Params, gradients: &Gradients, idle: &[String]) 
 /// # Errors
 ///
 /// [`Error::Audit`] with all names; otherwise as [`loss`].
-pub fn audit<M: Tapped>(
+pub fn audit<M: Tapped + ?Sized>(
     model: &M,
     params: &Params,
     batch: &Batch,

@@ -42,28 +42,16 @@ pub(crate) struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens or makes the folder; once it holds a state, the settings must be those that it was made with.
+    /// Opens or makes the folder; once it holds a state, the settings must be those that it was made with, but for how often
+    /// it is evaluated and saved.
     pub(crate) fn open(path: &Path, config: &TrainConfig, samples: usize) -> Result<Self> {
         fs::create_dir_all(path).map_err(io(path))?;
+        check(path, config)?; // Somebody else's folder does not even get a lock.
         let folder = Self { path: path.to_owned(), samples, _lock: lock(&path.join(LOCK))? };
+        check(path, config)?;
         let file = path.join(CONFIG);
-        let given = serde_json::to_string_pretty(config).map_err(|e| checkpoint(&file, e.to_string()))?;
-        let state = path.join(STATE);
-        let saved = if state.try_exists().map_err(io(&state))? { read(&file)? } else { None };
-        let Some(saved) = saved else {
-            write_whole(&file, (given + "\n").as_bytes()).map_err(io(&file))?;
-            return Ok(folder);
-        };
-        let parse = |text: &[u8]| {
-            serde_json::from_slice::<Map<String, Value>>(text).map_err(|e| checkpoint(&file, e.to_string()))
-        };
-        let (saved, given) = (parse(&saved)?, parse(given.as_bytes())?);
-        if let Some(field) = first_difference(&saved, &given) {
-            let value =
-                |config: &Map<String, Value>| config.get(&field).map_or("absent".into(), Value::to_string);
-            let (saved, given) = (value(&saved), value(&given));
-            return Err(Error::Config { path: file, field, saved, given });
-        }
+        let text = serde_json::to_string_pretty(config).map_err(|e| checkpoint(&file, e.to_string()))?;
+        write_whole(&file, (text + "\n").as_bytes()).map_err(io(&file))?;
         Ok(folder)
     }
 
@@ -167,6 +155,54 @@ impl Metrics {
     }
 }
 
+/// Whether a run with these settings may begin or go on in this folder.
+fn check(path: &Path, config: &TrainConfig) -> Result<()> {
+    let has = |name| {
+        let file = path.join(name);
+        file.try_exists().map_err(io(&file))
+    };
+    // In this order: a run that begins meanwhile has its configuration before the others.
+    let (state, metrics) = (has(STATE)?, has(METRICS)?);
+    let file = path.join(CONFIG);
+    match saved_config(&file)? {
+        Some(saved) if state => same_run(&file, &saved, config),
+        None if state || metrics => {
+            let name = if state { STATE } else { METRICS };
+            Err(checkpoint(&file, format!("missing, but the folder has {name}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The settings in `file`; fields that it lacks, because they are newer, have their defaults.
+fn saved_config(file: &Path) -> Result<Option<TrainConfig>> {
+    let Some(bytes) = read(file)? else { return Ok(None) };
+    // An object: serde would take a list for a structure too.
+    serde_json::from_slice::<Map<String, Value>>(&bytes)
+        .and_then(|fields| serde_json::from_value(fields.into()))
+        .map(Some)
+        .map_err(|e| checkpoint(file, format!("not the settings of a training run: {e}")))
+}
+
+/// The first field that differs, as an error.
+fn same_run(file: &Path, saved: &TrainConfig, given: &TrainConfig) -> Result<()> {
+    let fields = |config: &TrainConfig| {
+        // Neither changes a bit of what is trained.
+        let config = TrainConfig { evaluate_every: 0, checkpoint_every: 0, ..config.clone() };
+        serde_json::to_value(config).map_err(|e| checkpoint(file, e.to_string()))
+    };
+    let (saved, given) = (fields(saved)?, fields(given)?);
+    match given.as_object().into_iter().flatten().find(|(field, value)| saved[*field] != **value) {
+        Some((field, value)) => Err(Error::Config {
+            path: file.to_owned(),
+            field: field.clone(),
+            saved: saved[field].to_string(),
+            given: value.to_string(),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// Takes the lock, which the system gives back when the process ends, however it does.
 fn lock(path: &Path) -> Result<File> {
     let file = File::options().create(true).append(true).open(path).map_err(io(path))?;
@@ -184,10 +220,6 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(io(path)(e)),
     }
-}
-
-fn first_difference(saved: &Map<String, Value>, given: &Map<String, Value>) -> Option<String> {
-    given.keys().chain(saved.keys()).find(|name| saved.get(*name) != given.get(*name)).cloned()
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> Error {

@@ -3,6 +3,9 @@ use serde::{Deserialize, Serialize};
 use crate::{AdamWConfig, Error, Objective, Result, Schedule};
 
 /// Settings of a run.
+///
+/// The defaults are the paper's recipe for images where it gives one: objective, epochs, batch size, weight decay, and where
+/// the learning rate steps down. Learning rate, warm-up, clipping and what weight decay [spares](crate::decays) are ours.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
@@ -12,14 +15,14 @@ pub struct TrainConfig {
     pub epochs: usize,
     /// Samples an optimiser step (paper: 256 for images).
     pub batch_size: usize,
-    /// Micro-batches that a step's samples are cut into, fewer when there are not enough samples; the gradient is that of
-    /// the whole batch.
+    /// Micro-batches of nearly equal size that a step's samples are cut into, or as many as there are samples; the gradient
+    /// is that of the whole batch.
     pub accumulation: usize,
-    /// AdamW's constants.
+    /// AdamW's constants and parameter groups.
     pub optimiser: AdamWConfig,
-    /// Learning rate over the run.
+    /// Learning rate over the run (paper: steps at 1/2 and 3/4 of it, to which we add a warm-up).
     pub schedule: Schedule,
-    /// Largest Euclidean norm of the gradient; not in the paper's image recipe, 1 in the authors' GPT-2 code.
+    /// Largest Euclidean norm of the gradient; the paper has none for images, so 1 is ours (and the authors' GPT-2 code's).
     pub clip_norm: Option<f64>,
     /// In `[0, 1)`; not in the paper, so 0.
     pub label_smoothing: f64,
@@ -61,11 +64,11 @@ impl TrainConfig {
         if let Some((field, _)) = counts.into_iter().find(|(_, value)| *value == 0) {
             return wrong(field, "0".into(), "at least 1".into());
         }
-        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.optimiser;
+        let AdamWConfig { lr, beta1, beta2, eps, weight_decay, ref groups } = self.optimiser;
         let not_negative = |x: f64| (x.is_finite() && x >= 0., "finite and not negative");
         let positive = |x: f64| (x.is_finite() && x > 0., "finite and above 0");
         let below_one = |x: f64| ((0. ..1.).contains(&x), "in [0, 1)");
-        let factor = |x: f64| ((0. ..=1.).contains(&x), "in [0, 1]");
+        let fraction = |x: f64| ((0. ..=1.).contains(&x), "in [0, 1]");
         let mut checks = vec![
             ("optimiser.lr", lr, not_negative(lr)),
             ("optimiser.beta1", beta1, below_one(beta1)),
@@ -77,10 +80,23 @@ impl TrainConfig {
         if let Some(max) = self.clip_norm {
             checks.push(("clip_norm", max, positive(max)));
         }
+        for group in groups {
+            checks.push(("optimiser.groups.lr_scale", group.lr_scale, not_negative(group.lr_scale)));
+            if let Some(decay) = group.weight_decay {
+                checks.push(("optimiser.groups.weight_decay", decay, not_negative(decay)));
+            }
+        }
         match self.schedule {
             Schedule::Constant | Schedule::OneCycle => {}
-            Schedule::WarmupCosine { floor, .. } => checks.push(("schedule.floor", floor, factor(floor))),
-            Schedule::MultiStep { gamma, .. } => checks.push(("schedule.gamma", gamma, positive(gamma))),
+            Schedule::WarmupCosine { warmup, floor } => {
+                checks.push(("schedule.warmup", warmup, fraction(warmup)));
+                checks.push(("schedule.floor", floor, fraction(floor)));
+            }
+            Schedule::MultiStep { warmup, ref milestones, gamma } => {
+                checks.push(("schedule.warmup", warmup, fraction(warmup)));
+                checks.extend(milestones.iter().map(|&at| ("schedule.milestones", at, fraction(at))));
+                checks.push(("schedule.gamma", gamma, positive(gamma)));
+            }
         }
         match checks.into_iter().find(|(_, _, (fits, _))| !fits) {
             Some((field, value, (_, expected))) => wrong(field, value.to_string(), expected.into()),

@@ -25,6 +25,14 @@ pub enum Error {
         /// Number of labels.
         labels: usize,
     },
+    /// Samples whose inputs and labels do not go together.
+    #[error("{inputs} inputs and {labels} labels; expected one label an input")]
+    Samples {
+        /// Number of inputs.
+        inputs: usize,
+        /// Number of labels.
+        labels: usize,
+    },
     /// A setting outside its range.
     #[error("{field} is {value}, expected {expected}")]
     Setting {
@@ -73,12 +81,12 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// A file holds something else than a checkpoint of this run.
+    /// A file holds something else than this run's, or is missing.
     #[error("{}: {what}", .path.display())]
     Checkpoint {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with the tensor or field and what was expected.
+        /// What is wrong, with the tensor or field, or what was expected.
         what: String,
     },
     /// Another run has the folder.

@@ -10,7 +10,7 @@ pub struct StepRecord {
     pub step: usize,
     /// From 1.
     pub epoch: usize,
-    /// Learning rate.
+    /// Learning rate, before the scale of a parameter group.
     pub lr: f64,
     /// Loss of the step's objective.
     pub loss: f64,
@@ -61,7 +61,7 @@ pub type OnEvent<'a> = Box<dyn FnMut(&Event) + 'a>;
 /// What the caller does while a run goes on; all optional.
 #[derive(Default)]
 pub struct Hooks<'a> {
-    /// Scores every exit: usually [`layerwise_exit::evaluate`] on a frozen twin of the model.
+    /// Scores every exit: usually [`layerwise_exit::evaluate`] on the `frozen()` model, which sees every update.
     pub evaluate: Option<Evaluate<'a>>,
     /// Set from elsewhere (Ctrl-C): the step in progress is finished, a checkpoint written, and the run returns; an
     /// evaluation that was due is done when the run goes on.

@@ -18,7 +18,9 @@ pub use error::{Error, Result};
 pub use events::{Evaluate, Evaluation, Event, Hooks, OnEvent, StepRecord, TrainReport};
 pub use loss::{Loss, loss};
 pub use objective::{LayerWeights, Objective, Unit};
-pub use optimiser::{AdamW, AdamWConfig, Gradients, accumulate, clip, decays, global_norm, take_gradients};
+pub use optimiser::{
+    AdamW, AdamWConfig, Gradients, ParamGroup, accumulate, clip, decays, global_norm, take_gradients,
+};
 pub use samples::{Samples, TensorSamples, epoch_order};
 pub use schedule::Schedule;
 pub use trainer::train;

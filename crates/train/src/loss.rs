@@ -1,5 +1,5 @@
 use candle_core::Tensor;
-use layerwise_models::{Batch, Pass, Tapped};
+use layerwise_models::{Batch, Pass, Tapped, tap::for_each_layer};
 use layerwise_ops::{CrossEntropy, Reduction, cross_entropy};
 
 use crate::{Error, Result};
@@ -22,7 +22,7 @@ pub struct Loss {
 ///
 /// [`Error::Label`] naming row and label when the head has no such class; [`Error::Rows`] when the numbers of rows differ;
 /// [`Error::Setting`] unless there is one weight a layer and one that is not 0.
-pub fn loss<M: Tapped>(
+pub fn loss<M: Tapped + ?Sized>(
     model: &M,
     batch: &Batch,
     labels: &Tensor,
@@ -35,19 +35,15 @@ pub fn loss<M: Tapped>(
         let expected = format!("{depth}, one a layer, not all 0");
         return Err(Error::Setting { field: "weights", value: format!("{weights:?}"), expected });
     }
-    let mut hidden = model.embed(batch, pass)?;
     let mut logits = Vec::new();
-    for layer in 1..=depth {
-        hidden = model.block(layer, &hidden, pass)?;
-        if weights[layer - 1] != 0. {
-            logits.push(model.exit(layer, &model.feature(&hidden)?)?);
+    for_each_layer(model, batch, pass, |layer, hidden| {
+        if layer > 0 && weights[layer - 1] != 0. {
+            logits.push(model.exit(layer, &model.feature(hidden)?)?);
         }
-    }
-    let rows = labels.dim(0)?;
-    let exits = logits.len();
-    for logits in &logits {
-        check_labels(logits, labels)?;
-    }
+        Ok::<_, Error>(())
+    })?;
+    let (exits, (rows, classes)) = (logits.len(), logits[0].dims2()?);
+    check_labels(labels, rows, classes)?;
     let stacked = Tensor::cat(&logits, 0)?; // (exits * rows, classes)
     let targets = labels.repeat(exits)?;
     let config = CrossEntropy { label_smoothing, reduction: Reduction::None, ..Default::default() };
@@ -61,8 +57,7 @@ pub fn loss<M: Tapped>(
     Ok(Loss { total, per_layer })
 }
 
-fn check_labels(logits: &Tensor, labels: &Tensor) -> Result<()> {
-    let (rows, classes) = logits.dims2()?;
+fn check_labels(labels: &Tensor, rows: usize, classes: usize) -> Result<()> {
     let labels = labels.to_vec1::<u32>()?;
     if rows != labels.len() {
         return Err(Error::Rows { rows, labels: labels.len() });

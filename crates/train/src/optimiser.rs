@@ -5,9 +5,9 @@ use layerwise_models::Params;
 use layerwise_ops::{AdamWStep, adamw_step};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 
-/// AdamW's constants.
+/// AdamW's constants and parameter groups.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdamWConfig {
@@ -21,21 +21,36 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay of the parameters for which [`decays`] holds (paper: 1e-4; PyTorch: 1e-2 on everything).
     pub weight_decay: f64,
+    /// Parameters that learn or decay otherwise; of several groups that fit a name the first counts. None by default.
+    pub groups: Vec<ParamGroup>,
+}
+
+/// The parameters whose names start with `prefix`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParamGroup {
+    /// Start of the names: `"exits."` or `"vit.encoder.layer.0."`.
+    pub prefix: String,
+    /// Factor of the learning rate; at 0 they stay as they are.
+    pub lr_scale: f64,
+    /// Weight decay of all of them, biases and norms too. `None`: as without a group.
+    pub weight_decay: Option<f64>,
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-4 }
+        Self { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-4, groups: Vec::new() }
     }
 }
 
-/// Whether weight decay applies to a parameter: to matrices and filters, not to biases, norms, embedding tables or
-/// class and position tokens.
+/// Whether weight decay applies to a parameter outside any [`ParamGroup`]: to matrices and filters, not to biases, norms,
+/// embedding tables or class and position tokens.
 #[must_use]
 pub fn decays(name: &str, dims: &[usize]) -> bool {
     const TABLES: [&str; 6] =
         ["word_embeddings", "position_embeddings", "token_type_embeddings", "cls_token", "wte", "wpe"];
-    dims.len() >= 2 && name.ends_with("weight") && !TABLES.iter().any(|table| name.contains(table))
+    let spared = name.to_lowercase().contains("norm") || TABLES.iter().any(|table| name.contains(table));
+    dims.len() >= 2 && !spared
 }
 
 /// Gradients by name, off the graph.
@@ -45,8 +60,17 @@ pub type Gradients = BTreeMap<String, Tensor>;
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    moments: BTreeMap<String, (Var, Var)>,
+    states: BTreeMap<String, State>,
     step: usize,
+}
+
+/// Moments of one parameter, and what its group makes of the configuration.
+#[derive(Debug)]
+struct State {
+    m: Var,
+    v: Var,
+    lr_scale: f64,
+    weight_decay: f64,
 }
 
 impl AdamW {
@@ -54,14 +78,31 @@ impl AdamW {
     ///
     /// # Errors
     ///
-    /// When candle cannot allocate.
+    /// [`Error::Setting`] with the prefix of a group that no parameter belongs to; when candle cannot allocate.
     pub fn new(params: &Params, config: AdamWConfig) -> Result<Self> {
         let zeros = |var: &Var| Var::zeros(var.shape(), var.dtype(), var.device());
-        let moments = params
-            .iter()
-            .map(|(name, var)| Ok((name.to_owned(), (zeros(var)?, zeros(var)?))))
-            .collect::<Result<_>>()?;
-        Ok(Self { config, moments, step: 0 })
+        let mut states = BTreeMap::new();
+        let mut used = vec![false; config.groups.len()];
+        for (name, var) in params.iter() {
+            let group = config.groups.iter().position(|group| name.starts_with(&group.prefix));
+            if let Some(i) = group {
+                used[i] = true;
+            }
+            let group = group.map(|i| &config.groups[i]);
+            let lr_scale = group.map_or(1., |group| group.lr_scale);
+            let usual = if decays(name, var.dims()) { config.weight_decay } else { 0. };
+            let weight_decay = group.and_then(|group| group.weight_decay).unwrap_or(usual);
+            let state = State { m: zeros(var)?, v: zeros(var)?, lr_scale, weight_decay };
+            states.insert(name.to_owned(), state);
+        }
+        if let Some(i) = used.iter().position(|used| !used) {
+            return Err(Error::Setting {
+                field: "optimiser.groups.prefix",
+                value: format!("{:?}", config.groups[i].prefix),
+                expected: "the start of a parameter's name that no group before it takes".into(),
+            });
+        }
+        Ok(Self { config, states, step: 0 })
     }
 
     /// Steps taken.
@@ -70,20 +111,21 @@ impl AdamW {
         self.step
     }
 
-    /// Updates every parameter that has a gradient, at `factor` times the configured learning rate.
+    /// Updates every parameter that has a gradient, at `factor` times its learning rate.
     ///
     /// # Errors
     ///
     /// When a gradient has another shape than its parameter.
     pub fn step(&mut self, params: &Params, gradients: &Gradients, factor: f64) -> Result<()> {
         self.step += 1;
-        let AdamWConfig { lr, beta1, beta2, eps, weight_decay } = self.config;
+        let AdamWConfig { lr, beta1, beta2, eps, .. } = self.config;
         for (name, var) in params.iter() {
-            let (Some(gradient), Some((m, v))) = (gradients.get(name), self.moments.get(name)) else {
+            let (Some(gradient), Some(state)) = (gradients.get(name), self.states.get(name)) else {
                 continue;
             };
-            let weight_decay = if decays(name, var.dims()) { weight_decay } else { 0. };
-            let config = AdamWStep { lr: lr * factor, beta1, beta2, eps, weight_decay, step: self.step };
+            let State { m, v, lr_scale, weight_decay } = state;
+            let (lr, weight_decay) = (lr * factor * lr_scale, *weight_decay);
+            let config = AdamWStep { lr, beta1, beta2, eps, weight_decay, step: self.step };
             adamw_step(var, gradient, m, v, config)?;
         }
         Ok(())
@@ -91,7 +133,7 @@ impl AdamW {
 
     /// First and second moments by parameter name.
     pub fn moments(&self) -> impl Iterator<Item = (&str, &Var, &Var)> {
-        self.moments.iter().map(|(name, (m, v))| (name.as_str(), m, v))
+        self.states.iter().map(|(name, state)| (name.as_str(), &state.m, &state.v))
     }
 
     /// Continues after `step` steps; the moments are set through [`moments`](AdamW::moments).

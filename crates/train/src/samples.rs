@@ -3,6 +3,8 @@ use layerwise_models::Batch;
 use layerwise_ops::init::{self, ChaCha8Rng};
 use rand::seq::SliceRandom;
 
+use crate::{Error, Result};
+
 /// Labelled samples that a trainer can draw by index.
 pub trait Samples {
     /// How many there are.
@@ -11,6 +13,15 @@ pub trait Samples {
     /// Whether there is none.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Looks at the samples as a whole; [`train`](crate::train) does so before anything else. A wrapper passes it on.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be trained on.
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 
     /// The samples `indices` with labels `(rows)`, u32, augmented with `rng` or not at all.
@@ -33,6 +44,11 @@ pub struct TensorSamples {
 impl Samples for TensorSamples {
     fn len(&self) -> usize {
         self.labels.elem_count()
+    }
+
+    fn check(&self) -> Result<()> {
+        let (inputs, labels) = (self.inputs.dim(0)?, self.len());
+        if inputs == labels { Ok(()) } else { Err(Error::Samples { inputs, labels }) }
     }
 
     fn batch(&self, indices: &[usize], _rng: &mut ChaCha8Rng) -> candle_core::Result<(Batch, Tensor)> {

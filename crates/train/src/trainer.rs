@@ -28,17 +28,19 @@ use crate::{
 /// # Errors
 ///
 /// [`Error::Audit`] before the first step; [`Error::Loss`] and [`Error::Gradient`] when a number is not finite;
-/// [`Error::Config`], [`Error::Checkpoint`] and [`Error::Busy`] for a folder of another run, a damaged state or a run that
-/// goes on elsewhere; [`Error::Empty`], [`Error::Setting`], [`Error::Label`] for bad input.
-pub fn train<M: Tapped>(
+/// [`Error::Config`], [`Error::Checkpoint`] and [`Error::Busy`] for a folder of another run, one with somebody else's files
+/// or a damaged state, or a run that goes on elsewhere; [`Error::Empty`], [`Error::Samples`], [`Error::Setting`],
+/// [`Error::Label`] for bad input.
+pub fn train<M: Tapped + ?Sized, S: Samples + ?Sized>(
     model: &M,
     params: &Params,
-    data: &impl Samples,
+    data: &S,
     config: &TrainConfig,
     run: Option<&Path>,
     hooks: Hooks<'_>,
 ) -> Result<TrainReport> {
     config.check()?;
+    data.check()?;
     if data.is_empty() {
         return Err(Error::Empty);
     }
@@ -138,10 +140,10 @@ struct StepAt {
 }
 
 /// Gradient of the samples `indices`, micro-batch by micro-batch, and one update.
-fn one_step<M: Tapped>(
+fn one_step<M: Tapped + ?Sized, S: Samples + ?Sized>(
     model: &M,
     params: &Params,
-    data: &impl Samples,
+    data: &S,
     config: &TrainConfig,
     optimiser: &mut AdamW,
     at: StepAt,
@@ -153,7 +155,7 @@ fn one_step<M: Tapped>(
     let mut total = 0.;
     // Loss of each exit times the share of samples that it was weighed for, and that share.
     let mut per_layer = vec![(0., 0.); depth];
-    for (i, part) in indices.chunks(indices.len().div_ceil(config.accumulation)).enumerate() {
+    for (i, part) in parts(indices, config.accumulation).enumerate() {
         let micro_batch = at.step * config.accumulation + i;
         let weights = config.objective.turn(depth, at.step, micro_batch)?;
         let counter = micro_batch as u64;
@@ -196,15 +198,23 @@ fn one_step<M: Tapped>(
     })
 }
 
+/// Cuts a step's samples into `accumulation` micro-batches of nearly equal size, or into single samples when there are fewer.
+fn parts(indices: &[usize], accumulation: usize) -> impl Iterator<Item = &[usize]> {
+    let n = indices.len();
+    let k = accumulation.min(n);
+    (0..k).map(move |i| &indices[i * n / k..(i + 1) * n / k])
+}
+
 /// All exits that the objective ever weighs must send a gradient to every parameter.
-fn audit_first_batch<M: Tapped>(
+fn audit_first_batch<M: Tapped + ?Sized, S: Samples + ?Sized>(
     model: &M,
     params: &Params,
-    data: &impl Samples,
+    data: &S,
     config: &TrainConfig,
 ) -> Result<()> {
     let order = epoch_order(data.len(), config.seed, 0);
-    let first = &order[..config.batch_size.div_ceil(config.accumulation).min(data.len())];
+    let first_step = &order[..config.batch_size.min(data.len())];
+    let first = parts(first_step, config.accumulation).next().unwrap_or_default();
     let (batch, labels) = data.batch(first, &mut stream(config.seed, Stream::Augmentation, 0))?;
     // Turn 1 is the aligned one where the objective alternates.
     let weights = config.objective.turn(model.depth(), 1, 1)?;

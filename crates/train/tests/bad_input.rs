@@ -8,8 +8,8 @@ use candle_core::{Device::Cpu, Tensor, Var};
 use layerwise_models::{Batch, Hidden, Params, Pass, Tapped};
 use layerwise_testkit::{TinyStack, random};
 use layerwise_train::{
-    AdamWConfig, Error, Hooks, LayerWeights, Objective, Schedule, TensorSamples, TrainConfig, epoch_order,
-    train,
+    AdamWConfig, Error, Hooks, LayerWeights, Objective, ParamGroup, Schedule, TensorSamples, TrainConfig,
+    epoch_order, train,
 };
 use tempfile::tempdir;
 
@@ -28,6 +28,21 @@ fn no_samples() -> Done {
     let data = two_classes(4, 6, 1);
     let none = TensorSamples { inputs: data.inputs.narrow(0, 0, 0)?, labels: data.labels.narrow(0, 0, 0)? };
     assert!(matches!(run(&none, &config()), Err(Error::Empty)));
+    Ok(())
+}
+
+#[test]
+fn inputs_and_labels_of_different_lengths() -> Done {
+    let data = two_classes(8, 6, 1);
+    for (inputs, labels) in [(8, 7), (7, 8), (8, 0)] {
+        let data = TensorSamples {
+            inputs: data.inputs.narrow(0, 0, inputs)?,
+            labels: data.labels.narrow(0, 0, labels)?,
+        };
+        let error = run(&data, &config()).unwrap_err();
+        let named = matches!(error, Error::Samples { inputs: a, labels: b } if (a, b) == (inputs, labels));
+        assert!(named, "{error}");
+    }
     Ok(())
 }
 
@@ -61,8 +76,14 @@ fn every_setting_has_its_range() {
         TrainConfig { optimiser, ..config() }
     };
     let schedule = |schedule| TrainConfig { schedule, ..config() };
-    let cosine = |floor| schedule(Schedule::WarmupCosine { warmup: 1, floor });
-    let steps = |gamma| schedule(Schedule::MultiStep { milestones: vec![1], gamma });
+    let cosine = |warmup, floor| schedule(Schedule::WarmupCosine { warmup, floor });
+    let steps = |warmup, milestone, gamma| {
+        schedule(Schedule::MultiStep { warmup, milestones: vec![0.5, milestone], gamma })
+    };
+    let group = |lr_scale, weight_decay| {
+        let groups = vec![ParamGroup { prefix: "head.".into(), lr_scale, weight_decay }];
+        TrainConfig { optimiser: AdamWConfig { groups, ..Default::default() }, ..config() }
+    };
     let weights = |list| TrainConfig {
         objective: Objective::Aligned { weights: LayerWeights::List(list) },
         ..config()
@@ -84,11 +105,23 @@ fn every_setting_has_its_range() {
         ("label_smoothing", TrainConfig { label_smoothing: -0.1, ..config() }),
         ("clip_norm", TrainConfig { clip_norm: Some(0.), ..config() }),
         ("clip_norm", TrainConfig { clip_norm: Some(f64::NAN), ..config() }),
-        ("schedule.floor", cosine(-0.1)),
-        ("schedule.floor", cosine(1.1)),
-        ("schedule.floor", cosine(f64::NAN)),
-        ("schedule.gamma", steps(0.)),
-        ("schedule.gamma", steps(f64::NAN)),
+        ("schedule.warmup", cosine(-0.1, 0.)),
+        ("schedule.warmup", cosine(1.1, 0.)),
+        ("schedule.warmup", cosine(f64::NAN, 0.)),
+        ("schedule.floor", cosine(0., -0.1)),
+        ("schedule.floor", cosine(0., 1.1)),
+        ("schedule.floor", cosine(0., f64::NAN)),
+        ("schedule.warmup", steps(-0.1, 0.5, 0.1)),
+        ("schedule.warmup", steps(100., 0.5, 0.1)),
+        ("schedule.milestones", steps(0., -0.1, 0.1)),
+        ("schedule.milestones", steps(0., 100., 0.1)),
+        ("schedule.milestones", steps(0., f64::NAN, 0.1)),
+        ("schedule.gamma", steps(0., 0.5, 0.)),
+        ("schedule.gamma", steps(0., 0.5, f64::NAN)),
+        ("optimiser.groups.lr_scale", group(-1., None)),
+        ("optimiser.groups.lr_scale", group(f64::INFINITY, None)),
+        ("optimiser.groups.weight_decay", group(1., Some(-0.1))),
+        ("optimiser.groups.weight_decay", group(1., Some(f64::NAN))),
         ("weights", weights(vec![1.])),
         ("weights", weights(vec![1., -1.])),
     ];
@@ -101,7 +134,9 @@ fn every_setting_has_its_range() {
     }
     // The ends that belong to their ranges.
     let zeros = optimiser(|o| (o.beta1, o.beta2, o.weight_decay) = (0., 0., 0.));
-    for config in [zeros, cosine(0.), cosine(1.), steps(1.), TrainConfig { clip_norm: None, ..config() }] {
+    let schedules = [cosine(0., 0.), cosine(1., 1.), steps(0., 0., 1.), steps(1., 1., 1.)];
+    let others = [zeros, group(1., Some(0.)), TrainConfig { clip_norm: None, ..config() }];
+    for config in schedules.into_iter().chain(others) {
         run(&data, &config).unwrap();
     }
 }
@@ -224,6 +259,9 @@ fn folders_that_cannot_be_written_are_named() -> Done {
     for name in ["config.json", "metrics.jsonl", "state.safetensors", "lock"] {
         let folder = base.path().join(format!("with_{name}"));
         fs::create_dir_all(folder.join(name))?;
+        if name != "config.json" {
+            fs::write(folder.join("config.json"), serde_json::to_string(&config())?)?;
+        }
         let error = train_in(&folder).unwrap_err();
         assert!(matches!(&error, Error::Io { path, .. } if path.starts_with(&folder)), "{error}");
         assert!(error.to_string().contains(name.split('.').next().unwrap()), "{error}");

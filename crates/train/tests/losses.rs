@@ -5,9 +5,11 @@ mod common;
 use candle_core::{Device::Cpu, Tensor};
 use layerwise_models::{Batch, Params, Pass, Tapped, tap};
 use layerwise_testkit::{Counted, Scripted, TinyStack, assert_close, random, tiny_vit, tiny_vit_config};
-use layerwise_train::{Error, LayerWeights, Objective, Unit, loss, take_gradients};
+use layerwise_train::{
+    Error, Hooks, LayerWeights, Objective, Samples, Unit, audit, loss, take_gradients, train,
+};
 
-use crate::common::Done;
+use crate::common::{Done, config, two_classes, values};
 
 /// The sum of a few f32 terms of about 1.
 const SUM: f64 = 1e-6;
@@ -79,6 +81,25 @@ fn two_layers_by_hand() -> Done {
     assert_close(&got.total, &Tensor::new(first / 3. + second * 2. / 3., &Cpu)?, SUM)?;
     let got = got.per_layer.into_iter().collect::<Option<Vec<f64>>>().expect("a value for each layer");
     Ok(assert_close(&Tensor::new(got, &Cpu)?, &Tensor::new(&[first, second], &Cpu)?, SUM)?)
+}
+
+#[test]
+fn a_boxed_model_trains_like_itself() -> Done {
+    let stack = TinyStack::new(3, 6, 2, 1)?;
+    let params = stack.params().clone(); // shares the variables
+    let boxed: Box<dyn Tapped> = Box::new(stack.clone());
+    let (data, weights) = (two_classes(8, 6, 1), LayerWeights::Linear.weights(3)?);
+    let batch = Batch::from(data.inputs.clone());
+    audit(&*boxed, &params, &batch, &data.labels, &weights, &[])?;
+    let got = loss(&*boxed, &batch, &data.labels, &weights, 0., Pass::EVAL)?;
+    let want = loss(&stack, &batch, &data.labels, &weights, 0., Pass::EVAL)?;
+    assert_close(&got.total, &want.total, 0.)?;
+    let samples: &dyn Samples = &data;
+    train(&*boxed, &params, samples, &config(), None, Hooks::default())?;
+    let plain = TinyStack::new(3, 6, 2, 1)?;
+    train(&plain, plain.params(), &data, &config(), None, Hooks::default())?;
+    assert!(values(&params) == values(plain.params()));
+    Ok(())
 }
 
 #[test]

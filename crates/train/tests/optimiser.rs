@@ -2,18 +2,18 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use candle_core::{DType, Device::Cpu, Tensor, Var, safetensors};
 use layerwise_models::{Batch, ExitNorm, Heads, Params, Pass, VitConfig};
 use layerwise_testkit::{TinyStack, assert_close, random, tiny_vit, tiny_vit_config};
 use layerwise_train::{
-    AdamW, AdamWConfig, Gradients, LayerWeights, Objective, TensorSamples, TrainConfig, Unit, accumulate,
-    clip, decays, global_norm, loss, take_gradients,
+    AdamW, AdamWConfig, Error, Gradients, Hooks, LayerWeights, Objective, ParamGroup, TensorSamples,
+    TrainConfig, Unit, accumulate, clip, decays, global_norm, loss, take_gradients, train,
 };
 use tempfile::tempdir;
 
-use crate::common::{Done, config, records, train_until, two_classes};
+use crate::common::{Done, Sizes, config, records, train_until, two_classes, values};
 
 /// Equivalent Python:
 ///
@@ -78,6 +78,104 @@ fn matrices_decay_and_nothing_else() {
     assert!(!decays("bert.embeddings.word_embeddings.weight", &[30522, 768]));
     assert!(!decays("transformer.wte.weight", &[50257, 768]) && !decays("wpe.weight", &[1024, 768]));
     assert!(decays("transformer.h.0.attn.c_attn.weight", &[768, 2304]));
+    // Whatever they are called, matrices decay; norms do not in any shape.
+    assert!(decays("in_proj", &[768, 2304]) && decays("w", &[2, 2]) && !decays("w", &[2]));
+    assert!(!decays("encoder.LayerNorm.gamma", &[1, 768]) && !decays("ln.norm", &[1, 768]));
+}
+
+/// Equivalent Python, everything in float64:
+///
+/// ```python
+/// P = {"body.bias": [0.1, -0.2], "body.weight": [[0.5, -1.0], [2.0, 0.25]], "head.bias": [0.3, -0.7],
+///      "head.weight": [[1.0, -0.5], [0.75, -2.0]], "tail.bias": [0.6], "tail.weight": [[-1.5, 0.4]]}
+/// P = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in P.items()}
+/// o = torch.optim.AdamW([
+///     dict(params=[P["body.bias"], P["body.weight"]], lr=0.1 * 0.25, weight_decay=0.3),
+///     dict(params=[P["head.bias"]], lr=0.1 * 2, weight_decay=0.), dict(params=[P["head.weight"]], lr=0.1 * 2),
+///     dict(params=[P["tail.bias"]], weight_decay=0.), dict(params=[P["tail.weight"]])], lr=0.1, weight_decay=0.05)
+/// for step in range(3):
+///     for p in P.values(): p.grad = torch.cos(p.detach() * 3 + step)
+///     o.step()
+/// print({n: p.tolist() for n, p in P.items()})
+/// ```
+#[test]
+fn parameter_groups_equal_pytorchs() -> Done {
+    let start: [(&str, &[usize], &[f64]); 6] = [
+        ("body.bias", &[2], &[0.1, -0.2]),
+        ("body.weight", &[2, 2], &[0.5, -1., 2., 0.25]),
+        ("head.bias", &[2], &[0.3, -0.7]),
+        ("head.weight", &[2, 2], &[1., -0.5, 0.75, -2.]),
+        ("tail.bias", &[1], &[0.6]),
+        ("tail.weight", &[1, 2], &[-1.5, 0.4]),
+    ];
+    let want: [&[f64]; 6] = [
+        &[0.043946829642770455, -0.26758786054555267],
+        &[0.5016710990887052, -0.9262308389544245, 1.8857533427713717, 0.2108785503643374],
+        &[-0.18446126692173748, -0.6847788143275102],
+        &[1.3158571906975054, -1.0213067830911358, 1.1835548869002759, -2.5130410597693524],
+        &[0.8717756908896833],
+        &[-1.2093890911642138, 0.35045536115290343],
+    ];
+    let params = start.iter().map(|(name, dims, values)| {
+        Ok((name.to_string(), Var::from_tensor(&Tensor::from_slice(values, *dims, &Cpu)?)?))
+    });
+    let params: Params = params.collect::<candle_core::Result<_>>()?;
+    let groups = vec![group("body.", 0.25, Some(0.3)), group("head.", 2., None)];
+    let mut optimiser =
+        AdamW::new(&params, AdamWConfig { lr: 0.1, weight_decay: 0.05, groups, ..Default::default() })?;
+    for step in 0..3 {
+        let gradients = params.iter().map(|(name, var)| {
+            let angle = ((var.as_detached_tensor() * 3.)? + f64::from(step))?;
+            Ok((name.to_owned(), angle.cos()?))
+        });
+        let gradients: Gradients = gradients.collect::<candle_core::Result<_>>()?;
+        optimiser.step(&params, &gradients, 1.)?;
+    }
+    for ((name, var), want) in params.iter().zip(want) {
+        let got = var.flatten_all()?;
+        // A few roundings of f64.
+        assert_close(&got, &Tensor::new(want, &Cpu)?, 1e-14).map_err(|e| format!("{name}: {e}"))?;
+    }
+    Ok(())
+}
+
+fn group(prefix: &str, lr_scale: f64, weight_decay: Option<f64>) -> ParamGroup {
+    ParamGroup { prefix: prefix.into(), lr_scale, weight_decay }
+}
+
+/// Trains a small stack with these groups; the names of the parameters that stay as they were.
+fn frozen(groups: Vec<ParamGroup>) -> layerwise_train::Result<Vec<String>> {
+    let model = TinyStack::new(2, 6, 2, 1)?;
+    let before = values(model.params());
+    let optimiser = AdamWConfig { groups, ..config().optimiser };
+    let config = TrainConfig { optimiser, ..config() };
+    train(&model, model.params(), &two_classes(8, 6, 1), &config, None, Hooks::default())?;
+    let still = before.into_iter().zip(values(model.params())).filter(|(before, after)| before == after);
+    Ok(still.map(|((name, _), _)| name).collect())
+}
+
+#[test]
+fn a_learning_rate_of_nothing_freezes_and_the_first_group_counts() -> Done {
+    assert!(frozen(vec![])?.is_empty());
+    // Not even a decay of its own moves it.
+    assert_eq!(frozen(vec![group("block.1.", 0., Some(0.5))])?, ["block.1.bias", "block.1.weight"]);
+    let head_only = vec![group("head.", 1., None), group("", 0., None)];
+    assert_eq!(frozen(head_only)?, ["block.1.bias", "block.1.weight", "block.2.bias", "block.2.weight"]);
+    Ok(())
+}
+
+#[test]
+fn a_group_that_is_no_parameters_is_named() {
+    let body = || group("block.", 0.5, None);
+    // A slip, and a group that another one hides.
+    for (prefix, groups) in [
+        ("haed.", vec![body(), group("haed.", 2., None)]),
+        ("block.1.", vec![body(), group("block.1.", 2., None)]),
+    ] {
+        let error = frozen(groups).unwrap_err();
+        assert!(matches!(&error, Error::Setting { field: "optimiser.groups.prefix", .. }), "{error}");
+        assert!(error.to_string().contains(&format!("{prefix:?}")), "{error}");
+    }
 }
 
 #[test]
@@ -115,13 +213,33 @@ fn micro_batches_add_up_to_the_batch() -> Done {
     let data = two_classes(14, 6, 3);
     let whole = first_moments(&data, 1)?;
     assert_eq!(whole.len(), 8);
-    // Parts of 7 and 7; of 5, 5 and 4; of 4, 4, 4 and 2; single samples; and no more parts than samples.
+    // Parts of 7 and 7; of 4, 5 and 5; of 3, 4, 3 and 4; single samples; and no more parts than samples.
     for accumulation in [2, 3, 4, 14, 100] {
         let parts = first_moments(&data, accumulation)?;
         for (name, want) in &whole {
             // Up to 14 gradients of about 1, added in f32.
             assert_close(&parts[name], want, 1e-6)?;
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_step_has_as_many_parts_as_it_was_told() -> Done {
+    for (n, accumulation, want) in [
+        (9, 1, &[9][..]),
+        (9, 2, &[4, 5]),
+        (9, 6, &[1, 2, 1, 2, 1, 2]),
+        (9, 8, &[1, 1, 1, 1, 1, 1, 1, 2]),
+        (3, 6, &[1, 1, 1]),
+    ] {
+        let data = Sizes(two_classes(n, 6, 3), RefCell::default());
+        let model = TinyStack::new(2, 6, 2, 1)?;
+        let config = TrainConfig { epochs: 1, batch_size: 9, accumulation, ..config() };
+        train(&model, model.params(), &data, &config, None, Hooks::default())?;
+        // The audit looks at the first of them.
+        let (audit, step) = (&data.1.borrow()[..1], &data.1.borrow()[1..]);
+        assert_eq!((audit, step), (&want[..1], want), "{n} samples in {accumulation}");
     }
     Ok(())
 }

@@ -2,7 +2,12 @@
 
 mod common;
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsString,
+    fs,
+    path::Path,
+};
 
 use candle_core::{Device::Cpu, Tensor};
 use layerwise_models::VitConfig;
@@ -14,6 +19,7 @@ use layerwise_train::{
 };
 use rand::Rng;
 use safetensors::{SafeTensors, tensor::TensorView};
+use serde_json::Value;
 use tempfile::tempdir;
 
 use crate::common::{Done, Noisy, config, metrics, state, train_until, two_classes, values};
@@ -196,6 +202,76 @@ fn other_settings_are_refused_by_the_field_that_differs() -> Done {
     assert!(matches!(&error, Error::Config { field, .. } if field == "samples"), "{error}");
     assert!(error.to_string().contains("samples = 22, now it is 24"), "{error}");
     assert!(state(folder.path()) == bytes && metrics(folder.path()) == lines);
+    Ok(())
+}
+
+#[test]
+fn how_often_it_is_evaluated_and_saved_may_change() -> Done {
+    let (whole, folder) = (tempdir()?, tempdir()?);
+    run(usize::MAX, &settings(), whole.path())?;
+    run(3, &settings(), folder.path())?;
+    let now = TrainConfig { evaluate_every: 3, checkpoint_every: 2, ..settings() };
+    assert_eq!(run(usize::MAX, &now, folder.path())?.steps, 12);
+    assert!(state(folder.path()) == state(whole.path()));
+    let saved = fs::read_to_string(folder.path().join("config.json"))?;
+    assert_eq!(serde_json::from_str::<TrainConfig>(&saved)?, now);
+    Ok(())
+}
+
+#[test]
+fn settings_from_before_a_field_was_added_are_recognised() -> Done {
+    let (whole, folder) = (tempdir()?, tempdir()?);
+    run(usize::MAX, &settings(), whole.path())?;
+    run(3, &settings(), folder.path())?;
+    let file = folder.path().join("config.json");
+    let text = fs::read_to_string(&file)?;
+    let mut saved: Value = serde_json::from_str(&text)?;
+    saved.as_object_mut().unwrap().remove("label_smoothing");
+    saved["optimiser"].as_object_mut().unwrap().remove("groups");
+    fs::write(&file, saved.to_string())?;
+    // What they did not have is what it is by default.
+    let other = run(usize::MAX, &TrainConfig { label_smoothing: 0.1, ..settings() }, folder.path());
+    assert!(matches!(other, Err(Error::Config { field, .. }) if field == "label_smoothing"));
+    run(usize::MAX, &settings(), folder.path())?;
+    assert!(state(folder.path()) == state(whole.path()));
+    assert_eq!(fs::read_to_string(&file)?, text);
+    Ok(())
+}
+
+#[test]
+fn a_models_folder_is_refused_and_left_as_it_is() -> Done {
+    let folder = tempdir()?;
+    tiny_vit(tiny_vit_config(), 1).save(folder.path())?;
+    let files = || -> std::io::Result<BTreeMap<OsString, Vec<u8>>> {
+        let files = fs::read_dir(folder.path())?;
+        files.map(|file| file.and_then(|file| Ok((file.file_name(), fs::read(file.path())?)))).collect()
+    };
+    let before = files()?;
+    let error = run(usize::MAX, &settings(), folder.path()).unwrap_err();
+    let file = folder.path().join("config.json");
+    assert!(matches!(&error, Error::Checkpoint { path, .. } if *path == file), "{error}");
+    assert!(error.to_string().contains("unknown field"), "{error}");
+    assert!(files()? == before);
+    Ok(())
+}
+
+#[test]
+fn a_state_or_metrics_without_settings_are_refused() -> Done {
+    for name in ["state.safetensors", "metrics.jsonl"] {
+        let folder = tempdir()?;
+        run(3, &settings(), folder.path())?;
+        for other in ["config.json", "state.safetensors", "metrics.jsonl"] {
+            if other != name {
+                fs::remove_file(folder.path().join(other))?;
+            }
+        }
+        let bytes = fs::read(folder.path().join(name))?;
+        let error = run(usize::MAX, &settings(), folder.path()).unwrap_err();
+        let file = folder.path().join("config.json");
+        assert!(matches!(&error, Error::Checkpoint { path, .. } if *path == file), "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+        assert!(fs::read(folder.path().join(name))? == bytes && !file.exists());
+    }
     Ok(())
 }
 

@@ -15,7 +15,6 @@ fn assert_close(got: &[f64], want: &[f64]) {
 #[test]
 fn constant_is_one() {
     assert_eq!(factors(&Schedule::Constant, 3), [1.; 3]);
-    assert_eq!(Schedule::default(), Schedule::Constant);
 }
 
 /// Equivalent Python:
@@ -71,11 +70,43 @@ fn one_cycle_equals_pytorch() {
 /// ```
 #[test]
 fn multi_step_equals_pytorch() {
-    let schedule = Schedule::MultiStep { milestones: vec![2, 5], gamma: 0.1 };
+    let schedule = Schedule::MultiStep { warmup: 0., milestones: vec![2. / 7., 5. / 7.], gamma: 0.1 };
     assert_close(&factors(&schedule, 7), &[1., 1., 0.1, 0.1, 0.1, 0.01, 0.01]);
-    // In any order, and twice at one step.
-    let schedule = Schedule::MultiStep { milestones: vec![5, 2, 2], gamma: 0.5 };
+    // In any order, and twice at one step; a milestone at the end is none.
+    let milestones = vec![5. / 6., 2. / 6., 2. / 6., 1.];
+    let schedule = Schedule::MultiStep { warmup: 0., milestones, gamma: 0.5 };
     assert_close(&factors(&schedule, 6), &[1., 1., 0.25, 0.25, 0.25, 0.125]);
+    // 0.29 * 100 is a little less than 29.
+    let schedule = Schedule::MultiStep { warmup: 0., milestones: vec![0.29], gamma: 0.5 };
+    assert_close(&[schedule.factor(28, 100), schedule.factor(29, 100)], &[1., 0.5]);
+}
+
+/// Equivalent Python:
+///
+/// ```python
+/// s = ChainedScheduler([LinearLR(o, start_factor=1/4, total_iters=3), MultiStepLR(o, milestones=[2, 5], gamma=0.5)])
+/// ```
+#[test]
+fn multi_step_with_a_warmup_equals_pytorch() {
+    let schedule = Schedule::MultiStep { warmup: 4. / 7., milestones: vec![2. / 7., 5. / 7.], gamma: 0.5 };
+    assert_close(&factors(&schedule, 7), &[0.25, 0.5, 0.375, 0.5, 0.5, 0.25, 0.25]);
+}
+
+/// Equivalent Python:
+///
+/// ```python
+/// s = ChainedScheduler([LinearLR(o, start_factor=1/10, total_iters=9), MultiStepLR(o, milestones=[100, 150], gamma=0.1)])
+/// ```
+#[test]
+fn the_default_is_the_papers_recipe_after_a_warmup() {
+    let got = factors(&Schedule::default(), 200);
+    let warmup: Vec<f64> = (1..=10).map(|i| f64::from(i) / 10.).collect();
+    assert_close(&got[..10], &warmup);
+    for (steps, want) in [(10..100, 1.), (100..150, 0.1), (150..200, 0.01)] {
+        assert_close(&got[steps.clone()], &vec![want; steps.len()]);
+    }
+    // The same shape whatever the length, and no warm-up where a twentieth is not a step.
+    assert_close(&factors(&Schedule::default(), 4), &[1., 1., 0.1, 0.01]);
 }
 
 /// Equivalent Python:
@@ -87,14 +118,13 @@ fn multi_step_equals_pytorch() {
 #[test]
 fn warmup_cosine_equals_pytorch() {
     let want = [0.25, 0.5, 0.75, 1.0, 1.0, 0.9397114317029974, 0.775, 0.55, 0.325, 0.1602885682970026];
-    assert_close(&factors(&Schedule::WarmupCosine { warmup: 4, floor: 0.1 }, 10), &want);
+    assert_close(&factors(&Schedule::WarmupCosine { warmup: 0.4, floor: 0.1 }, 10), &want);
 }
 
 #[test]
 fn warmup_cosine_ends_at_its_floor_and_may_be_all_warmup() {
-    let schedule = Schedule::WarmupCosine { warmup: 2, floor: 0.25 };
+    let schedule = Schedule::WarmupCosine { warmup: 0.2, floor: 0.25 };
     assert_close(&[schedule.factor(10, 10), schedule.factor(99, 10)], &[0.25, 0.25]);
-    assert_close(&factors(&Schedule::WarmupCosine { warmup: 8, floor: 0. }, 3), &[0.125, 0.25, 0.375]);
-    assert_close(&factors(&Schedule::WarmupCosine { warmup: 3, floor: 0. }, 3), &[1. / 3., 2. / 3., 1.]);
-    assert_close(&factors(&Schedule::WarmupCosine { warmup: 0, floor: 0. }, 2), &[1., 0.5]);
+    assert_close(&factors(&Schedule::WarmupCosine { warmup: 1., floor: 0. }, 3), &[1. / 3., 2. / 3., 1.]);
+    assert_close(&factors(&Schedule::WarmupCosine { warmup: 0., floor: 0. }, 2), &[1., 0.5]);
 }

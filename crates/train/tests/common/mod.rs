@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each file uses a part.
 
 use std::{
+    cell::RefCell,
     fs,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
@@ -13,7 +14,8 @@ use layerwise_models::{Batch, Params, Tapped};
 use layerwise_ops::init::{self, ChaCha8Rng};
 use layerwise_testkit::random;
 use layerwise_train::{
-    AdamWConfig, Event, Hooks, Result, Samples, StepRecord, TensorSamples, TrainConfig, TrainReport, train,
+    AdamWConfig, Event, Hooks, Result, Samples, Schedule, StepRecord, TensorSamples, TrainConfig,
+    TrainReport, train,
 };
 use serde_json::Value;
 
@@ -43,13 +45,28 @@ impl Samples for Noisy {
     }
 }
 
-/// A few epochs of small batches.
+/// A few epochs of small batches at one rate.
 pub(crate) fn config() -> TrainConfig {
     TrainConfig {
         epochs: 4,
         batch_size: 8,
         optimiser: AdamWConfig { lr: 1e-2, ..Default::default() },
+        schedule: Schedule::Constant,
         ..Default::default()
+    }
+}
+
+/// Samples that keep the sizes of the batches drawn, the audit's first.
+pub(crate) struct Sizes(pub(crate) TensorSamples, pub(crate) RefCell<Vec<usize>>);
+
+impl Samples for Sizes {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn batch(&self, indices: &[usize], rng: &mut ChaCha8Rng) -> candle_core::Result<(Batch, Tensor)> {
+        self.1.borrow_mut().push(indices.len());
+        self.0.batch(indices, rng)
     }
 }
 
