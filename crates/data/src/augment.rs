@@ -49,7 +49,7 @@ impl Augment {
         Ok(if angle == 0. { image } else { rotate(&image, shape, angle) })
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.crop_padding > 1 << 16 {
             return Err(bad("crop_padding", self.crop_padding.to_string(), "at most 65536"));
         }

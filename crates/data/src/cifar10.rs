@@ -18,7 +18,10 @@ const LIMIT: usize = 1 << 28;
 const SHAPE: Shape = Shape { channels: 3, height: 32, width: 32 };
 
 /// CIFAR-10 from `folder`: `data_batch_1.bin` and so on, also in `cifar-10-batches-bin`; or, with the feature `parquet`,
-/// `train-00000-of-0000N.parquet` and so on, also in `plain_text`.
+/// `train-00000-of-0000N.parquet` and so on, also in `plain_text`; `validation-` counts as the test set where there is no
+/// `test-`.
+///
+/// A folder need not have all N: a part is loaded as it is, with a warning to `tracing` that names what is missing.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! The idx files of MNIST and Fashion-MNIST.
+//! The idx files of MNIST and of the sets in its format: Fashion-MNIST, Kuzushiji-MNIST, EMNIST.
 
 use std::path::Path;
 
@@ -13,6 +13,9 @@ const LIMIT: usize = 1 << 30;
 
 /// MNIST or anything in its format from `folder`: `train-images-idx3-ubyte` and so on, plain or `.gz`, with `-` or `.`
 /// before `idx`.
+///
+/// The classes are the numbers from 0 to the largest label, and at least ten: a set of letters has more. So the two splits
+/// agree on them only if each has a sample of the last one.
 ///
 /// # Errors
 ///
@@ -34,12 +37,10 @@ pub fn load(folder: &Path, split: Split) -> Result<ImageSet> {
     if count != n {
         return Err(format(&labels_path, format!("{count} labels, expected {n}, one an image")));
     }
-    let labels: Vec<u32> = labels.iter().map(|&label| u32::from(label)).collect();
-    if let Some(at) = labels.iter().position(|&label| label > 9) {
-        return Err(format(&labels_path, format!("label {} of image {at}, expected 0 to 9", labels[at])));
-    }
+    let labels: Vec<u32> = labels.into_iter().map(u32::from).collect();
+    let classes = labels.iter().max().map_or(0, |last| last + 1).max(10);
     let shape = Shape { channels: 1, height, width };
-    ImageSet::new(pixels, labels, shape, 255, (0..10).map(|class| class.to_string()).collect())
+    ImageSet::new(pixels, labels, shape, 255, (0..classes).map(|class| class.to_string()).collect())
 }
 
 /// Sizes and bytes of an idx file of `RANK` dimensions of unsigned bytes.

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use image::RgbImage;
+use image::{ImageFormat, RgbImage};
 
 use crate::{
     Error, Result,
@@ -48,5 +48,17 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
 pub(crate) fn decode(bytes: &[u8]) -> image::ImageResult<RgbImage> {
     let mut reader = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format()?;
     reader.limits(image::Limits::default());
+    if reader.format() == Some(ImageFormat::Jpeg) && !ends(bytes) {
+        let truncated = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the JPEG data is cut short");
+        return Err(image::ImageError::IoError(truncated));
+    }
     Ok(reader.decode()?.into_rgb8())
+}
+
+/// Whether the last scan of a JPEG file comes to its end: the decoder paints grey what is missing.
+fn ends(jpeg: &[u8]) -> bool {
+    const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
+    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+    let last = |marker: [u8; 2]| jpeg.windows(2).rposition(|pair| pair == marker);
+    last(END_OF_IMAGE) > last(START_OF_SCAN)
 }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod augment;
+mod batches;
 pub mod cifar10;
 mod digits;
 mod error;
@@ -18,8 +19,11 @@ mod preprocess;
 mod resize;
 mod set;
 mod split;
+#[cfg(feature = "images")]
+mod whole_file;
 
 pub use augment::{Augment, mirror, rotate, shift};
+pub use batches::{Batches, epoch_order};
 pub use digits::digits;
 pub use error::{Error, Result};
 #[cfg(feature = "images")]

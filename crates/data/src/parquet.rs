@@ -1,6 +1,7 @@
 //! Images in Hugging Face's parquet layout: columns `img` or `image` `{bytes, path}` and `label`.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     path::{Path, PathBuf},
 };
@@ -16,7 +17,10 @@ use crate::{
     images::decode,
 };
 
-/// Files `train-*.parquet` or `test-*.parquet` (also `validation-*`) of a folder, in the order of their names.
+/// Files `train-*.parquet` of a folder, or `test-*.parquet`, or without any of these `validation-*.parquet`; in the order of
+/// their names.
+///
+/// Warns of those that the names count but the folder lacks.
 pub(crate) fn shards(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
@@ -25,15 +29,37 @@ pub(crate) fn shards(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
         Split::Train => &["train-"],
         Split::Test => &["test-", "validation-"],
     };
-    let mut found = Vec::new();
+    let mut names = BTreeSet::new();
     for entry in fs::read_dir(folder).map_err(io(folder))? {
-        let name = entry.map_err(io(folder))?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".parquet") && prefixes.iter().any(|prefix| name.starts_with(prefix)) {
-            found.push(folder.join(name));
-        }
+        names.insert(entry.map_err(io(folder))?.file_name().to_string_lossy().into_owned());
     }
-    found.sort();
-    Ok(found)
+    names.retain(|name| name.ends_with(".parquet"));
+    let starting = |prefix: &&str| -> Vec<&str> {
+        names.iter().map(String::as_str).filter(|name| name.starts_with(prefix)).collect()
+    };
+    let found = prefixes.iter().map(starting).find(|found| !found.is_empty()).unwrap_or_default();
+    let missing = missing(&found);
+    if !missing.is_empty() {
+        tracing::warn!(folder = %folder.display(), ?missing, "shards are missing: this is a part of the data set");
+    }
+    Ok(found.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// What `found` lacks by its own count: `train-00000-of-00002.parquet` is one of two.
+fn missing(found: &[&str]) -> BTreeSet<String> {
+    let (mut present, mut series) = (BTreeSet::new(), BTreeSet::new());
+    for name in found {
+        // After the number there may be a checksum.
+        let Some((shard, rest)) = name.split_once("-of-") else { continue };
+        let (Some((split, _)), Some(count)) = (shard.rsplit_once('-'), rest.get(..5)) else { continue };
+        present.insert(format!("{shard}-of-{count}"));
+        series.insert((split, count));
+    }
+    let numbers = |count: &str| 0..count.parse::<usize>().unwrap_or(0);
+    let all = series.iter().flat_map(|(split, count)| {
+        numbers(count).map(move |number| format!("{split}-{number:05}-of-{count}"))
+    });
+    all.filter(|shard| !present.contains(shard)).collect()
 }
 
 /// Decodes every row of `shards`; all images must have `shape`.

@@ -1,20 +1,17 @@
 //! Hugging Face's `preprocessor_config.json`.
 
-use std::{
-    borrow::Cow,
-    fs::{self, File},
-    io::{self, Write},
-    path::Path,
-};
+use std::{borrow::Cow, fs, path::Path};
 
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{
     Error, ImageSet, Normalise, Result, Shape,
-    error::{format, io as at},
+    error::{format, io},
     resize::{center_crop, dims, grey, resize, sized},
+    whole_file::write_whole,
 };
 
 const FILE: &str = "preprocessor_config.json";
@@ -33,7 +30,7 @@ pub struct Preprocess {
     pub resample: u8,
     /// Whether the centre is cut out after resampling.
     pub do_center_crop: bool,
-    /// Size of the cut.
+    /// Size of the cut; never a shortest edge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crop_size: Option<Size>,
     /// Whether pixels are multiplied by `rescale_factor`.
@@ -68,7 +65,11 @@ impl Default for Preprocess {
 
 /// A target size, in the ways Hugging Face writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "a number, {height, width} or {shortest_edge}")]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "expected a number, {height, width} or {shortest_edge} alone"
+)]
 pub enum Size {
     /// `{"height": h, "width": w}`.
     Exact {
@@ -103,6 +104,8 @@ impl Size {
 impl Preprocess {
     /// Reads `preprocessor_config.json` of a model's folder; `None` when the folder has none.
     ///
+    /// What is absent or null has its default value; keys that are no field here are ignored.
+    ///
     /// # Errors
     ///
     /// [`Error::NotFound`] without folder, [`Error::Format`] when the file is not what it should be.
@@ -114,13 +117,24 @@ impl Preprocess {
         if !path.exists() {
             return Ok(None);
         }
-        let text = fs::read_to_string(&path).map_err(at(&path))?;
-        let config: Self = serde_json::from_str(&text).map_err(|e| format(&path, e.to_string()))?;
+        let text = fs::read_to_string(&path).map_err(io(&path))?;
+        let document: Map<String, Value> =
+            serde_json::from_str(&text).map_err(|e| format(&path, e.to_string()))?;
+        let document = without_nulls(document);
+        let parse = |document| serde_json::from_value::<Self>(Value::Object(document));
+        // One by one first, so that the error names the field.
+        for (key, value) in &document {
+            let alone = Map::from_iter([(key.clone(), value.clone())]);
+            parse(alone).map_err(|e| format(&path, format!("{key}: {e}")))?;
+        }
+        let config = parse(document).map_err(|e| format(&path, e.to_string()))?;
         config.check().map_err(|e| format(&path, e.to_string()))?;
         Ok(Some(config))
     }
 
-    /// Writes `preprocessor_config.json` as Hugging Face's `ViTImageProcessor` reads it.
+    /// Writes `preprocessor_config.json` for the Hugging Face processor that does what these settings say:
+    /// `BitImageProcessor` for a shortest edge, else `DeiTImageProcessor` where the centre is cut out, else
+    /// `ViTImageProcessor`.
     ///
     /// # Errors
     ///
@@ -129,15 +143,22 @@ impl Preprocess {
         #[derive(Serialize)]
         struct Document<'a> {
             image_processor_type: &'static str,
+            do_convert_rgb: bool,
             #[serde(flatten)]
             settings: &'a Preprocess,
         }
-        self.check()?;
+        let do_convert_rgb = self.check()? == 3;
         let path = folder.join(FILE);
-        let document = Document { image_processor_type: "ViTImageProcessor", settings: self };
-        let text = serde_json::to_string_pretty(&document).map_err(|e| format(&path, e.to_string()))?;
-        fs::create_dir_all(folder).map_err(at(folder))?;
-        replace(&path, &text).map_err(at(&path))
+        let image_processor_type = match self.size {
+            Size::ShortestEdge { .. } => "BitImageProcessor",
+            _ if self.do_center_crop => "DeiTImageProcessor",
+            _ => "ViTImageProcessor",
+        };
+        let document = Document { image_processor_type, do_convert_rgb, settings: self };
+        let mut text = serde_json::to_string_pretty(&document).map_err(|e| format(&path, e.to_string()))?;
+        text.push('\n');
+        fs::create_dir_all(folder).map_err(io(folder))?;
+        write_whole(&path, text.as_bytes()).map_err(io(&path))
     }
 
     /// `(channels, height, width)`, f32.
@@ -259,8 +280,14 @@ impl Preprocess {
         if self.resample > 3 {
             return bad("resample", self.resample.to_string(), "0 to 3");
         }
-        if self.do_center_crop && self.crop_size.is_none() {
-            return bad("crop_size", "missing".into(), "a size to cut out, as do_center_crop is set");
+        let unusable = match self.crop_size {
+            None => Some("missing"),
+            Some(Size::ShortestEdge { .. }) => Some("a shortest edge"),
+            Some(_) => None,
+        };
+        if let (true, Some(value)) = (self.do_center_crop, unusable) {
+            let expected = "a number or {height, width}, as do_center_crop is set";
+            return bad("crop_size", value.into(), expected);
         }
         Ok(channels)
     }
@@ -270,12 +297,12 @@ impl Preprocess {
     }
 }
 
-/// Writes a file so that a kill at any moment leaves the old one or the new one.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let temporary = path.with_extension("json.tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
+/// `document` without the keys that hold a null, also those of a size.
+fn without_nulls(document: Map<String, Value>) -> Map<String, Value> {
+    let entries = document.into_iter().filter(|(_, value)| !value.is_null());
+    let inside = |value| match value {
+        Value::Object(object) => Value::Object(without_nulls(object)),
+        other => other,
+    };
+    entries.map(|(key, value)| (key, inside(value))).collect()
 }

@@ -100,8 +100,6 @@ fn idx_files_of_something_else() {
     assert_eq!(text, "starts with [60, 104, 116, 109], expected [0, 0, 8, 3]");
     let text = idx_complaint(&[(IMAGES, &images), (LABELS, &[0, 0, 8, 1, 0, 0, 0, 1, 5])], LABELS);
     assert_eq!(text, "1 labels, expected 2, one an image");
-    let text = idx_complaint(&[(IMAGES, &images), (LABELS, &[0, 0, 8, 1, 0, 0, 0, 2, 5, 10])], LABELS);
-    assert_eq!(text, "label 10 of image 1, expected 0 to 9");
 }
 
 #[test]
@@ -185,25 +183,40 @@ fn corrupt_images() {
     let mut png = Vec::new();
     let image = image::RgbImage::from_fn(9, 9, |x, y| image::Rgb([(x * 28) as u8, (y * 28) as u8, 7]));
     image.write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png).unwrap();
+    let mut jpeg = Vec::new();
+    image.write_to(&mut std::io::Cursor::new(&mut jpeg), image::ImageFormat::Jpeg).unwrap();
     let mut flipped = png.clone();
     flipped[60] ^= 0xff;
     let jpeg_start = [0xff, 0xd8, 0xff, 0xe0, 0, 16];
-    let bad: [(&str, &[u8]); 5] = [
+    let bad: [(&str, &[u8]); 6] = [
         ("cut.PNG", &png[..png.len() / 2]),
         ("empty.png", &[]),
         ("flipped.png", &flipped),
+        ("cut short.jpg", &jpeg[..jpeg.len() - 10]),
         ("short.jpeg", &jpeg_start),
         ("text.jpg", b"no image"),
     ];
-    let folder = folder(&[&bad[..], &[("fine.png", &png), ("notes.txt", b"no image")]].concat());
+    let folder =
+        folder(&[&bad[..], &[("fine.jpg", &jpeg), ("fine.png", &png), ("notes.txt", b"no image")]].concat());
     let files = image_files(folder.path()).unwrap();
     let names: Vec<_> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-    assert_eq!(names, ["cut.PNG", "empty.png", "fine.png", "flipped.png", "short.jpeg", "text.jpg"]);
+    let all = [
+        "cut short.jpg",
+        "cut.PNG",
+        "empty.png",
+        "fine.jpg",
+        "fine.png",
+        "flipped.png",
+        "short.jpeg",
+        "text.jpg",
+    ];
+    assert_eq!(names, all);
     for (name, _) in bad {
         let path = folder.path().join(name);
         assert!(!complaint(read_image(&path), &path).is_empty());
     }
     assert_eq!(read_image(&folder.path().join("fine.png")).unwrap(), image);
+    assert_eq!(read_image(&folder.path().join("fine.jpg")).unwrap().dimensions(), (9, 9));
 }
 
 /// A header that promises 60,000 x 60,000 pixels: 11 GB.
@@ -308,8 +321,7 @@ proptest! {
             && dims.iter().product::<u32>() as usize == body.len()
             && dims[0] == count
             && labels.len() == count as usize
-            && !body.is_empty()
-            && labels.iter().all(|&label| label < 10);
+            && !body.is_empty();
         match idx::load(folder.path(), Split::Test) {
             Ok(set) => prop_assert!(fits && set.len() == count as usize),
             Err(error) => prop_assert!(!fits, "{error}"),

@@ -44,6 +44,22 @@ fn every_layout_gives_the_same_images() -> Result {
     Ok(())
 }
 
+/// EMNIST's letters count from 1; Kuzushiji-49 has 49 classes.
+#[test]
+fn there_are_as_many_classes_as_the_labels_need() -> Result {
+    for (labels, classes) in [([9, 0], 10), ([1, 3], 10), ([1, 26], 27), ([48, 0], 49), ([255, 7], 256)] {
+        let folder = tempfile::tempdir()?;
+        let header = [0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1];
+        write(folder.path(), "train-images-idx3-ubyte", &header, &[1, 2], false)?;
+        write(folder.path(), "train-labels-idx1-ubyte", &[0, 0, 8, 1, 0, 0, 0, 2], &labels, false)?;
+        let set = idx::load(folder.path(), Split::Train)?;
+        assert_eq!(set.labels(), labels.map(u32::from));
+        let names: Vec<String> = (0..classes).map(|class: usize| class.to_string()).collect();
+        assert_eq!(set.classes(), names);
+    }
+    Ok(())
+}
+
 /// Equivalent Python: `np.frombuffer(gzip.open(images).read()[16:], np.uint8).reshape(-1, 28, 28)`, of it the sum, the sum of
 /// image 0 weighted by `np.arange(1, 785)`, and `[0, 5]`; labels from byte 8, `np.bincount`.
 #[test]

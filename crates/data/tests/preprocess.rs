@@ -236,6 +236,26 @@ fn files_of_hugging_face_are_read() -> Result {
     Ok(())
 }
 
+/// As transformers 4.5x saves a "fast" processor: what is not set is null.
+#[test]
+fn a_null_means_the_default() -> Result {
+    let fast = r#"{"crop_size": null, "data_format": "channels_first", "default_to_square": true, "device": null,
+        "disable_grouping": null, "do_center_crop": null, "do_convert_rgb": null, "do_normalize": true,
+        "do_rescale": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "ViTImageProcessorFast", "image_std": [0.5, 0.5, 0.5], "input_data_format": null,
+        "resample": 2, "rescale_factor": 0.00392156862745098, "return_tensors": null,
+        "size": {"height": 224, "width": 224}}"#;
+    let nulls = r#"{"do_resize": null, "size": null, "resample": null, "do_center_crop": null, "crop_size": null,
+        "do_rescale": null, "rescale_factor": null, "do_normalize": null, "image_mean": null, "image_std": null}"#;
+    let nested = r#"{"size": {"height": 224, "longest_edge": null, "shortest_edge": null, "width": 224}}"#;
+    for text in [fast, nulls, nested, "{}"] {
+        let folder = tempfile::tempdir()?;
+        fs::write(folder.path().join("preprocessor_config.json"), text)?;
+        assert_eq!(Preprocess::load(folder.path())?, Some(Preprocess::default()), "{text}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_saved_file_reads_back_and_is_hugging_faces() -> Result {
     let folder = tempfile::tempdir()?;
@@ -263,9 +283,43 @@ fn a_saved_file_reads_back_and_is_hugging_faces() -> Result {
     let want: serde_json::Value = serde_json::from_str(
         r#"{"image_processor_type": "ViTImageProcessor", "do_resize": true, "size": {"height": 8, "width": 8},
         "resample": 2, "do_center_crop": false, "do_rescale": true, "rescale_factor": 0.00392156862745098,
-        "do_normalize": true, "image_mean": [0.3], "image_std": [0.38]}"#,
+        "do_normalize": true, "image_mean": [0.3], "image_std": [0.38], "do_convert_rgb": false}"#,
     )?;
     assert_eq!(serde_json::from_str::<serde_json::Value>(&text)?, want);
+    Ok(())
+}
+
+/// transformers 4: `ViTImageProcessor` leaves out the cut, and only `BitImageProcessor` knows a shortest edge.
+#[test]
+fn the_saved_type_is_one_that_does_what_is_set() -> Result {
+    let (edge, exact) = (Size::ShortestEdge { shortest_edge: 36 }, Size::Exact { height: 36, width: 36 });
+    let cases = [
+        (exact, false, "ViTImageProcessor"),
+        (Size::Square(36), false, "ViTImageProcessor"),
+        (exact, true, "DeiTImageProcessor"),
+        (Size::Square(36), true, "DeiTImageProcessor"),
+        (edge, false, "BitImageProcessor"),
+        (edge, true, "BitImageProcessor"),
+    ];
+    let folder = tempfile::tempdir()?;
+    for (size, do_center_crop, want) in cases {
+        let crop_size = do_center_crop.then_some(Size::Square(32));
+        Preprocess { size, do_center_crop, crop_size, ..Preprocess::default() }.save(folder.path())?;
+        let text = fs::read_to_string(folder.path().join("preprocessor_config.json"))?;
+        let document: serde_json::Value = serde_json::from_str(&text)?;
+        assert_eq!(document["image_processor_type"], want, "{size:?}, cut: {do_center_crop}");
+        assert_eq!(document["do_convert_rgb"], true);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_cannot_be_replaced_leaves_nothing_behind() -> Result {
+    let folder = tempfile::tempdir()?;
+    fs::create_dir(folder.path().join("preprocessor_config.json"))?;
+    let error = Preprocess::default().save(folder.path()).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert_eq!(fs::read_dir(folder.path())?.count(), 1);
     Ok(())
 }
 
@@ -274,15 +328,28 @@ fn bad_files_are_named_with_what_was_expected() -> Result {
     let cases = [
         ("{", "EOF while parsing"),
         ("[1]", "invalid"),
-        (r#"{"size": {"longest_edge": 3}}"#, "a number, {height, width} or {shortest_edge}"),
-        (r#"{"size": -1}"#, "a number, {height, width} or {shortest_edge}"),
+        (r#"{"size": {"longest_edge": 3}}"#, "size: expected a number, {height, width} or {shortest_edge}"),
+        (
+            r#"{"size": {"shortest_edge": 3, "longest_edge": 4}}"#,
+            "size: expected a number, {height, width} or",
+        ),
+        (
+            r#"{"crop_size": {"height": 3}}"#,
+            "crop_size: expected a number, {height, width} or {shortest_edge}",
+        ),
+        (r#"{"size": -1}"#, "size: expected a number, {height, width} or {shortest_edge}"),
+        (r#"{"do_resize": "yes"}"#, "do_resize: invalid type: string \"yes\", expected a boolean"),
         (r#"{"resample": 5}"#, "resample is 5, expected 0 to 3"),
         (r#"{"image_mean": [0.5, 0.5]}"#, "image_mean is [0.5, 0.5], expected 1 or 3 values, one a channel"),
         (r#"{"image_mean": []}"#, "image_mean is [], expected 1 or 3 values"),
-        (r#"{"image_mean": [1e39, 0, 0]}"#, "number out of range"),
+        (r#"{"image_mean": [1e39, 0, 0]}"#, "image_mean is [inf, 0.0, 0.0], expected finite"),
         (r#"{"image_mean": [0.5]}"#, "image_std is 3 values, expected 1, one a channel"),
         (r#"{"image_std": [0.5, 0, 0.5]}"#, "image_std is [0.5, 0.0, 0.5], expected positive"),
-        (r#"{"do_center_crop": true}"#, "crop_size is missing, expected a size"),
+        (r#"{"do_center_crop": true}"#, "crop_size is missing, expected a number or {height, width}"),
+        (
+            r#"{"do_center_crop": true, "crop_size": {"shortest_edge": 3}}"#,
+            "crop_size is a shortest edge, expected a number or {height, width}",
+        ),
     ];
     let folder = tempfile::tempdir()?;
     for (text, want) in cases {
