@@ -5,15 +5,21 @@
 
 mod cases;
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZeroUsize,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
+use candle_core::{DType, Device::Cpu, Tensor};
 use clap::{Parser, ValueEnum};
 use criterion::Criterion;
 use layerwise::{
     models::{Pass, Tapped},
+    ops,
     train::{self, AdamW, loss, take_gradients},
 };
+use layerwise_example_common::in_pool;
 use serde_json::json;
 
 #[global_allocator]
@@ -34,9 +40,8 @@ struct Args {
     json: bool,
     #[arg(long, value_enum, default_value = "standard")]
     objective: Objective,
-    /// Recorded only: the thread pools read `RAYON_NUM_THREADS` and `CANDLE_NUM_THREADS`.
-    #[arg(long, default_value_t = 2)]
-    threads: usize,
+    #[arg(long, default_value = "2")]
+    threads: NonZeroUsize,
     #[arg(long, default_value_t = 2)]
     warmup: usize,
     #[arg(long, default_value_t = 5)]
@@ -48,8 +53,13 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     if std::env::args().any(|arg| arg == "--json") {
-        return print_json(&Args::parse());
+        let args = Args::parse();
+        return in_pool(Some(args.threads), || print_json(&args));
     }
+    in_pool(None, bench)
+}
+
+fn bench() -> anyhow::Result<()> {
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
     let mut group = criterion.benchmark_group("train_step");
     group.measurement_time(Duration::from_secs(15));
@@ -101,10 +111,27 @@ fn print_json(args: &Args) -> anyhow::Result<()> {
         "seconds": seconds,
         "base_rss_mib": base_rss_mib,
         "peak_rss_mib": peak_rss_mib()?,
+        "limit_s": STEP_GFLOP / gemm_gflops()?,
         "loss": loss,
     });
     println!("{line}");
     Ok(())
+}
+
+/// Arithmetic of the matrix products of a step, forward and twice that backward: per token and block 12 d^2 weights and two
+/// products with 65 tokens, 2 operations each.
+const STEP_GFLOP: f64 = 3. * 2. * (12. * 192. * 192. + 2. * 65. * 192.) * 12. * (65 * BATCH) as f64 * 1e-9;
+
+/// What matrix products reach here at their best, by a square one of 1024: the step's limit.
+fn gemm_gflops() -> anyhow::Result<f64> {
+    let xs = Tensor::ones((1024, 1024), DType::F32, &Cpu)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..10 {
+        let start = Instant::now();
+        ops::linear(&xs, &xs, None)?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(2. * 1024f64.powi(3) * 1e-9 / best)
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -1,12 +1,11 @@
 //! What `--input` names, turned into what the model takes.
 
 use std::{
-    num::NonZeroUsize,
     ops::Range,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use layerwise::{
     data::{Error, ImageSet, Preprocess, Size, Split, cifar10, digits, idx, image_files, read_image},
@@ -17,7 +16,8 @@ use layerwise::{
 pub(crate) struct Input {
     source: Source,
     preprocess: Preprocess,
-    /// Edge of the model's images: one that has it already is not resampled.
+    /// Channels and edge of the model's images: one that has this edge already is not resampled.
+    channels: usize,
     model_size: usize,
 }
 
@@ -28,29 +28,24 @@ enum Source {
 
 impl Input {
     /// Opens `input` for a model of this configuration, whose folder may have a `preprocessor_config.json`.
-    pub(crate) fn open(
-        input: &Path,
-        limit: Option<NonZeroUsize>,
-        model: &Path,
-        config: &VitConfig,
-    ) -> Result<Self> {
-        let limit = limit.map_or(usize::MAX, NonZeroUsize::get);
+    pub(crate) fn open(input: &Path, limit: Option<usize>, model: &Path, config: &VitConfig) -> Result<Self> {
+        let limit = limit.unwrap_or(usize::MAX);
         let source = match source(input)? {
             Source::Files(files) => Source::Files(files.into_iter().take(limit).collect()),
             Source::Set(set) => Source::Set(set.take(limit)?),
         };
-        let model_size = config.image_size;
+        let (channels, model_size) = (config.num_channels, config.image_size);
         let preprocess = match Preprocess::load(model)? {
             Some(preprocess) => preprocess,
             // Hugging Face's defaults, at the model's own size.
             None => Preprocess {
                 size: Size::Square(model_size),
-                image_mean: vec![0.5; config.num_channels],
-                image_std: vec![0.5; config.num_channels],
+                image_mean: vec![0.5; channels],
+                image_std: vec![0.5; channels],
                 ..Default::default()
             },
         };
-        Ok(Self { source, preprocess, model_size })
+        Ok(Self { source, preprocess, channels, model_size })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -106,21 +101,39 @@ impl Input {
             Source::Files(files) => {
                 let images = files[rows].iter().map(|path| {
                     let image = read_image(path)?;
-                    prepare(image.height() as usize, image.width() as usize).apply(&image, device)
+                    let prepare = prepare(image.height() as usize, image.width() as usize);
+                    let pixels = prepare.apply(&image, device).with_context(|| path.display().to_string())?;
+                    self.check(pixels.dims()).with_context(|| path.display().to_string())?;
+                    Ok(pixels)
                 });
-                Ok(Tensor::stack(&images.collect::<Result<Vec<_>, Error>>()?, 0)?)
+                Ok(Tensor::stack(&images.collect::<Result<Vec<_>>>()?, 0)?)
             }
             Source::Set(set) => {
                 let indices: Vec<usize> = rows.collect();
-                Ok(prepare(set.shape().height, set.shape().width).apply_set(set, &indices, device)?)
+                let prepare = prepare(set.shape().height, set.shape().width);
+                let pixels = prepare.apply_set(set, &indices, device)?;
+                self.check(&pixels.dims()[1..])?;
+                Ok(pixels)
             }
         }
+    }
+
+    /// What the folder's settings made of an image must be what its model takes.
+    fn check(&self, found: &[usize]) -> Result<()> {
+        let expected = [self.channels, self.model_size, self.model_size];
+        ensure!(
+            found == expected,
+            "prepared as {found:?}, but the model takes {expected:?} (channels, height, width); does preprocessor_config.json \
+             belong to this model?"
+        );
+        Ok(())
     }
 }
 
 fn source(input: &Path) -> Result<Source> {
     if input == Path::new("digits") && !input.exists() {
-        return Ok(Source::Set(digits()?));
+        // The part that the quickstart's models have not seen.
+        return Ok(Source::Set(digits()?.split(0.2, 0)?.1));
     }
     if !input.is_dir() {
         bail!("{}: expected a folder, or the word digits", input.display());

@@ -14,14 +14,14 @@ use std::{
 
 use anyhow::{Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
-use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap::Parser;
 use layerwise::{
     exit::LayerScores,
-    models::{Batch, Error as ModelError, Head, LoadOptions, Pass, Tapped, Vit, tap},
+    models::{Batch, Error as ModelError, Head, LoadOptions, Loaded, Pass, Tapped, Vit, tap},
     ops::cross_entropy,
 };
 use layerwise_example_common::{
-    CommonFlags, Progress, Results, interrupt, progress, run::Interrupted, run_main,
+    CommonFlags, Preset, Progress, Results, flags::ModelFlag, interrupt, progress, run::Interrupted, run_main,
 };
 use serde_json::json;
 
@@ -31,13 +31,17 @@ layerwise_example_common::fast_allocator!();
 
 /// Writes the hidden states of every layer of a ViT or DeiT checkpoint, and measures how alike its layers are.
 #[derive(Parser)]
+#[command(name = "inspect")]
 struct Flags {
     #[command(flatten)]
     common: CommonFlags,
-    /// A folder of PNG and JPEG files, a folder of MNIST's or CIFAR-10's files (their test part), or `digits`.
+    #[command(flatten)]
+    model: ModelFlag,
+    /// A folder of PNG and JPEG files, a folder of MNIST's or CIFAR-10's files (their test part), or `digits` (the part that the
+    /// quickstart holds out).
     #[arg(long, value_name = "DIR")]
     input: PathBuf,
-    /// The first so many samples only.
+    /// The first so many samples only [default: all; 64 with --preset smoke].
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroUsize>,
     /// Write the states of all tokens, not only those of the token that the prediction reads.
@@ -50,25 +54,28 @@ const BATCH: usize = 16;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    let Some(model) = flags.common.model.clone() else {
-        Flags::command().error(ErrorKind::MissingRequiredArgument, "--model DIR is needed").exit()
-    };
-    run_main(|| inspect(&flags, &model))
+    run_main(&flags.common, |device| inspect(&flags, device))
 }
 
-fn inspect(flags: &Flags, folder: &Path) -> Result<()> {
-    let device = flags.common.device()?;
-    let model = load(folder, &device)?;
-    let input = Input::open(&flags.input, flags.limit, folder, model.config())?;
+fn inspect(flags: &Flags, device: Device) -> Result<()> {
+    let folder = &flags.model.model;
+    let (model, unexpected) = load(folder, &device)?;
+    if !unexpected.is_empty() {
+        progress::line(&format!("{}: the model has no use for the tensors {unexpected:?}", folder.display()));
+    }
+    let smoke = (flags.common.preset == Preset::Smoke).then_some(64);
+    let limit = flags.limit.map(NonZeroUsize::get).or(smoke);
+    let input = Input::open(&flags.input, limit, folder, model.config())?;
     let out = flags.common.out_folder("inspect")?;
     let stop = interrupt::stop_flag()?;
     let settings = json!({ "preset": flags.common.preset, "model": folder, "input": flags.input,
-        "limit": flags.limit, "tokens": flags.tokens, "samples": input.len(), "vit": model.config(),
+        "limit": limit, "tokens": flags.tokens, "samples": input.len(), "vit": model.config(),
         "preprocess": input.preprocess() });
     let mut results = Results::new("inspect", settings, flags.common.seed, &device);
+    results.more.insert("unexpected_tensors".into(), json!(unexpected));
 
     let (samples, layers) = (input.len(), model.depth() + 1);
-    let (tokens, width) = (model.config().patches() + 1, model.config().hidden_size);
+    let (tokens, width) = (model.config().tokens(), model.config().hidden_size);
     let shape = if flags.tokens { vec![samples, tokens, width] } else { vec![samples, width] };
     let mut file = HiddenFile::create(&out, layers, &shape)?;
     let mut features: Vec<Vec<Tensor>> = vec![Vec::new(); layers];
@@ -109,18 +116,19 @@ fn inspect(flags: &Flags, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The model, without a classifier where the checkpoint has none.
-fn load(folder: &Path, device: &Device) -> Result<Vit> {
-    let model = match Vit::load(folder, device) {
+/// The model, without a classifier where the checkpoint has none, and the tensors that it has no use for; a pooler is none.
+fn load(folder: &Path, device: &Device) -> Result<(Vit, Vec<String>)> {
+    let Loaded { model, mut unexpected, .. } = match Vit::load_with(folder, &LoadOptions::default(), device) {
         Err(ModelError::Tensors { missing, shapes, .. })
             if shapes.is_empty() && missing.iter().all(|name| name.starts_with("classifier.")) =>
         {
             let options = LoadOptions { head: Head::None, ..Default::default() };
-            Vit::load_with(folder, &options, device)?.model
+            Vit::load_with(folder, &options, device)?
         }
         loaded => loaded?,
     };
-    Ok(model.frozen())
+    unexpected.retain(|name| !name.starts_with("vit.pooler."));
+    Ok((model.frozen(), unexpected))
 }
 
 /// Accuracy and loss of the exit after each layer `1..=L`.

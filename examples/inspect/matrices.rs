@@ -14,15 +14,23 @@ pub(crate) struct Matrices {
 impl Matrices {
     /// `features` are `(samples, width)` of layers `0..=L`.
     pub(crate) fn measure(features: &[Tensor]) -> Result<Self> {
+        let mut cos = matrix(features, Measure::Cos(Centring::Samples))?;
+        for layer in 0..features.len() {
+            // No sample has a direction: a layer that is the same for all.
+            if cos[layer][layer] == 0. {
+                cos[layer].fill(f64::NAN);
+                cos.iter_mut().for_each(|row| row[layer] = f64::NAN);
+            }
+        }
         Ok(Self {
-            cos: matrix(features, Measure::Cos(Centring::Samples))?,
+            cos,
             cka_biased: matrix(features, Measure::Cka(Estimator::Biased))?,
             cka_debiased: matrix(features, Measure::Cka(Estimator::Debiased))?,
         })
     }
 }
 
-/// Layers without a similarity of their own are left out: a `[CLS]` embedding is the same for every sample.
+/// Layers without a CKA with themselves are left out: a `[CLS]` embedding is the same for every sample.
 fn matrix(features: &[Tensor], measure: Measure) -> Result<Vec<Vec<f64>>> {
     let mut defined: Vec<usize> = (0..features.len()).collect();
     let mut out = vec![vec![f64::NAN; features.len()]; features.len()];

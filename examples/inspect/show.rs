@@ -97,7 +97,7 @@ pub(crate) fn write(
              there are too few of them."
         ))
         .figure(&curves, "Each layer beside the last one, and beside the one before it.")
-        .figure(&heat, "All pairs of layers, on one scale.")
+        .figure(&heat, "All pairs of layers, on one scale; values below 0 are drawn as 0.")
         .table(&table(matrices, scores), "Per layer.")
         .details("Configuration", &serde_json::to_string_pretty(&results.config)?)
         .details("Machine", &serde_json::to_string_pretty(&results.machine)?)

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use layerwise::{
-    exit::{ExitReport, LayerScores, evaluate, measure, minimal_depth, split},
+    exit::{ExitReport, LayerScores, evaluate, measure, minimal_depth},
     models::{Pass, Vit, VitConfig, tap},
     ops::init,
     similarity::{Centring, Estimator, Measure, tensor::pairwise},
@@ -16,7 +16,7 @@ use layerwise::{
 };
 use layerwise_example_common::{
     CommonFlags, Preset, Progress,
-    digits::{Digits, digits_vit},
+    digits::{Digits, TEST_BATCH, digits_vit},
     interrupt, progress,
     run::Interrupted,
     run_main,
@@ -27,6 +27,7 @@ layerwise_example_common::fast_allocator!();
 
 /// Trains a 12-layer ViT on real digits, standard and aligned, and compares what their layers can do.
 #[derive(Parser)]
+#[command(name = "quickstart")]
 struct Flags {
     #[command(flatten)]
     common: CommonFlags,
@@ -35,7 +36,6 @@ struct Flags {
 /// Accuracy that the cut model may lose, and that counts as "nothing lost" in the tables.
 const TOLERANCE: f64 = 0.01;
 const THRESHOLDS: [f64; 6] = [0.5, 0.7, 0.8, 0.9, 0.95, 0.99];
-const EXIT_BATCH: usize = 256;
 
 /// A trained model and what was measured of it.
 struct Studied {
@@ -50,11 +50,10 @@ struct Studied {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    run_main(|| quickstart(&flags.common))
+    run_main(&flags.common, |device| quickstart(&flags.common, device))
 }
 
-fn quickstart(flags: &CommonFlags) -> Result<()> {
-    let device = flags.device()?;
+fn quickstart(flags: &CommonFlags, device: Device) -> Result<()> {
     let out = flags.out_folder("quickstart")?;
     let stop = interrupt::stop_flag()?;
     let smoke = flags.preset == Preset::Smoke;
@@ -83,8 +82,9 @@ fn quickstart(flags: &CommonFlags) -> Result<()> {
         studied.push(study(name, model, curve, &data, if smoke { 1 } else { 7 })?);
     }
     let aligned = studied.last().context("no model")?;
-    let depth = minimal_depth(&aligned.scores.accuracy, TOLERANCE);
-    let cut = cut_and_check(aligned, depth, &data, &out.join("aligned-cut"), &device)?;
+    let depth = minimal_depth(&aligned.scores.accuracy, TOLERANCE).context("no accuracy")?;
+    let cut =
+        cut_and_check(aligned, depth, &data, (&out.join("aligned"), &out.join("aligned-cut")), &device)?;
     progress::print(&show::tables(&studied, &cut));
     show::write(&out, &mut results, &studied, &cut)?;
     progress::print(&format!("\nresults, plots and report.html are in {}\n", out.display()));
@@ -145,7 +145,7 @@ fn study(
     rounds: usize,
 ) -> Result<Studied> {
     let frozen = model.frozen();
-    let (inputs, labels) = data.test();
+    let (inputs, _) = data.test();
     let scores = evaluate(&frozen, data.test_batches())?;
     // The embedding's [CLS] token is the same for every image: layers 1..L only.
     let features = tap::features(&frozen, inputs, Pass::EVAL)?.split_off(1);
@@ -154,7 +154,7 @@ fn study(
     };
     let cos = matrix(Measure::Cos(Centring::Samples))?;
     let cka = matrix(Measure::Cka(Estimator::Biased))?;
-    let exits = measure(&frozen, inputs, labels, EXIT_BATCH, &THRESHOLDS, rounds)?;
+    let exits = measure(&frozen, || data.test_batches(), &THRESHOLDS, rounds)?;
     Ok(Studied { name, model, scores, cos, cka, exits, curve })
 }
 
@@ -171,14 +171,14 @@ fn cut_and_check(
     studied: &Studied,
     depth: usize,
     data: &Digits,
-    folder: &Path,
+    (full, folder): (&Path, &Path),
     device: &Device,
 ) -> Result<Cut> {
     save(&studied.model.cut(depth)?, folder, data)?;
     let reloaded = Vit::load(folder, device)?.frozen();
     let scores = evaluate(&reloaded, data.test_batches())?;
     let (inputs, _) = data.test();
-    for part in split(inputs, EXIT_BATCH)? {
+    for part in inputs.split(TEST_BATCH)? {
         let want = &tap::layer_logits(&studied.model.frozen(), &part, Pass::EVAL)?[depth - 1];
         let got = tap::forward(&reloaded, &part, Pass::EVAL)?;
         ensure!(
@@ -187,10 +187,13 @@ fn cut_and_check(
             folder.display()
         );
     }
+    Ok(Cut { depth, accuracy: scores.accuracy[depth - 1], bytes: size(folder)?, full_bytes: size(full)? })
+}
+
+/// Bytes of a folder's weights.
+fn size(folder: &Path) -> Result<u64> {
     let file = folder.join("model.safetensors");
-    let bytes = std::fs::metadata(&file).with_context(|| file.display().to_string())?.len();
-    let full_bytes = 4 * studied.model.params().elem_count() as u64;
-    Ok(Cut { depth, accuracy: scores.accuracy[depth - 1], bytes, full_bytes })
+    Ok(std::fs::metadata(&file).with_context(|| file.display().to_string())?.len())
 }
 
 fn preset_name(preset: Preset) -> &'static str {

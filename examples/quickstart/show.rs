@@ -5,12 +5,13 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
+    digits::TEST_BATCH,
     plots::{self, Series},
     table::{decimals, percent},
 };
 use serde_json::json;
 
-use crate::{Cut, EXIT_BATCH, Studied, TOLERANCE};
+use crate::{Cut, Studied, TOLERANCE};
 
 /// The two tables, and what the cut gave.
 pub(crate) fn tables(studied: &[Studied], cut: &Cut) -> String {
@@ -162,10 +163,11 @@ fn exit_table(studied: &[Studied]) -> Table {
 
 fn cut_sentence(cut: &Cut) -> String {
     format!(
-        "The aligned model is within {:.1} points of its best layer from layer {} on: cut there, saved and read back, it \
-         answers {} % rightly, bit for bit as exit {} does, in {} instead of {} KB. (Time ratios: batches of {EXIT_BATCH}.)",
-        100. * TOLERANCE,
+        "Layer {} is the first of the aligned model within {:.1} points of its best, on the held-out images: cut there, saved and \
+         read back, it answers {} % of them rightly, bit for bit as exit {} does, in a file of {} instead of {} KB. (Time \
+         ratios: batches of {TEST_BATCH}, the last one smaller.)",
         cut.depth,
+        100. * TOLERANCE,
         percent(cut.accuracy),
         cut.depth,
         cut.bytes / 1000,

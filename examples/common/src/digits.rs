@@ -33,8 +33,8 @@ pub struct Digits {
     device: Device,
 }
 
-/// Samples that one evaluation pass takes at once.
-const TEST_BATCH: usize = 256;
+/// Held-out images that go through a model at once.
+pub const TEST_BATCH: usize = 256;
 
 impl Digits {
     /// At most `limit` training images.

@@ -1,5 +1,6 @@
 //! The flags that mean the same in every example.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -19,12 +20,6 @@ pub struct CommonFlags {
     /// Seed of everything random: initial weights, order of samples, augmentation, dropout.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Folder of the data set.
-    #[arg(long, value_name = "DIR")]
-    pub data: Option<PathBuf>,
-    /// Folder of a model: config.json and model.safetensors.
-    #[arg(long, value_name = "DIR")]
-    pub model: Option<PathBuf>,
     /// Folder of the results [default: out/NAME of the example].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -33,7 +28,15 @@ pub struct CommonFlags {
     pub preset: Preset,
     /// Number of CPU threads [default: all cores].
     #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// `--model`, for examples that read one.
+#[derive(Args, Clone, Debug)]
+pub struct ModelFlag {
+    /// Folder of a model: config.json and model.safetensors.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
 }
 
 /// How much an example does.
@@ -72,27 +75,19 @@ impl FromStr for DeviceFlag {
 }
 
 impl CommonFlags {
-    /// Applies `--threads` and opens `--device`. Call it first: the thread pool is built once.
+    /// Opens `--device`.
     ///
     /// # Errors
     ///
-    /// When the program was built without CUDA, the device cannot be opened, or the thread pool is already running.
-    pub fn device(&self) -> Result<Device> {
-        match self.threads {
-            Some(0) => bail!("--threads 0: at least one thread is needed"),
-            Some(threads) => rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global()
-                .with_context(|| format!("--threads {threads}"))?,
-            None => (),
-        }
+    /// When the program was built without CUDA, or the device cannot be opened.
+    pub fn open_device(&self) -> Result<Device> {
         match self.device {
             DeviceFlag::Cpu => Ok(Device::Cpu),
             DeviceFlag::Cuda(number) if candle_core::utils::cuda_is_available() => {
                 Device::new_cuda(number).with_context(|| format!("--device cuda:{number}"))
             }
             DeviceFlag::Cuda(number) => {
-                bail!("--device cuda:{number}: this program was built without CUDA (add --features cuda)")
+                bail!("--device cuda:{number}: this program was built without CUDA")
             }
         }
     }
@@ -129,13 +124,10 @@ mod tests {
 
     #[test]
     fn reads_every_flag() -> Result<()> {
-        let flags = parse("--device cuda:2 --seed 7 --data d --model m --out o --preset smoke --threads 3")?;
-        assert_eq!((flags.device, flags.seed, flags.threads), (DeviceFlag::Cuda(2), 7, Some(3)));
-        assert_eq!(
-            (flags.data, flags.model, flags.out),
-            (Some("d".into()), Some("m".into()), Some("o".into()))
-        );
-        assert_eq!(flags.preset, Preset::Smoke);
+        let flags = parse("--device cuda:2 --seed 7 --out o --preset smoke --threads 3")?;
+        assert_eq!((flags.device, flags.seed), (DeviceFlag::Cuda(2), 7));
+        assert_eq!((flags.threads, flags.preset), (NonZeroUsize::new(3), Preset::Smoke));
+        assert_eq!(flags.out, Some("o".into()));
         let flags = parse("")?;
         assert_eq!((flags.device, flags.seed, flags.preset), (DeviceFlag::Cpu, 0, Preset::Small));
         Ok(())
@@ -143,7 +135,9 @@ mod tests {
 
     #[test]
     fn wrong_flags_end_with_code_2() {
-        for words in ["--device gpu", "--device cuda:x", "--seed -1", "--preset huge", "--unknown"] {
+        for words in
+            ["--device gpu", "--device cuda:x", "--seed -1", "--preset huge", "--threads 0", "--data d"]
+        {
             let error = parse(words).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{words}: {error}");
         }
@@ -155,10 +149,9 @@ mod tests {
     #[test]
     fn cuda_needs_a_build_with_it() -> Result<()> {
         if !candle_core::utils::cuda_is_available() {
-            let error = parse("--device cuda")?.device().unwrap_err().to_string();
+            let error = parse("--device cuda")?.open_device().unwrap_err().to_string();
             assert!(error.contains("built without CUDA"), "{error}");
         }
-        assert!(parse("--threads 0")?.device().is_err());
         Ok(())
     }
 

@@ -15,7 +15,7 @@ pub use flags::{CommonFlags, Preset};
 pub use progress::Progress;
 pub use report::Report;
 pub use results::{ModelResults, Results};
-pub use run::run_main;
+pub use run::{in_pool, run_main};
 pub use table::Table;
 
 /// Makes mimalloc the program's allocator: training allocates and frees many equal buffers, which it recycles.

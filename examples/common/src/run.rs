@@ -2,9 +2,13 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use candle_core::Device;
+
+use crate::CommonFlags;
 
 /// The error of a run that Ctrl-C stopped: what became of its work.
 #[derive(Clone, Copy, Debug)]
@@ -18,11 +22,33 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Runs an example: exit code 0, 1 with one line on stderr when it fails, 130 when Ctrl-C stopped it.
+/// Runs an example with its device: exit code 0, 1 with one line on stderr when it fails, 130 when Ctrl-C stopped it.
 ///
 /// Wrong flags end in clap with exit code 2.
-pub fn run_main(example: impl FnOnce() -> Result<()>) -> ExitCode {
-    let Err(error) = example() else { return ExitCode::SUCCESS };
+pub fn run_main(flags: &CommonFlags, example: impl FnOnce(Device) -> Result<()> + Send) -> ExitCode {
+    exit_code(in_pool(flags.threads, || example(flags.open_device()?)))
+}
+
+/// Runs `f` on a thread of rayon's pool, with so many threads, or all cores.
+///
+/// There, a kernel shares its work with the other threads and goes on; called from outside the pool it would wake a thread,
+/// wait for it, and be woken, each time.
+///
+/// # Errors
+///
+/// What `f` returns; also when the pool is running already and `threads` asks for another.
+pub fn in_pool<T: Send>(threads: Option<NonZeroUsize>, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    // Walking back through a deep graph needs more than the 2 MiB that threads usually get.
+    let pool = rayon::ThreadPoolBuilder::new().stack_size(16 << 20);
+    let built = pool.num_threads(threads.map_or(0, NonZeroUsize::get)).build_global();
+    if let Some(threads) = threads {
+        built.with_context(|| format!("--threads {threads}"))?;
+    }
+    rayon::scope(|_| f())
+}
+
+fn exit_code(result: Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
     let interrupted = error.is::<Interrupted>();
     let word = if interrupted { "" } else { "error: " };
     // Nobody may be reading any more; the exit code still tells.
@@ -51,7 +77,7 @@ pub fn one_line(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::{Context, anyhow};
+    use anyhow::anyhow;
 
     use super::*;
 
@@ -73,7 +99,7 @@ mod tests {
 
     #[test]
     fn exit_codes_tell_how_it_ended() {
-        let code = |result: Result<()>| format!("{:?}", run_main(|| result));
+        let code = |result| format!("{:?}", exit_code(result));
         assert_eq!(code(Ok(())), format!("{:?}", ExitCode::SUCCESS));
         assert_eq!(code(Err(anyhow!("no"))), format!("{:?}", ExitCode::from(1)));
         assert_eq!(
