@@ -29,13 +29,16 @@ pub struct AdamWStep {
 ///
 /// # Errors
 ///
-/// When shapes differ.
+/// When shapes differ, or `step` is 0.
 pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: AdamWStep) -> Result<()> {
     if [gradient, m, v].iter().any(|xs| xs.shape() != param.shape()) {
         let shapes = [param.dims(), gradient.dims(), m.dims(), v.dims()];
         bail!("adamw_step: param, gradient, m and v have shapes {shapes:?}")
     }
     let AdamWStep { lr, beta1, beta2, eps, weight_decay, step } = config;
+    if step == 0 {
+        bail!("adamw_step: step is 0, the first is 1")
+    }
     let correction1 = 1. / (1. - beta1.powi(step as i32));
     let correction2 = 1. / (1. - beta2.powi(step as i32));
     let (p, m, v) = (param.as_detached_tensor(), m.as_detached_tensor(), v.as_detached_tensor());

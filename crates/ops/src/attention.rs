@@ -5,6 +5,7 @@ use crate::{
     Dropout,
     dropout::Keep,
     gemm::{Mat, Threads, gemm},
+    half::in_f32,
     host::{has_kernel, rows_per_task, slice, with_slices},
     simd,
 };
@@ -51,21 +52,24 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &Attention<'_>) -> 
     if let Some(mask) = config.key_mask.filter(|mask| mask.dims() != [batch, keys]) {
         bail!("attention: key mask {:?}, expected {:?}", mask.dims(), [batch, keys])
     }
-    if ![q, k, v].into_iter().all(has_kernel) {
-        return crate::plain::attention(q, k, v, config);
-    }
-    let mask = match config.key_mask {
-        Some(mask) => Some(mask.to_dtype(candle_core::DType::U8)?.flatten_all()?.to_vec1::<u8>()?),
-        None => None,
-    };
-    let op = Heads {
-        heads,
-        causal: config.causal,
-        mask,
-        keep: config.dropout.map(Keep::new).transpose()?,
-        dims: Dims { queries, keys, width, dim: width / heads },
-    };
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+    in_f32([q, k, v], |inputs| {
+        let [q, k, v] = inputs;
+        if !inputs.into_iter().all(has_kernel) {
+            return crate::plain::attention(q, k, v, config);
+        }
+        let mask = match config.key_mask {
+            Some(mask) => Some(mask.to_dtype(candle_core::DType::U8)?.flatten_all()?.to_vec1::<u8>()?),
+            None => None,
+        };
+        let op = Heads {
+            heads,
+            causal: config.causal,
+            mask,
+            keep: config.dropout.map(Keep::new).transpose()?,
+            dims: Dims { queries, keys, width, dim: width / heads },
+        };
+        q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
+    })
 }
 
 #[derive(Clone, Copy)]

@@ -2,6 +2,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
+    half::in_f32,
     host::{has_kernel, rows_per_task, slice, with_slices},
     simd,
 };
@@ -32,7 +33,8 @@ pub struct CrossEntropy {
 /// Cross-entropy of `logits` `(n, classes)` against `targets` `(n)`, u32, with optional row `weights` `(n)`.
 ///
 /// Weights are constants: they get no gradient. A NaN among a row's logits makes its loss NaN; -inf is a class of
-/// probability 0. A mean over no rows (all are ignored) is NaN, as PyTorch's.
+/// probability 0. A row that is ignored or weighs 0 counts nothing, whatever its logits are. A mean over no rows (all are
+/// ignored) is NaN, as PyTorch's.
 ///
 /// # Errors
 ///
@@ -56,26 +58,28 @@ pub fn cross_entropy(
     if let Some(row) = ids.iter().position(wrong) {
         bail!("cross_entropy: row {row} has label {}, there are {classes} classes", ids[row])
     }
-    if !has_kernel(logits) {
-        return crate::plain::cross_entropy(logits, targets, weights, config);
-    }
-    let mut row_weights = match weights {
-        Some(weights) => weights.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?,
-        None => vec![1.; n],
-    };
-    for (weight, id) in row_weights.iter_mut().zip(&ids) {
-        if config.ignore_index == Some(*id) {
-            *weight = 0.;
+    in_f32([logits], |[logits]| {
+        if !has_kernel(logits) {
+            return crate::plain::cross_entropy(logits, targets, weights, config);
         }
-    }
-    let total: f64 = row_weights.iter().map(|&weight| f64::from(weight)).sum();
-    let op = RowLosses { ids, weights: row_weights, smoothing: config.label_smoothing as f32 };
-    let rows = logits.contiguous()?.apply_op1(op)?;
-    match config.reduction {
-        Reduction::None => Ok(rows),
-        Reduction::Sum => rows.sum_all(),
-        Reduction::Mean => rows.sum_all()? / total,
-    }
+        let mut row_weights = match weights {
+            Some(weights) => weights.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?,
+            None => vec![1.; n],
+        };
+        for (weight, id) in row_weights.iter_mut().zip(&ids) {
+            if config.ignore_index == Some(*id) {
+                *weight = 0.;
+            }
+        }
+        let total: f64 = row_weights.iter().map(|&weight| f64::from(weight)).sum();
+        let op = RowLosses { ids, weights: row_weights, smoothing: config.label_smoothing as f32 };
+        let rows = logits.contiguous()?.apply_op1(op)?;
+        match config.reduction {
+            Reduction::None => Ok(rows),
+            Reduction::Sum => rows.sum_all(),
+            Reduction::Mean => rows.sum_all()? / total,
+        }
+    })
 }
 
 /// `w_i ce_i` of each row.

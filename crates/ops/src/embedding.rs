@@ -1,6 +1,7 @@
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::{
+    half::in_f32,
     host::{has_kernel, slice, with_slices},
     simd,
 };
@@ -22,7 +23,9 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
             return table.contiguous()?.apply_op2(&ids, Embedding { ids: values });
         }
     }
-    crate::plain::embedding(&ids, table)
+    let look_up = |[table]: [&Tensor; 1]| crate::plain::embedding(&ids, table);
+    // Rows are copied, but the gradients of a row that stands at many places are added up.
+    if table.track_op() { in_f32([table], look_up) } else { look_up([table]) }
 }
 
 struct Embedding {

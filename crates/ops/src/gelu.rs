@@ -2,6 +2,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::{
+    half::in_f32,
     host::{CHUNK, has_kernel, slice, with_slices},
     simd,
 };
@@ -12,10 +13,12 @@ use crate::{
 ///
 /// On integer tensors.
 pub fn gelu(xs: &Tensor) -> Result<Tensor> {
-    if !has_kernel(xs) {
-        return crate::plain::gelu(xs);
-    }
-    xs.contiguous()?.apply_op1(Gelu { forward: simd::gelu, backward: simd::gelu_backward })
+    in_f32([xs], |[xs]| {
+        if !has_kernel(xs) {
+            return crate::plain::gelu(xs);
+        }
+        xs.contiguous()?.apply_op1(Gelu { forward: simd::gelu, backward: simd::gelu_backward })
+    })
 }
 
 /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, elementwise: `gelu_new` of Hugging Face configs.
@@ -24,10 +27,12 @@ pub fn gelu(xs: &Tensor) -> Result<Tensor> {
 ///
 /// On integer tensors.
 pub fn gelu_tanh(xs: &Tensor) -> Result<Tensor> {
-    if !has_kernel(xs) {
-        return crate::plain::gelu_tanh(xs);
-    }
-    xs.contiguous()?.apply_op1(Gelu { forward: simd::gelu_tanh, backward: simd::gelu_tanh_backward })
+    in_f32([xs], |[xs]| {
+        if !has_kernel(xs) {
+            return crate::plain::gelu_tanh(xs);
+        }
+        xs.contiguous()?.apply_op1(Gelu { forward: simd::gelu_tanh, backward: simd::gelu_tanh_backward })
+    })
 }
 
 struct Gelu {

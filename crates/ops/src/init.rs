@@ -1,6 +1,6 @@
 //! Seeded initial values. candle's CPU generator cannot be seeded, so randomness comes from a `ChaCha8Rng` of the caller.
 
-use candle_core::{Device, Result, Shape, Tensor};
+use candle_core::{Device, Error, Result, Shape, Tensor, bail};
 use rand::{Rng, SeedableRng};
 pub use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
@@ -15,14 +15,14 @@ pub fn rng(seed: u64) -> ChaCha8Rng {
 ///
 /// # Errors
 ///
-/// When `std` is not finite.
+/// When `std` is negative or not finite.
 pub fn trunc_normal(
     rng: &mut ChaCha8Rng,
     shape: impl Into<Shape>,
     std: f64,
     device: &Device,
 ) -> Result<Tensor> {
-    let normal = Normal::new(0., std).map_err(candle_core::Error::wrap)?;
+    let normal = gaussian(std)?;
     filled(shape, device, || {
         loop {
             let value: f64 = normal.sample(rng);
@@ -37,9 +37,9 @@ pub fn trunc_normal(
 ///
 /// # Errors
 ///
-/// When `std` is not finite.
+/// When `std` is negative or not finite.
 pub fn normal(rng: &mut ChaCha8Rng, shape: impl Into<Shape>, std: f64, device: &Device) -> Result<Tensor> {
-    let normal = Normal::new(0., std).map_err(candle_core::Error::wrap)?;
+    let normal = gaussian(std)?;
     filled(shape, device, || normal.sample(rng) as f32)
 }
 
@@ -51,11 +51,19 @@ pub fn normal(rng: &mut ChaCha8Rng, shape: impl Into<Shape>, std: f64, device: &
 pub fn xavier_uniform(rng: &mut ChaCha8Rng, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
     let shape = shape.into();
     let [outputs, inputs, rest @ ..] = shape.dims() else {
-        candle_core::bail!("xavier_uniform: shape {shape:?} has fewer than two dimensions")
+        bail!("xavier_uniform: shape {shape:?} has fewer than two dimensions")
     };
     let receptive: usize = rest.iter().product();
     let bound = (6. / ((inputs + outputs) * receptive) as f32).sqrt();
     filled(shape, device, || rng.random_range(-bound..=bound))
+}
+
+/// `Normal` itself takes a negative deviation.
+fn gaussian(std: f64) -> Result<Normal<f64>> {
+    if !(0. ..f64::INFINITY).contains(&std) {
+        bail!("init: the deviation is {std}, expected a finite number of 0 or more")
+    }
+    Normal::new(0., std).map_err(Error::wrap)
 }
 
 fn filled(shape: impl Into<Shape>, device: &Device, mut value: impl FnMut() -> f32) -> Result<Tensor> {

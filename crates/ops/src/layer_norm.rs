@@ -2,6 +2,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
+    half::in_f32,
     host::{has_kernel, rows_per_part, rows_per_task, slice, width, with_slices},
     simd,
 };
@@ -18,11 +19,14 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
     if d != Some(weight.dims1()?) || d != Some(bias.dims1()?) {
         bail!("layer_norm: xs {:?}, weight {:?}, bias {:?}", xs.dims(), weight.dims(), bias.dims())
     }
-    if ![xs, weight, bias].into_iter().all(has_kernel) {
-        return crate::plain::layer_norm(xs, weight, bias, eps);
-    }
-    let op = LayerNorm { eps: eps as f32 };
-    xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+    in_f32([xs, weight, bias], |inputs| {
+        let [xs, weight, bias] = inputs;
+        if !inputs.into_iter().all(has_kernel) {
+            return crate::plain::layer_norm(xs, weight, bias, eps);
+        }
+        let op = LayerNorm { eps: eps as f32 };
+        xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+    })
 }
 
 struct LayerNorm {

@@ -7,6 +7,7 @@ mod dropout;
 mod embedding;
 mod gelu;
 mod gemm;
+mod half;
 mod host;
 pub mod init;
 mod layer_norm;

@@ -1,9 +1,10 @@
 //! Each operation once more, written with stock candle operations only: the reference that the fast paths are tested
-//! against, and the path for devices and dtypes that have no kernel here.
+//! against, and the path for devices and dtypes that have no kernel here. Sums run in the dtype of the tensor: the functions
+//! outside of this module widen 16-bit floats before they come here.
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use crate::{Attention, CrossEntropy, Dropout, Reduction, dropout::Keep};
+use crate::{Attention, CrossEntropy, Dropout, Reduction, dropout::Keep, half::in_f32};
 
 /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; two passes.
 ///
@@ -23,6 +24,9 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
 ///
 /// When `xs` is a scalar.
 pub fn softmax(xs: &Tensor) -> Result<Tensor> {
+    if xs.elem_count() == 0 {
+        return Ok(xs.clone());
+    }
     let shifted = xs.broadcast_sub(&xs.max_keepdim(D::Minus1)?.detach())?;
     let exp = shifted.exp()?;
     exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
@@ -60,7 +64,8 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     *last = out;
     let ys = flat.matmul(&weight.t()?)?;
     let ys = match bias {
-        Some(bias) => ys.broadcast_add(bias)?,
+        // The product sums in f32 of its own; the bias's gradient is a sum over rows.
+        Some(bias) => in_f32([&ys, bias], |[ys, bias]| ys.broadcast_add(bias))?,
         None => ys,
     };
     ys.reshape(dims)
@@ -147,25 +152,37 @@ pub fn cross_entropy(
     let ids = targets.to_vec1::<u32>()?;
     let ignored = |id: u32| config.ignore_index == Some(id);
     let safe: Vec<u32> = ids.iter().map(|&id| if ignored(id) { 0 } else { id }).collect();
-    let valid: Vec<f32> = ids.iter().map(|&id| if ignored(id) { 0. } else { 1. }).collect();
+    let kept: Vec<u8> = ids.iter().map(|&id| u8::from(!ignored(id))).collect();
     let safe = Tensor::from_vec(safe, (n, 1), logits.device())?;
-    let valid = Tensor::from_vec(valid, n, logits.device())?.to_dtype(logits.dtype())?;
+    let kept = Tensor::from_vec(kept, n, logits.device())?;
     let weights = match weights {
-        Some(weights) => (weights.to_dtype(logits.dtype())? * valid)?,
-        None => valid,
+        Some(weights) => weights.detach().to_dtype(logits.dtype())?,
+        None => Tensor::ones(n, logits.dtype(), logits.device())?,
     };
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    let log_probs = shifted.broadcast_sub(&log_sum)?;
-    let hit = log_probs.gather(&safe, 1)?.squeeze(1)?.neg()?;
-    let rows = match config.label_smoothing {
-        0. => hit,
-        e => ((hit * (1. - e))? + (log_probs.sum(1)? * (-e / classes as f64))?)?,
+    let weights = kept.where_cond(&weights, &weights.zeros_like()?)?;
+    // Replaced and not just weighed: 0 times NaN is NaN, in the loss and in its gradient.
+    let counts = weights.ne(0.)?.unsqueeze(1)?.broadcast_as((n, classes))?;
+    let logits = counts.where_cond(logits, &logits.zeros_like()?)?;
+    let rows = match logits.elem_count() {
+        0 => weights.clone(),
+        _ => (row_losses(&logits, &safe, config.label_smoothing)? * &weights)?,
     };
-    let rows = (rows * &weights)?;
     match config.reduction {
         Reduction::None => Ok(rows),
         Reduction::Sum => rows.sum_all(),
         Reduction::Mean => rows.sum_all()?.div(&weights.sum_all()?),
+    }
+}
+
+/// Cross-entropy of each row, `(n)`; `targets` is `(n, 1)`.
+fn row_losses(logits: &Tensor, targets: &Tensor, label_smoothing: f64) -> Result<Tensor> {
+    let (_, classes) = logits.dims2()?;
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let log_probs = shifted.broadcast_sub(&log_sum)?;
+    let hit = log_probs.gather(targets, 1)?.squeeze(1)?.neg()?;
+    match label_smoothing {
+        0. => Ok(hit),
+        e => (hit * (1. - e))? + (log_probs.sum(1)? * (-e / classes as f64))?,
     }
 }

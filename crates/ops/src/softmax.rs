@@ -2,6 +2,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::{
+    half::in_f32,
     host::{has_kernel, rows_per_task, slice, width, with_slices},
     simd,
 };
@@ -14,10 +15,12 @@ use crate::{
 ///
 /// When `xs` is a scalar.
 pub fn softmax(xs: &Tensor) -> Result<Tensor> {
-    if xs.rank() == 0 || !has_kernel(xs) {
-        return crate::plain::softmax(xs);
-    }
-    xs.contiguous()?.apply_op1(Softmax)
+    in_f32([xs], |[xs]| {
+        if xs.rank() == 0 || !has_kernel(xs) {
+            return crate::plain::softmax(xs);
+        }
+        xs.contiguous()?.apply_op1(Softmax)
+    })
 }
 
 struct Softmax;

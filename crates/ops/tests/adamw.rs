@@ -46,4 +46,20 @@ fn fast_and_plain_agree_on_many_parameters() -> Result<()> {
     assert_close(&run(DType::F32)?, &run(DType::F64)?, 1e-6)
 }
 
+/// Before the first step there is no correction: it would divide by 0.
+#[test]
+fn step_0_is_an_error_and_changes_nothing() -> Result<()> {
+    for dtype in [DType::F32, DType::F64] {
+        let var = |x: f64| Var::from_tensor(&Tensor::new(&[x, x], &Device::Cpu)?.to_dtype(dtype)?);
+        let (p, m, v) = (var(1.)?, var(0.)?, var(0.)?);
+        let config = AdamWStep { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay: 0.05, step: 0 };
+        let error = adamw_step(&p, &p.as_detached_tensor(), &m, &v, config).expect_err("step 0");
+        assert!(error.to_string().contains("step is 0"), "{error}");
+        for (var, want) in [(p, 1.), (m, 0.), (v, 0.)] {
+            assert_eq!(var.to_dtype(DType::F64)?.to_vec1::<f64>()?, [want, want]);
+        }
+    }
+    Ok(())
+}
+
 const WANT: [f64; 3] = [0.776485781333972, -1.9491177261580137, 0.6239219456714742];

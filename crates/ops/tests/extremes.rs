@@ -64,6 +64,43 @@ fn cross_entropy_of_a_forbidden_class_equals_pytorch() -> Result<()> {
     Ok(())
 }
 
+/// Logits of rows that do not count may be anything, and weights are constants. Equivalent Python, rows 1 and 2 left out:
+///
+/// ```python
+/// x = torch.tensor([[0., 0.], [nan, 1.], [-inf, 1.], [0., 0.]], dtype=torch.float64, requires_grad=True)
+/// ce = F.cross_entropy(x, torch.tensor([1, -100, -100, 0]), reduction="none", ignore_index=-100)
+/// loss = (ce * torch.tensor([1., nan, 1., 3.])).nan_to_num().sum() / 4; loss.backward(); print(loss, x.grad)
+/// ```
+#[test]
+fn rows_that_do_not_count_leave_no_trace() -> Result<()> {
+    const NAN: f32 = f32::NAN;
+    const INF: f32 = f32::INFINITY;
+    let logits = Tensor::new(&[[0., 0.], [NAN, 1.], [-INF, 1.], [INF, -INF], [-INF, NAN], [0., 0.]], &Cpu)?;
+    let targets = Tensor::new(&[1u32, 9, 9, 9, 0, 0], &Cpu)?;
+    // The last but one is not ignored, but weighs nothing.
+    let weights = Tensor::new(&[1f32, NAN, 1., INF, 0., 3.], &Cpu)?;
+    let want =
+        Tensor::new(&[[0.125, -0.125], [0., 0.], [0., 0.], [0., 0.], [0., 0.], [-0.375, 0.375]], &Cpu)?;
+    for dtype in [DType::F32, DType::F64] {
+        for label_smoothing in [0., 0.5] {
+            let (x, weights) =
+                (Var::from_tensor(&logits.to_dtype(dtype)?)?, Var::from_tensor(&weights.to_dtype(dtype)?)?);
+            for f in [cross_entropy, plain::cross_entropy] {
+                let config =
+                    CrossEntropy { ignore_index: Some(9), label_smoothing, ..CrossEntropy::default() };
+                let loss = f(&x, &targets, Some(&weights), &config)?;
+                // Two equal classes: ln 2, however the target is smoothed.
+                assert_close(&loss, &Tensor::new(std::f64::consts::LN_2, &Cpu)?, 2e-7)?;
+                let gradients = loss.backward()?;
+                let want = (&want * (1. - label_smoothing))?;
+                assert_close(gradients.get(&x).unwrap(), &want, 2e-7)?;
+                assert!(gradients.get(&weights).is_none(), "{dtype:?}: weights are constants");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn cross_entropy_of_huge_logits_is_the_margin() -> Result<()> {
     // Far apart, the loss is the distance from the largest logit: the sum of exponentials is 1.

@@ -12,6 +12,21 @@ fn values_are_fixed_by_the_seed() -> Result<()> {
 }
 
 #[test]
+fn a_deviation_is_finite_and_not_negative() -> Result<()> {
+    let mut rng = init::rng(1);
+    for std in [-0.02, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        for draw in [init::trunc_normal, init::normal] {
+            let error = draw(&mut rng, 3, std, &Device::Cpu).expect_err("a bad deviation");
+            assert!(error.to_string().contains(&format!("{std}")), "{error}");
+        }
+    }
+    for draw in [init::trunc_normal, init::normal] {
+        assert_eq!(draw(&mut rng, 3, 0., &Device::Cpu)?.to_vec1::<f32>()?, [0.; 3]);
+    }
+    Ok(())
+}
+
+#[test]
 fn moments_and_bounds() -> Result<()> {
     let mut rng = init::rng(5);
     let xs = init::trunc_normal(&mut rng, 100_000, 0.02, &Device::Cpu)?.to_vec1::<f32>()?;

@@ -26,8 +26,8 @@ pub enum Estimator {
 /// ```
 ///
 /// `x` is `(n, d)`, `y` is `(n, d')`. Biased: `HSIC = |Y^T X|_F^2` of column-centred features, result in `[0, 1]`.
-/// Debiased: `HSIC_1` of Song et al. (2012) on both sums. Works in feature form (`d x d'`) or Gram form (`n x n`), whichever
-/// is smaller.
+/// Debiased: `HSIC_1` of Song et al. (2012) on both sums. A representation wider than it has samples is replaced by its Gram
+/// matrix (`n x n`) first.
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ pub fn cka<T: Real, U: Real>(
 
 /// A centred representation with what all its pairs share.
 pub(crate) struct Features {
-    xs: Array2<f64>,
+    held: Held,
     /// `|x_i|^2`.
     norms: Array1<f64>,
     estimator: Estimator,
@@ -80,7 +80,7 @@ impl Features {
             xs /= largest;
         }
         let norms = xs.map_axis(Axis(1), |row| row.dot(&row));
-        let features = Self { xs, norms, estimator, root: 1. };
+        let features = Self { held: Held::smaller(xs), norms, estimator, root: 1. };
         let hsic = features.hsic(&features)?;
         // Debiased, a difference of sums: where theory says 0 (all samples equally far apart) only rounding is left.
         if hsic > ROUNDING * features.norms.dot(&features.norms) {
@@ -103,23 +103,57 @@ impl Features {
     /// The rows of a centred Gram matrix sum to 0; of the three terms of `HSIC_1` that leaves
     /// `tr(K L) - n / (n - 2) sum_i K_ii L_ii + tr(K) tr(L) / ((n - 1) (n - 2))`.
     fn hsic(&self, other: &Self) -> Result<f64> {
-        same_rows(self.xs.nrows(), other.xs.nrows())?;
-        let (n, a, b) = (self.xs.nrows() as f64, &self.norms, &other.norms);
+        let (a, b) = (&self.norms, &other.norms);
+        same_rows(a.len(), b.len())?;
+        let (n, trace) = (a.len() as f64, self.held.trace(&other.held));
         Ok(match self.estimator {
-            Estimator::Biased => self.trace(other),
+            Estimator::Biased => trace,
             Estimator::Debiased => {
-                self.trace(other) - n / (n - 2.) * a.dot(b) + a.sum() * b.sum() / ((n - 1.) * (n - 2.))
+                trace - n / (n - 2.) * a.dot(b) + a.sum() * b.sum() / ((n - 1.) * (n - 2.))
             }
         })
     }
+}
 
-    /// `tr(K L)`, from whichever products are smaller.
+/// What is kept of a representation for its pairs: the smaller of the centred features `X`, `(n, d)`, and their Gram matrix
+/// `K = X X^T`, `(n, n)`. A pair needs no more.
+enum Held {
+    Features(Array2<f64>),
+    Gram(Array2<f64>),
+}
+
+impl Held {
+    fn smaller(xs: Array2<f64>) -> Self {
+        if xs.ncols() <= xs.nrows() { Self::Features(xs) } else { Self::Gram(xs.dot(&xs.t())) }
+    }
+
+    /// `tr(K L)`.
     fn trace(&self, other: &Self) -> f64 {
-        let (x, y) = (&self.xs, &other.xs);
-        if x.ncols().saturating_mul(y.ncols()) <= x.nrows().saturating_mul(x.nrows()) {
-            x.t().dot(y).iter().map(|c| c * c).sum()
-        } else {
-            (x.dot(&x.t()) * y.dot(&y.t())).sum()
+        match (self, other) {
+            (Self::Features(x), Self::Features(y)) => x.t().dot(y).iter().map(|c| c * c).sum(),
+            (Self::Gram(k), Self::Gram(l)) => k.flatten().dot(&l.flatten()),
+            (Self::Gram(k), Self::Features(x)) | (Self::Features(x), Self::Gram(k)) => (k.dot(x) * x).sum(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+
+    use super::{Estimator, Features, Held};
+    use crate::Result;
+
+    /// Each pair of a stack takes what its layers hold: a product of `n x n x d` a pair would be work done again.
+    #[test]
+    fn a_representation_is_held_in_its_smaller_form() -> Result<()> {
+        for (n, width, gram) in [(5, 4, false), (5, 5, false), (5, 6, true), (5, 40, true)] {
+            let xs = Array2::from_shape_fn((n, width), |(i, j)| ((i * 3 + j * 5) as f64).sin());
+            match Features::new(xs.view(), Estimator::Biased)?.held {
+                Held::Features(xs) => assert!(!gram && xs.dim() == (n, width)),
+                Held::Gram(k) => assert!(gram && k.dim() == (n, n)),
+            }
+        }
+        Ok(())
     }
 }
