@@ -18,18 +18,9 @@ pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const LAYERWISE: &str = "layerwise.json";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// Three blocks, no two sizes alike.
+/// Three blocks, no two sizes alike, drawn as models are by default.
 pub(crate) fn tiny() -> VitConfig {
-    VitConfig {
-        image_size: 8,
-        patch_size: 4,
-        hidden_size: 12,
-        num_hidden_layers: 3,
-        num_attention_heads: 3,
-        intermediate_size: 20,
-        num_labels: 5,
-        ..VitConfig::default()
-    }
+    VitConfig { initializer_range: 0.02, ..layerwise_testkit::tiny_vit_config() }
 }
 
 pub(crate) fn tiny_mlp() -> MlpConfig {
