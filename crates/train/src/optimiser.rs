@@ -47,8 +47,15 @@ impl Default for AdamWConfig {
 /// embedding tables or class and position tokens.
 #[must_use]
 pub fn decays(name: &str, dims: &[usize]) -> bool {
-    const TABLES: [&str; 6] =
-        ["word_embeddings", "position_embeddings", "token_type_embeddings", "cls_token", "wte", "wpe"];
+    const TABLES: [&str; 7] = [
+        "word_embeddings",
+        "position_embeddings",
+        "token_type_embeddings",
+        "cls_token",
+        "distillation_token",
+        "wte",
+        "wpe",
+    ];
     let spared = name.to_lowercase().contains("norm") || TABLES.iter().any(|table| name.contains(table));
     dims.len() >= 2 && !spared
 }
