@@ -101,7 +101,8 @@ impl CustomOp1 for RowLosses {
             if weight == 0. {
                 return 0.;
             }
-            let log_sum = simd::softmax(&mut row.to_vec());
+            let (max, sum) = simd::softmax(&mut row.to_vec());
+            let log_sum = max + sum.ln();
             let hit = row[id as usize];
             if self.smoothing == 0. {
                 return weight * (log_sum - hit);

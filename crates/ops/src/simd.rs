@@ -36,31 +36,48 @@ macro_rules! dispatched {
     )* };
 }
 
-/// Sum of `f` over a row, in 16 lanes.
+/// `join` of `f` over the elements of rows of one length, in 16 lanes; `start` is what `join` leaves as it is.
+///
+/// Whole sets of lanes are arrays: an index into a slice is checked, and a loop with a check in it runs lane by lane.
 #[inline(always)]
-fn lanes_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let whole = n / LANES * LANES;
-    let mut i = 0;
-    while i < whole {
+fn lanes_fold<const N: usize>(
+    rows: [&[f32]; N],
+    start: f32,
+    f: impl Fn([f32; N]) -> f32,
+    join: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    let mut lanes = [start; LANES];
+    let rows = rows.map(|row| row.as_chunks::<LANES>());
+    for i in 0..rows[0].0.len() {
+        let sets = rows.map(|(sets, _)| sets[i]);
         for (j, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + j);
+            *lane = join(*lane, f(sets.map(|set| set[j])));
         }
-        i += LANES;
     }
-    let mut sum: f32 = lanes.iter().sum();
-    for i in whole..n {
-        sum += f(i);
+    // By halves: four steps that wait for each other, not sixteen.
+    let mut half = LANES / 2;
+    while half > 0 {
+        for j in 0..half {
+            lanes[j] = join(lanes[j], lanes[j + half]);
+        }
+        half /= 2;
     }
-    sum
+    (0..rows[0].1.len()).fold(lanes[0], |all, i| join(all, f(rows.map(|(_, rest)| rest[i]))))
+}
+
+/// Sum of `f`.
+#[inline(always)]
+fn lanes_sum<const N: usize>(rows: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    lanes_fold(rows, 0., f, |a, b| a + b)
 }
 
 /// `exp(x)`, branch-free; relative error about 2e-7, 0 below -87.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87., 88.);
-    // x = k ln 2 + f, |f| <= ln(2)/2; adding 1.5 * 2^23 rounds to the nearest integer.
-    let k = (clamped * std::f32::consts::LOG2_E + 12_582_912.) - 12_582_912.;
+    // x = k ln 2 + f, |f| <= ln(2)/2; adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.;
+    let k = shifted - 12_582_912.;
     let f = clamped - k * 0.693_359_4 + k * 2.121_944_4e-4;
     // Polynomial of the Cephes library.
     let p = 1.987_569_2e-4f32;
@@ -69,7 +86,8 @@ fn exp(x: f32) -> f32 {
     let p = p * f + 4.166_579_6e-2;
     let p = p * f + 1.666_666_5e-1;
     let p = p * f + 5e-1;
-    let power = f32::from_bits((((k as i32) + 127) << 23) as u32);
+    // From those bits: `k as i32` saturates, which is computed one lane at a time.
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     let value = (p * f * f + f + 1.) * power;
     if x < -87. { 0. } else { value }
 }
@@ -104,8 +122,8 @@ fn tanh(x: f32) -> f32 {
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     let n = x.len() as f32;
-    let mean = lanes_sum(x.len(), |i| x[i]) / n;
-    let variance = lanes_sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+    let mean = lanes_sum([x], |[x]| x) / n;
+    let variance = lanes_sum([x], |[x]| (x - mean) * (x - mean)) / n;
     (mean, 1. / (variance + eps).sqrt())
 }
 
@@ -133,48 +151,37 @@ dispatched! {
             dw[i] += g[i] * (x[i] - mean) * scale;
             db[i] += g[i];
         }
-        let mean_g = lanes_sum(n, |i| g[i] * w[i]) / n as f32;
-        let mean_gx = lanes_sum(n, |i| g[i] * w[i] * (x[i] - mean)) * scale / n as f32;
+        let mean_g = lanes_sum([g, w], |[g, w]| g * w) / n as f32;
+        let mean_gx = lanes_sum([g, w, x], |[g, w, x]| g * w * (x - mean)) * scale / n as f32;
         for i in 0..n {
             dx[i] = scale * (g[i] * w[i] - mean_g - (x[i] - mean) * scale * mean_gx);
         }
     }
 
-    /// Turns a row into its softmax, in place; returns `log sum exp`.
-    fn softmax(x: &mut [f32]) -> f32 {
-        let n = x.len();
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let whole = n / LANES * LANES;
-        let mut i = 0;
-        while i < whole {
-            for (j, lane) in lanes.iter_mut().enumerate() {
-                *lane = if x[i + j] > *lane { x[i + j] } else { *lane };
-            }
-            i += LANES;
-        }
-        let max = lanes.iter().chain(&x[whole..]).fold(f32::NEG_INFINITY, |max, v| if *v > max { *v } else { max });
-        // A NaN has to come out as one: `exp` clamps, and would hide it.
-        let bad = lanes_sum(n, |i| if x[i].is_nan() { 1. } else { 0. });
-        if bad > 0. || max.is_infinite() {
+    /// Turns a row into its softmax, in place; returns the largest value and the sum of exponentials relative to it.
+    fn softmax(x: &mut [f32]) -> (f32, f32) {
+        let max = lanes_fold([x], f32::NEG_INFINITY, |[x]| x, |a, b| if b > a { b } else { a });
+        // A NaN is never larger, but makes the sum one.
+        if max.is_infinite() {
             x.fill(f32::NAN);
-            return f32::NAN;
+            return (f32::NAN, f32::NAN);
         }
         for v in x.iter_mut() {
             *v = exp(*v - max);
         }
-        let sum = lanes_sum(n, |i| x[i]);
+        let sum = lanes_sum([x], |[x]| x);
         let scale = 1. / sum;
         for v in x.iter_mut() {
             *v *= scale;
         }
-        max + sum.ln()
+        (max, sum)
     }
 
     /// `d = p (g - <p, g>)`: backward of softmax, in place of `g`.
     fn softmax_backward(p: &[f32], g: &mut [f32]) {
         let n = p.len();
         let g = &mut g[..n];
-        let dot = lanes_sum(n, |i| p[i] * g[i]);
+        let dot = lanes_sum([p, g], |[p, g]| p * g);
         for i in 0..n {
             g[i] = p[i] * (g[i] - dot);
         }

@@ -123,7 +123,8 @@ fn softmax_gives_minus_infinity_no_weight() -> Result<()> {
     assert!(y.iter().enumerate().all(|(i, p)| *p == if i == 3 || i == 18 { 0.5 } else { 0. }), "{y:?}");
     let bad =
         [vec![f32::NEG_INFINITY; 20], vec![f32::INFINITY; 3], vec![1., f32::INFINITY], vec![f32::NAN; 17]];
-    for row in bad {
+    let one_nan = (0..20).map(|at| (0..20).map(|i| if i == at { f32::NAN } else { i as f32 }).collect());
+    for row in bad.into_iter().chain(one_nan) {
         let y = softmax(&Tensor::new(row.as_slice(), &Cpu)?)?.to_vec1::<f32>()?;
         assert!(y.iter().all(|p| p.is_nan()), "{row:?} became {y:?}");
     }
