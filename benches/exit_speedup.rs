@@ -111,12 +111,12 @@ impl Tapped for Uniform {
     }
 }
 
-/// A 12-layer ViT after 24 epochs of the alternating objective on the digits, and 256 of the images that it did not see.
+/// A 12-layer ViT after 40 epochs of the alternating objective on the digits, and 256 of the images that it did not see.
 fn aligned_digits() -> anyhow::Result<(Vit, Batch)> {
     let data = Digits::load(usize::MAX, &Cpu)?;
     let vit = Vit::new(digits_vit(), &mut init::rng(0), &Cpu)?;
     let settings =
-        TrainConfig { epochs: 24, batch_size: 48, schedule: Schedule::OneCycle, ..Default::default() };
+        TrainConfig { epochs: 40, batch_size: 48, schedule: Schedule::OneCycle, ..Default::default() };
     train(&vit, vit.params(), &data, &settings, None, Hooks::default())?;
     Ok((vit.frozen(), first(data.test().0, 256)?))
 }

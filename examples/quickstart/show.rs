@@ -150,7 +150,7 @@ fn exit_table(studied: &[Studied]) -> Table {
         for exit in &model.exits {
             table.row([
                 model.name.to_owned(),
-                decimals(exit.threshold, 2),
+                exit.threshold.to_string(),
                 percent(exit.accuracy),
                 decimals(100. * (full - exit.accuracy), 1),
                 decimals(exit.layer_ratio, 2),
