@@ -36,7 +36,7 @@ fn quickstart_writes_all_it_promises() -> Done {
         assert_eq!(numbers(&results["models"][model]["accuracy"]), scores.accuracy, "{model}");
     }
     let exits = results["exits"].as_array().ok_or("exits")?;
-    assert_eq!(exits.len(), 12);
+    assert_eq!(exits.len(), 14);
     for exit in exits {
         assert_eq!(numbers(&exit["histogram"]).iter().sum::<f64>(), 359.);
         assert!(exit["layer_ratio"].as_f64() >= Some(1.) && exit["wall_ratio"].as_f64() > Some(0.), "{exit}");

@@ -35,7 +35,7 @@ struct Flags {
 
 /// Accuracy that the cut model may lose, and that counts as "nothing lost" in the tables.
 const TOLERANCE: f64 = 0.01;
-const THRESHOLDS: [f64; 6] = [0.7, 0.8, 0.9, 0.95, 0.99, 0.995];
+const THRESHOLDS: [f64; 7] = [0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.998];
 
 /// A trained model and what was measured of it.
 struct Studied {
