@@ -175,11 +175,11 @@ fn cut_and_check(
     device: &Device,
 ) -> Result<Cut> {
     save(&studied.model.cut(depth)?, folder, data)?;
-    let reloaded = Vit::load(folder, device)?.frozen();
+    let (whole, reloaded) = (studied.model.frozen(), Vit::load(folder, device)?.frozen());
     let scores = evaluate(&reloaded, data.test_batches())?;
     let (inputs, _) = data.test();
     for part in inputs.split(TEST_BATCH)? {
-        let want = &tap::layer_logits(&studied.model.frozen(), &part, Pass::EVAL)?[depth - 1];
+        let want = &tap::layer_logits(&whole, &part, Pass::EVAL)?[depth - 1];
         let got = tap::forward(&reloaded, &part, Pass::EVAL)?;
         ensure!(
             got.to_vec2::<f32>()? == want.to_vec2::<f32>()?,

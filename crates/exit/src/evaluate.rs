@@ -18,7 +18,8 @@ pub struct LayerScores {
 /// Scores every exit of `model` on labelled batches: layer-wise accuracy and loss.
 ///
 /// Labels are `(rows)`, u32. How the samples are cut into batches matters only to the last digits: a matrix product of another
-/// height may sum in another order. One exit's logits are in memory at a time.
+/// height may sum in another order. One exit's logits are in memory at a time;
+/// pass a frozen model, or a batch's graph stays until its last layer.
 ///
 /// # Errors
 ///
@@ -36,7 +37,7 @@ pub fn evaluate<M: Tapped + ?Sized>(
         let labels = labels.to_vec1::<u32>()?;
         tap::for_each_layer(model, &batch, Pass::EVAL, |layer, hidden| {
             let Some(l) = layer.checked_sub(1) else { return Ok(()) };
-            let logits = model.exit(layer, &model.feature(&hidden.detach())?)?;
+            let logits = model.exit(layer, &model.feature(hidden)?)?;
             let rows = rows(&logits, layer)?;
             check_labels(&rows, &labels)?;
             for (row, &label) in rows.iter().zip(&labels) {

@@ -26,9 +26,7 @@ impl Complete {
         if path.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".tmp");
-        let complete = Self { temporary: path.with_file_name(name), path: path.to_owned() };
+        let complete = Self { temporary: path.with_added_extension("tmp"), path: path.to_owned() };
         let mut file = File::create(&complete.temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
