@@ -1,13 +1,14 @@
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
     Dropout,
+    backward::hand_over,
     dropout::Keep,
-    gemm::{Mat, Threads, gemm},
+    gemm::Mat,
     half::in_f32,
+    heads::{Gradients, Head, Heads, Scratch},
     host::{has_kernel, rows_per_task, slice, with_slices},
-    simd,
 };
 
 /// What [`attention`] may look at.
@@ -29,13 +30,39 @@ impl Attention<'_> {
     pub fn full(heads: usize) -> Self {
         Self { heads, causal: false, key_mask: None, dropout: None }
     }
+
+    pub(crate) fn check_mask(&self, operation: &str, batch: usize, keys: usize) -> Result<()> {
+        match self.key_mask {
+            Some(mask) if mask.dims() != [batch, keys] => {
+                bail!("{operation}: key mask {:?}, expected {:?}", mask.dims(), [batch, keys])
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The kernel for these sizes.
+    pub(crate) fn heads(&self, queries: usize, keys: usize, width: usize) -> Result<Heads> {
+        let mask = match self.key_mask {
+            Some(mask) => Some(mask.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?),
+            None => None,
+        };
+        Ok(Heads {
+            heads: self.heads,
+            causal: self.causal,
+            mask,
+            keep: self.dropout.map(Keep::new).transpose()?,
+            queries,
+            keys,
+            dim: width / self.heads,
+        })
+    }
 }
 
 /// Multi-head scaled dot-product attention: per head `softmax(q k^T / sqrt(dim)) v`.
 ///
 /// `q` is `(batch, queries, heads * dim)`, `k` and `v` are `(batch, keys, heads * dim)`; the result has the shape of `q`. A
-/// query that may see no key gets 0. The backward pass computes the probabilities again, one head at a time; no
-/// `queries x keys` matrix is kept.
+/// query that may see no key gets 0. The backward pass computes the probabilities again, one head and at most 128 queries at a
+/// time; no `queries x keys` matrix is kept.
 ///
 /// # Errors
 ///
@@ -49,116 +76,29 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &Attention<'_>) -> 
         let dims = [q.dims(), k.dims(), v.dims()];
         bail!("attention: q, k, v {dims:?}, {heads} heads, causal {}", config.causal)
     }
-    if let Some(mask) = config.key_mask.filter(|mask| mask.dims() != [batch, keys]) {
-        bail!("attention: key mask {:?}, expected {:?}", mask.dims(), [batch, keys])
-    }
+    config.check_mask("attention", batch, keys)?;
     in_f32([q, k, v], |inputs| {
         let [q, k, v] = inputs;
         if !inputs.into_iter().all(has_kernel) {
             return crate::plain::attention(q, k, v, config);
         }
-        let mask = match config.key_mask {
-            Some(mask) => Some(mask.to_dtype(candle_core::DType::U8)?.flatten_all()?.to_vec1::<u8>()?),
-            None => None,
-        };
-        let op = Heads {
-            heads,
-            causal: config.causal,
-            mask,
-            keep: config.dropout.map(Keep::new).transpose()?,
-            dims: Dims { queries, keys, width, dim: width / heads },
-        };
+        let op = Op(config.heads(queries, keys, width)?);
         q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
     })
 }
 
-#[derive(Clone, Copy)]
-struct Dims {
-    queries: usize,
-    keys: usize,
-    width: usize,
-    dim: usize,
-}
+struct Op(Heads);
 
-struct Heads {
-    heads: usize,
-    causal: bool,
-    mask: Option<Vec<u8>>,
-    keep: Option<Keep>,
-    dims: Dims,
-}
-
-impl Heads {
-    /// Probabilities `(queries, keys)` of head `i` (over batch and heads) into `probs`, before dropout.
-    fn probabilities(&self, i: usize, q: &[f32], k: &[f32], probs: &mut [f32]) {
-        let Dims { queries, keys, width, dim } = self.dims;
-        let (q, k) = (self.head(i, q, queries), self.head(i, k, keys));
-        gemm((queries, keys, dim), probs, false, q, k.t(), 1. / (dim as f32).sqrt(), Threads::One);
-        let mask = self.mask.as_ref().map(|mask| &mask[i / self.heads * keys..][..keys]);
-        debug_assert_eq!(width, self.heads * dim);
-        for (row, probs) in probs.chunks_exact_mut(keys).enumerate() {
-            let seen = if self.causal { row + 1 + keys - queries } else { keys };
-            let (seen, unseen) = probs.split_at_mut(seen);
-            unseen.fill(0.);
-            let Some(mask) = mask else {
-                simd::softmax(seen);
-                continue;
-            };
-            if mask[..seen.len()].iter().all(|&m| m == 0) {
-                seen.fill(0.);
-                continue;
-            }
-            for (p, &m) in seen.iter_mut().zip(mask) {
-                if m == 0 {
-                    *p = -1e30;
-                }
-            }
-            simd::softmax(seen);
-            for (p, &m) in seen.iter_mut().zip(mask) {
-                if m == 0 {
-                    *p = 0.;
-                }
-            }
-        }
-    }
-
-    /// Heads that one task gets at least, by the elements of their queries and scores.
-    fn heads_per_task(&self) -> usize {
-        let Dims { queries, keys, dim, .. } = self.dims;
-        rows_per_task(queries * (keys + dim))
-    }
-
-    /// Multiplies by the dropout mask of head `i`.
-    fn drop(&self, i: usize, probs: &mut [f32]) {
-        if let Some(keep) = &self.keep {
-            let first = i * probs.len();
-            probs.iter_mut().enumerate().for_each(|(j, p)| *p *= keep.factor(first + j));
-        }
-    }
-
-    /// Head `i` of `(batch, tokens, width)` as a matrix `(tokens, dim)`.
-    fn head<'a>(&self, i: usize, xs: &'a [f32], tokens: usize) -> Mat<'a> {
-        let Dims { width, dim, .. } = self.dims;
-        let first = i / self.heads * tokens * width + i % self.heads * dim;
-        Mat::new(&xs[first..], width, 1)
-    }
-
-    /// Copies heads `(batch * heads)` of `(tokens, dim)` back into `(batch, tokens, width)`.
-    fn join(&self, parts: &[Vec<f32>], tokens: usize) -> Vec<f32> {
-        let Dims { width, dim, .. } = self.dims;
-        let mut out = vec![0.; parts.len() * tokens * dim];
-        let rows = out.par_chunks_exact_mut(width).enumerate().with_min_len(rows_per_task(width));
-        rows.for_each(|(row, out)| {
-            let (sample, token) = (row / tokens, row % tokens);
-            for (head, out) in out.chunks_exact_mut(dim).enumerate() {
-                out.copy_from_slice(&parts[sample * self.heads + head][token * dim..][..dim]);
-            }
-        });
-        out
+impl Op {
+    /// Head `i`, counted over samples and their heads, of `(batch, tokens, width)`.
+    fn head<'a>(&self, [q, k, v]: [&'a [f32]; 3], i: usize) -> Head<'a> {
+        let Heads { heads, dim, queries, keys, .. } = self.0;
+        let part = |xs, tokens: usize| Mat::rows(xs, heads * dim).from(i / heads * tokens, i % heads * dim);
+        Head { q: part(q, queries), k: part(k, keys), v: part(v, keys) }
     }
 }
 
-impl CustomOp3 for Heads {
+impl CustomOp3 for Op {
     fn name(&self) -> &'static str {
         "attention"
     }
@@ -172,25 +112,16 @@ impl CustomOp3 for Heads {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
-        let Dims { queries, keys, dim, .. } = self.dims;
-        let count = q_layout.dims()[0] * self.heads;
-        let parts: Vec<Vec<f32>> = (0..count)
-            .into_par_iter()
-            .with_min_len(self.heads_per_task())
-            .map_init(
-                || vec![0.; queries * keys],
-                |probs, i| {
-                    self.probabilities(i, q, k, probs);
-                    self.drop(i, probs);
-                    let mut out = vec![0.; queries * dim];
-                    let (p, v) = (Mat::new(probs, keys, 1), self.head(i, v, keys));
-                    gemm((queries, dim, keys), &mut out, false, p, v, 1., Threads::One);
-                    out
-                },
-            )
-            .collect();
-        Ok((CpuStorage::F32(self.join(&parts, queries)), q_layout.shape().clone()))
+        let inputs = [slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?];
+        let mut out = vec![0.; inputs[0].len()];
+        let outs = self.0.split(&mut out, self.0.queries, 0, self.0.width());
+        outs.into_par_iter()
+            .enumerate()
+            .with_min_len(rows_per_task(self.0.work()))
+            .for_each_init(Scratch::default, |scratch, (i, out)| {
+                self.0.forward(i, self.head(inputs, i), out, scratch)
+            });
+        Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 
     fn bwd(
@@ -201,45 +132,30 @@ impl CustomOp3 for Heads {
         _result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let heads = &self.0;
         let gradient = gradient.contiguous()?;
-        let Dims { queries, keys, dim, .. } = self.dims;
-        let count = q.dim(0)? * self.heads;
-        let scale = 1. / (dim as f32).sqrt();
-        let [dq, dk, dv] = with_slices([q, k, v, &gradient], |[q, k, v, g]| {
-            let head_backward = |probs: &mut Vec<f32>, i: usize| {
-                let (qh, kh, vh) = (self.head(i, q, queries), self.head(i, k, keys), self.head(i, v, keys));
-                let gh = self.head(i, g, queries);
-                self.probabilities(i, q, k, probs);
-                // Gradient of the dropped probabilities, then through dropout and softmax.
-                let mut d = vec![0.; queries * keys];
-                gemm((queries, keys, dim), &mut d, false, gh, vh.t(), 1., Threads::One);
-                self.drop(i, &mut d);
-                for (p, d) in probs.chunks_exact(keys).zip(d.chunks_exact_mut(keys)) {
-                    simd::softmax_backward(p, d);
-                }
-                self.drop(i, probs);
-                let (mut dq, mut dk, mut dv) =
-                    (vec![0.; queries * dim], vec![0.; keys * dim], vec![0.; keys * dim]);
-                let (p, d) = (Mat::new(probs, keys, 1), Mat::new(&d, keys, 1));
-                gemm((keys, dim, queries), &mut dv, false, p.t(), gh, 1., Threads::One);
-                gemm((queries, dim, keys), &mut dq, false, d, kh, scale, Threads::One);
-                gemm((keys, dim, queries), &mut dk, false, d.t(), qh, scale, Threads::One);
-                [dq, dk, dv]
-            };
-            let parts: Vec<[Vec<f32>; 3]> = (0..count)
-                .into_par_iter()
-                .with_min_len(self.heads_per_task())
-                .map_init(|| vec![0.; queries * keys], head_backward)
-                .collect();
-            let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
-            for [q, k, v] in parts {
-                dq.push(q);
-                dk.push(k);
-                dv.push(v);
-            }
-            Ok([self.join(&dq, queries), self.join(&dk, keys), self.join(&dv, keys)])
+        let [mut dq, mut dk, mut dv] = [q, k, v].map(|xs| vec![0.; xs.elem_count()]);
+        with_slices([q, k, v, &gradient], |[q, k, v, g]| {
+            let width = heads.width();
+            let outs = heads
+                .split(&mut dq, heads.queries, 0, width)
+                .into_iter()
+                .zip(heads.split(&mut dk, heads.keys, 0, width))
+                .zip(heads.split(&mut dv, heads.keys, 0, width));
+            let outs: Vec<_> = outs.map(|((q, k), v)| Gradients { q, k, v }).collect();
+            outs.into_par_iter().enumerate().with_min_len(rows_per_task(heads.work())).for_each_init(
+                Scratch::default,
+                |scratch, (i, out)| {
+                    let g = Mat::rows(g, width)
+                        .from(i / heads.heads * heads.queries, i % heads.heads * heads.dim);
+                    heads.backward(i, self.head([q, k, v], i), g, out, scratch);
+                },
+            );
+            Ok(())
         })?;
-        let tensor = |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
-        Ok((Some(tensor(dq, q)?), Some(tensor(dk, k)?), Some(tensor(dv, v)?)))
+        let tensor = |values: Vec<f32>, like: &Tensor| {
+            hand_over(like, Tensor::from_vec(values, like.shape(), like.device())?)
+        };
+        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
     }
 }

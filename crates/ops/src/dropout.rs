@@ -1,7 +1,10 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::host::{CHUNK, has_kernel, slice, with_slices};
+use crate::{
+    backward::hand_over,
+    host::{CHUNK, has_kernel, slice, with_slices},
+};
 
 /// Which elements [`dropout`] zeroes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,13 +52,18 @@ impl Keep {
         if splitmix(self.seed, i as u64) >> 32 >= self.dropped { self.scale } else { 0. }
     }
 
-    fn apply(&self, xs: &[f32]) -> Vec<f32> {
+    /// Multiplies elements `first, first + 1, ..` by their factors.
+    pub(crate) fn apply(&self, xs: &mut [f32], first: usize) {
+        for (i, x) in xs.iter_mut().enumerate() {
+            *x *= self.factor(first + i);
+        }
+    }
+
+    /// A copy of `xs` times the factors.
+    pub(crate) fn applied(&self, xs: &[f32]) -> Vec<f32> {
         let mut ys = xs.to_vec();
-        ys.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, ys)| {
-            for (i, y) in ys.iter_mut().enumerate() {
-                *y *= self.factor(chunk * CHUNK + i);
-            }
-        });
+        let chunks = ys.par_chunks_mut(CHUNK).enumerate();
+        chunks.for_each(|(chunk, ys)| self.apply(ys, chunk * CHUNK));
         ys
     }
 }
@@ -66,12 +74,12 @@ impl CustomOp1 for Keep {
     }
 
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(self.apply(slice(xs, layout)?)), layout.shape().clone()))
+        Ok((CpuStorage::F32(self.applied(slice(xs, layout)?)), layout.shape().clone()))
     }
 
     fn bwd(&self, xs: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_slices([&gradient.contiguous()?], |[g]| Ok(self.apply(g)))?;
-        Ok(Some(Tensor::from_vec(dx, xs.shape(), xs.device())?))
+        let dx = with_slices([&gradient.contiguous()?], |[g]| Ok(self.applied(g)))?;
+        hand_over(xs, Tensor::from_vec(dx, xs.shape(), xs.device())?)
     }
 }
 

@@ -1,6 +1,7 @@
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::{
+    backward::hand_over,
     half::in_f32,
     host::{has_kernel, slice, with_slices},
     simd,
@@ -71,6 +72,6 @@ impl CustomOp2 for Embedding {
             }
             Ok(())
         })?;
-        Ok((Some(Tensor::from_vec(sums, table.shape(), table.device())?), None))
+        Ok((hand_over(table, Tensor::from_vec(sums, table.shape(), table.device())?)?, None))
     }
 }

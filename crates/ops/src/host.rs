@@ -1,6 +1,11 @@
 //! Tensors on the CPU as slices.
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use std::{
+    ops::Deref,
+    sync::{Mutex, PoisonError},
+};
+
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 
 /// Whether the kernels of this crate apply: f32 on the CPU, not empty.
 pub(crate) fn has_kernel(xs: &Tensor) -> bool {
@@ -12,6 +17,34 @@ pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => bail!("a kernel got a strided argument of shape {:?}", layout.dims()),
+    }
+}
+
+/// The values of a contiguous f32 tensor on the CPU.
+pub(crate) struct Values<'a> {
+    storage: Box<dyn Deref<Target = Storage> + 'a>,
+    layout: &'a Layout,
+}
+
+impl<'a> Values<'a> {
+    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(cpu) => slice(cpu, layout)?,
+            _ => bail!("a kernel for the CPU got a tensor of another device"),
+        };
+        Ok(Self { storage: Box::new(storage), layout })
+    }
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &**self.storage {
+            Storage::Cpu(cpu) => slice(cpu, self.layout).unwrap_or_default(),
+            _ => &[], // `of` has seen that it is not so
+        }
     }
 }
 
@@ -29,6 +62,31 @@ pub(crate) fn with_slices<const N: usize, R>(
         };
     }
     f(slices)
+}
+
+/// Calls `f` with the values of a contiguous f32 tensor on the CPU, to change them in place.
+pub(crate) fn with_values_mut(
+    tensor: &Tensor,
+    f: impl FnOnce(&mut [f32]) -> Result<()> + Send,
+) -> Result<()> {
+    tensor.inplace_op1(&Visit(Mutex::new(Some(f))))
+}
+
+/// candle lends a tensor's memory to an operation only.
+struct Visit<F>(Mutex<Option<F>>);
+
+impl<F: FnOnce(&mut [f32]) -> Result<()>> InplaceOp1 for Visit<F> {
+    fn name(&self) -> &'static str {
+        "visit"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let f = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (storage, layout.contiguous_offsets(), f) {
+            (CpuStorage::F32(values), Some((start, end)), Some(f)) => f(&mut values[start..end]),
+            _ => bail!("expected contiguous f32"),
+        }
+    }
 }
 
 /// Size of the last dimension.

@@ -2,6 +2,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
+    backward::hand_over,
     half::in_f32,
     host::{has_kernel, rows_per_part, rows_per_task, slice, width, with_slices},
     simd,
@@ -50,8 +51,9 @@ impl CustomOp3 for LayerNorm {
         let (x, w, b) = (slice(xs, xs_layout)?, slice(weight, weight_layout)?, slice(bias, bias_layout)?);
         let d = width(xs_layout);
         let mut y = vec![0.; x.len()];
-        let rows = x.par_chunks_exact(d).zip(y.par_chunks_exact_mut(d)).with_min_len(rows_per_task(d));
-        rows.for_each(|(x, y)| simd::layer_norm(x, w, b, y, self.eps));
+        let part = rows_per_task(d) * d;
+        let parts = x.par_chunks(part).zip(y.par_chunks_mut(part));
+        parts.for_each(|(x, y)| forward(x, w, b, self.eps, y));
         Ok((CpuStorage::F32(y), xs_layout.shape().clone()))
     }
 
@@ -59,39 +61,52 @@ impl CustomOp3 for LayerNorm {
         &self,
         xs: &Tensor,
         weight: &Tensor,
-        _bias: &Tensor,
+        bias: &Tensor,
         _result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let gradient = gradient.contiguous()?;
         let d = weight.elem_count();
-        let (dx, dw, db) = with_slices([xs, weight, &gradient], |[x, w, g]| {
-            let part = rows_per_part(x.len() / d, d) * d;
-            let mut dx = vec![0.; x.len()];
-            let sums: Vec<(Vec<f32>, Vec<f32>)> = x
-                .par_chunks(part)
-                .zip(g.par_chunks(part))
-                .zip(dx.par_chunks_mut(part))
-                .map(|((x, g), dx)| {
-                    let (mut dw, mut db) = (vec![0.; d], vec![0.; d]);
-                    for ((x, g), dx) in x.chunks_exact(d).zip(g.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
-                        simd::layer_norm_backward(x, w, g, dx, &mut dw, &mut db, self.eps);
-                    }
-                    (dw, db)
-                })
-                .collect();
-            let (mut dw, mut db) = (vec![0.; d], vec![0.; d]);
-            for (w, b) in &sums {
-                simd::add(&mut dw, w);
-                simd::add(&mut db, b);
-            }
-            Ok((dx, dw, db))
-        })?;
+        let mut dx = vec![0.; xs.elem_count()];
+        let (dw, db) =
+            with_slices([xs, weight, &gradient], |[x, w, g]| Ok(backward(x, w, g, self.eps, &mut dx)))?;
         let device = xs.device();
         Ok((
-            Some(Tensor::from_vec(dx, xs.shape(), device)?),
-            Some(Tensor::from_vec(dw, d, device)?),
-            Some(Tensor::from_vec(db, d, device)?),
+            hand_over(xs, Tensor::from_vec(dx, xs.shape(), device)?)?,
+            hand_over(weight, Tensor::from_vec(dw, d, device)?)?,
+            hand_over(bias, Tensor::from_vec(db, d, device)?)?,
         ))
     }
+}
+
+/// Rows of `y` from rows of `x`.
+pub(crate) fn forward(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32]) {
+    let d = w.len();
+    for (x, y) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)) {
+        simd::layer_norm(x, w, b, y, eps);
+    }
+}
+
+/// Adds the input's gradient to `dx`; gives those of weight and bias.
+pub(crate) fn backward(x: &[f32], w: &[f32], g: &[f32], eps: f32, dx: &mut [f32]) -> (Vec<f32>, Vec<f32>) {
+    let d = w.len();
+    let part = rows_per_part(x.len() / d, d) * d;
+    let sums: Vec<(Vec<f32>, Vec<f32>)> = x
+        .par_chunks(part)
+        .zip(g.par_chunks(part))
+        .zip(dx.par_chunks_mut(part))
+        .map(|((x, g), dx)| {
+            let (mut dw, mut db) = (vec![0.; d], vec![0.; d]);
+            for ((x, g), dx) in x.chunks_exact(d).zip(g.chunks_exact(d)).zip(dx.chunks_exact_mut(d)) {
+                simd::layer_norm_backward(x, w, g, dx, &mut dw, &mut db, eps);
+            }
+            (dw, db)
+        })
+        .collect();
+    let (mut dw, mut db) = (vec![0.; d], vec![0.; d]);
+    for (w, b) in &sums {
+        simd::add(&mut dw, w);
+        simd::add(&mut db, b);
+    }
+    (dw, db)
 }

@@ -1,27 +1,43 @@
 #![doc = include_str!("../README.md")]
 
+mod activation;
 mod adamw;
 mod attention;
+mod backward;
 mod cross_entropy;
 mod dropout;
 mod embedding;
+mod feed_forward;
 mod gelu;
 mod gemm;
 mod half;
+mod heads;
 mod host;
 pub mod init;
 mod layer_norm;
 mod linear;
+mod many;
+mod panels;
 pub mod plain;
+mod self_attention;
 mod simd;
 mod softmax;
+mod squares;
+mod sublayer;
+mod weights;
 
+pub use activation::Activation;
 pub use adamw::{AdamWStep, adamw_step};
 pub use attention::{Attention, attention};
+pub use backward::backward;
 pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
+pub use feed_forward::{FeedForward, feed_forward};
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use self_attention::{SelfAttention, self_attention};
 pub use softmax::softmax;
+pub use squares::sum_of_squares;
+pub use weights::{Affine, Norm, NormPlace, Packed};

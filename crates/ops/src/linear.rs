@@ -2,8 +2,10 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use crate::{
-    gemm::{Mat, Threads, gemm},
+    backward::hand_over,
+    gemm::{Mat, MatMut, Threads, gemm},
     host::{has_kernel, rows_per_part, slice, with_slices},
+    panels::Panels,
     simd,
 };
 
@@ -48,12 +50,7 @@ impl CustomOp3 for Linear {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let bias = slice(bias, bias_layout)?;
-        let rows = xs_layout.shape().elem_count() / weight_layout.dims()[1];
-        let mut y = Vec::with_capacity(rows * bias.len());
-        for _ in 0..rows {
-            y.extend_from_slice(bias);
-        }
-        forward(slice(xs, xs_layout)?, xs_layout, slice(weight, weight_layout)?, weight_layout, y, true)
+        forward(slice(xs, xs_layout)?, xs_layout, slice(weight, weight_layout)?, weight_layout, Some(bias))
     }
 
     fn bwd(
@@ -67,7 +64,7 @@ impl CustomOp3 for Linear {
         let gradient = gradient.contiguous()?;
         let (dx, dw) = backward(xs, weight, &gradient)?;
         let db = with_slices([&gradient], |[g]| Ok(column_sums(g, bias.elem_count())))?;
-        Ok((dx, dw, Some(Tensor::from_vec(db, bias.shape(), bias.device())?)))
+        Ok((dx, dw, hand_over(bias, Tensor::from_vec(db, bias.shape(), bias.device())?)?))
     }
 }
 
@@ -83,9 +80,7 @@ impl CustomOp2 for Linear {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let rows = xs_layout.shape().elem_count() / weight_layout.dims()[1];
-        let y = vec![0.; rows * weight_layout.dims()[0]];
-        forward(slice(xs, xs_layout)?, xs_layout, slice(weight, weight_layout)?, weight_layout, y, false)
+        forward(slice(xs, xs_layout)?, xs_layout, slice(weight, weight_layout)?, weight_layout, None)
     }
 
     fn bwd(
@@ -99,18 +94,25 @@ impl CustomOp2 for Linear {
     }
 }
 
-/// `y = x W^T`, or `y += x W^T` with `add`.
 fn forward(
     x: &[f32],
     x_layout: &Layout,
     w: &[f32],
     w_layout: &Layout,
-    mut y: Vec<f32>,
-    add: bool,
+    bias: Option<&[f32]>,
 ) -> Result<(CpuStorage, Shape)> {
     let (outputs, inputs) = w_layout.shape().dims2()?;
-    let (x, w) = (Mat::new(x, inputs, 1), Mat::new(w, inputs, 1).t());
-    gemm((y.len() / outputs, outputs, inputs), &mut y, add, x, w, 1., Threads::All);
+    let rows = x.len() / inputs;
+    let mut y = vec![0.; rows * outputs];
+    let (x, w) = (Mat::rows(x, inputs), Mat::rows(w, inputs));
+    let mut out = MatMut::rows(&mut y, outputs);
+    let add = start(&mut out, bias);
+    if rows < FEW_ROWS {
+        gemm(out, add, x, w.t(), inputs, 1., Threads::All);
+    } else {
+        let panels = Panels::new(w, outputs, inputs, Threads::All);
+        panels.product(out, add, x, 1., Threads::All);
+    }
     let mut dims = x_layout.dims().to_vec();
     if let Some(last) = dims.last_mut() {
         *last = outputs;
@@ -118,23 +120,39 @@ fn forward(
     Ok((CpuStorage::F32(y), dims.into()))
 }
 
-/// `dx = g W`, and `dW = g^T x` written as `(outputs, inputs)` at once; `dx` only where a gradient is wanted.
+/// So few rows are not worth laying the weight out for.
+const FEW_ROWS: usize = 16;
+
+/// Starts every row with the bias; says whether there was one, so that products are to be added.
+pub(crate) fn start(out: &mut MatMut<'_>, bias: Option<&[f32]>) -> bool {
+    if let Some(bias) = bias {
+        (0..out.rows).for_each(|i| out.row(i).copy_from_slice(bias));
+    }
+    bias.is_some()
+}
+
+/// `dx = g W`, and `dW = g^T x` written as `(outputs, inputs)` at once; each only where a gradient is wanted.
 fn backward(xs: &Tensor, weight: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let (outputs, inputs) = weight.dims2()?;
     let rows = xs.elem_count() / inputs;
     with_slices([xs, weight, gradient], |[x, w, g]| {
-        let (x, w, g) = (Mat::new(x, inputs, 1), Mat::new(w, inputs, 1), Mat::new(g, outputs, 1));
+        let (x, w, g) = (Mat::rows(x, inputs), Mat::rows(w, inputs), Mat::rows(g, outputs));
         let dx = if xs.track_op() {
             let mut dx = vec![0.; rows * inputs];
-            gemm((rows, inputs, outputs), &mut dx, false, g, w, 1., Threads::All);
-            Some(Tensor::from_vec(dx, xs.shape(), xs.device())?)
+            gemm(MatMut::rows(&mut dx, inputs), false, g, w, outputs, 1., Threads::All);
+            hand_over(xs, Tensor::from_vec(dx, xs.shape(), xs.device())?)?
         } else {
             None
         };
         let dw = if weight.track_op() {
-            let mut dw = vec![0.; outputs * inputs];
-            gemm((outputs, inputs, rows), &mut dw, false, g.t(), x, 1., Threads::All);
-            Some(Tensor::from_vec(dw, weight.shape(), weight.device())?)
+            hand_over(
+                weight,
+                Tensor::from_vec(
+                    weight_gradient(g, x, rows, (outputs, inputs)),
+                    weight.shape(),
+                    weight.device(),
+                )?,
+            )?
         } else {
             None
         };
@@ -142,8 +160,20 @@ fn backward(xs: &Tensor, weight: &Tensor, gradient: &Tensor) -> Result<(Option<T
     })
 }
 
+/// `dW = g^T x`, `(outputs, inputs)`.
+pub(crate) fn weight_gradient(
+    g: Mat<'_>,
+    x: Mat<'_>,
+    rows: usize,
+    (outputs, inputs): (usize, usize),
+) -> Vec<f32> {
+    let mut dw = vec![0.; outputs * inputs];
+    gemm(MatMut::rows(&mut dw, inputs), false, g.t(), x, rows, 1., Threads::All);
+    dw
+}
+
 /// Sum of the rows of `(n, d)`.
-fn column_sums(rows: &[f32], d: usize) -> Vec<f32> {
+pub(crate) fn column_sums(rows: &[f32], d: usize) -> Vec<f32> {
     let part = rows_per_part(rows.len() / d, d) * d;
     let sum = |rows: &[f32]| {
         let mut sum = vec![0.; d];

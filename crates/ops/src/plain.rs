@@ -4,7 +4,10 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use crate::{Attention, CrossEntropy, Dropout, Reduction, dropout::Keep, half::in_f32};
+use crate::{
+    Attention, CrossEntropy, Dropout, FeedForward, Norm, NormPlace, Reduction, SelfAttention, dropout::Keep,
+    half::in_f32,
+};
 
 /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; two passes.
 ///
@@ -112,6 +115,53 @@ fn allowed(batch: usize, queries: usize, keys: usize, config: &Attention<'_>) ->
         }
     }
     Tensor::from_vec(values, (batch, 1, queries, keys), &Device::Cpu)
+}
+
+/// The first sublayer of a transformer block in single operations: `x + drop(output(attention(norm(x))))`, or with the norm
+/// after it. Each operation runs its own fast path where it has one.
+///
+/// # Errors
+///
+/// When the shapes do not fit.
+pub fn self_attention(xs: &Tensor, config: &SelfAttention<'_>) -> Result<Tensor> {
+    let SelfAttention { norm, query, key, value, output, attention, dropout } = config;
+    residual(xs, norm, *dropout, |xs| {
+        let [q, k, v] = [query, key, value].map(|affine| crate::linear(xs, affine.weight, affine.bias));
+        let heads = crate::attention(&q?, &k?, &v?, attention)?;
+        crate::linear(&heads, output.weight, output.bias)
+    })
+}
+
+/// The second sublayer of a transformer block in single operations: `x + drop(down(act(up(norm(x)))))`, or with the norm after
+/// it. Each operation runs its own fast path where it has one.
+///
+/// # Errors
+///
+/// When the shapes do not fit.
+pub fn feed_forward(xs: &Tensor, config: &FeedForward<'_>) -> Result<Tensor> {
+    let FeedForward { norm, up, down, activation, dropout } = config;
+    residual(xs, norm, *dropout, |xs| {
+        let inner = activation.forward(&crate::linear(xs, up.weight, up.bias)?)?;
+        crate::linear(&inner, down.weight, down.bias)
+    })
+}
+
+/// `x + drop(f(norm(x)))` or `norm(x + drop(f(x)))`.
+fn residual(
+    xs: &Tensor,
+    norm: &Norm<'_>,
+    dropout: Option<Dropout>,
+    f: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let normed = |xs: &Tensor| crate::layer_norm(xs, norm.weight, norm.bias, norm.eps);
+    let dropped = |update: Tensor| match dropout {
+        Some(config) => crate::dropout(&update, config),
+        None => Ok(update),
+    };
+    match norm.place {
+        NormPlace::Before => xs + dropped(f(&normed(xs)?)?)?,
+        NormPlace::After => normed(&(xs + dropped(f(xs)?)?)?),
+    }
 }
 
 /// Inverted dropout with a mask that depends on `(seed, element index)` only.

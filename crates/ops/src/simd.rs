@@ -140,7 +140,7 @@ dispatched! {
         }
     }
 
-    /// Backward of a row: writes `dx`, adds to `dw` and `db`.
+    /// Backward of a row: adds to `dx`, `dw` and `db`.
     fn layer_norm_backward(
         x: &[f32], w: &[f32], g: &[f32], dx: &mut [f32], dw: &mut [f32], db: &mut [f32], eps: f32,
     ) {
@@ -154,7 +154,7 @@ dispatched! {
         let mean_g = lanes_sum([g, w], |[g, w]| g * w) / n as f32;
         let mean_gx = lanes_sum([g, w, x], |[g, w, x]| g * w * (x - mean)) * scale / n as f32;
         for i in 0..n {
-            dx[i] = scale * (g[i] * w[i] - mean_g - (x[i] - mean) * scale * mean_gx);
+            dx[i] += scale * (g[i] * w[i] - mean_g - (x[i] - mean) * scale * mean_gx);
         }
     }
 
@@ -215,6 +215,59 @@ dispatched! {
         }
     }
 
+    /// Values into `y`, derivatives in place of `x`; so the next three.
+    fn gelu_and_slope(x: &mut [f32], y: &mut [f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            let cdf = 0.5 * (1. + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+            let pdf = 0.398_942_3 * exp(-0.5 * *x * *x);
+            *y = *x * cdf;
+            *x = cdf + *x * pdf;
+        }
+    }
+
+    fn gelu_tanh_and_slope(x: &mut [f32], y: &mut [f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            let t = tanh(SQRT_2_OVER_PI * (*x + 0.044_715 * *x * *x * *x));
+            let inner = SQRT_2_OVER_PI * (1. + 3. * 0.044_715 * *x * *x);
+            *y = 0.5 * *x * (1. + t);
+            *x = 0.5 * (1. + t + *x * (1. - t * t) * inner);
+        }
+    }
+
+    fn relu(x: &[f32], y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = if x > 0. { x } else { 0. * x };
+        }
+    }
+
+    fn relu_and_slope(x: &mut [f32], y: &mut [f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *y = if *x > 0. { *x } else { 0. * *x };
+            *x = if *x > 0. { 1. } else { 0. };
+        }
+    }
+
+    fn silu(x: &[f32], y: &mut [f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x / (1. + exp(-x));
+        }
+    }
+
+    fn silu_and_slope(x: &mut [f32], y: &mut [f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            let sigmoid = 1. / (1. + exp(-*x));
+            *y = *x * sigmoid;
+            *x = sigmoid * (1. + *x * (1. - sigmoid));
+        }
+    }
+
+    /// `x *= y`.
+    fn multiply(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x *= y;
+        }
+    }
+
     /// `x += y`.
     fn add(x: &mut [f32], y: &[f32]) {
         for (x, y) in x.iter_mut().zip(y) {
@@ -222,26 +275,44 @@ dispatched! {
         }
     }
 
-    /// `x = a x + b y`.
-    fn blend(x: &mut [f32], y: &[f32], a: f32, b: f32) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x = a * *x + b * y;
+    /// Sum of squares, in f64.
+    fn squares(x: &[f32]) -> f64 {
+        let mut lanes = [0f64; LANES];
+        let (sets, rest) = x.as_chunks::<LANES>();
+        for set in sets {
+            for (lane, &x) in lanes.iter_mut().zip(set) {
+                *lane += f64::from(x) * f64::from(x);
+            }
         }
+        lanes.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
     }
 
-    /// `x = a x + b y^2`.
-    fn blend_square(x: &mut [f32], y: &[f32], a: f32, b: f32) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x = a * *x + b * y * y;
-        }
-    }
-
+    /// Moments `m = beta1 m + (1 - beta1) g` and `v = beta2 v + (1 - beta2) g^2`, then
     /// `p = keep p - rate m / (sqrt(v correction) + eps)`.
-    fn adamw(p: &mut [f32], m: &[f32], v: &[f32], keep: f32, rate: f32, correction: f32, eps: f32) {
-        for ((p, m), v) in p.iter_mut().zip(m).zip(v) {
-            *p = *p * keep - rate * m / ((v * correction).sqrt() + eps);
+    fn adamw(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: &AdamW) {
+        for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * c.gradient;
+            *m = c.beta1 * *m + (1. - c.beta1) * g;
+            *v = c.beta2 * *v + (1. - c.beta2) * g * g;
+            *p = *p * c.keep - c.rate * *m / ((*v * c.correction).sqrt() + c.eps);
         }
     }
+}
+
+/// Constants of [`adamw`].
+#[derive(Clone, Copy)]
+pub(crate) struct AdamW {
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    /// Factor of the gradient.
+    pub(crate) gradient: f32,
+    /// `1 - lr weight_decay`.
+    pub(crate) keep: f32,
+    /// The learning rate over the first moment's bias correction.
+    pub(crate) rate: f32,
+    /// Bias correction of the second moment.
+    pub(crate) correction: f32,
+    pub(crate) eps: f32,
 }
 
 #[cfg(test)]

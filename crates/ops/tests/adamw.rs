@@ -21,8 +21,15 @@ fn three_steps_equal_pytorch() -> Result<()> {
         let (p, m, v) = (var(&[1., -2., 0.5])?, var(&[0.; 3])?, var(&[0.; 3])?);
         for (i, g) in [[0.3, -1., 0.], [0.1, 2., -0.5], [-0.2, 0.5, 1e-4]].iter().enumerate() {
             let gradient = Tensor::new(g, &Device::Cpu)?.to_dtype(dtype)?;
-            let config =
-                AdamWStep { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay: 0.05, step: i + 1 };
+            let config = AdamWStep {
+                lr: 0.1,
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-6,
+                weight_decay: 0.05,
+                step: i + 1,
+                gradient_scale: 1.,
+            };
             adamw_step(&p, &gradient, &m, &v, config)?;
         }
         assert_close(p.as_tensor(), &want, if dtype == DType::F32 { 1e-6 } else { 1e-12 })?;
@@ -36,7 +43,15 @@ fn fast_and_plain_agree_on_many_parameters() -> Result<()> {
     let mut random = |std| init::normal(&mut rng, 20_001, std, &Device::Cpu);
     let (p, m, v) = (random(1.)?, random(0.1)?, random(0.1)?.sqr()?);
     let gradient = random(1.)?;
-    let config = AdamWStep { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 1e-2, step: 7 };
+    let config = AdamWStep {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 1e-2,
+        step: 7,
+        gradient_scale: 0.7,
+    };
     let run = |dtype| -> Result<Tensor> {
         let var = |xs: &Tensor| Var::from_tensor(&xs.to_dtype(dtype)?);
         let (p, m, v) = (var(&p)?, var(&m)?, var(&v)?);
@@ -52,7 +67,15 @@ fn step_0_is_an_error_and_changes_nothing() -> Result<()> {
     for dtype in [DType::F32, DType::F64] {
         let var = |x: f64| Var::from_tensor(&Tensor::new(&[x, x], &Device::Cpu)?.to_dtype(dtype)?);
         let (p, m, v) = (var(1.)?, var(0.)?, var(0.)?);
-        let config = AdamWStep { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay: 0.05, step: 0 };
+        let config = AdamWStep {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-6,
+            weight_decay: 0.05,
+            step: 0,
+            gradient_scale: 1.,
+        };
         let error = adamw_step(&p, &p.as_detached_tensor(), &m, &v, config).expect_err("step 0");
         assert!(error.to_string().contains("step is 0"), "{error}");
         for (var, want) in [(p, 1.), (m, 0.), (v, 0.)] {

@@ -10,7 +10,7 @@ use layerwise_ops::{
 };
 use layerwise_testkit::{assert_close, check_gradients, random};
 
-use crate::common::agree;
+use crate::common::{ONE_OPERATION, agree};
 
 #[test]
 fn layer_norm_agrees() -> Result<()> {
@@ -20,6 +20,7 @@ fn layer_norm_agrees() -> Result<()> {
         let eps = 1e-5;
         agree(
             &inputs,
+            ONE_OPERATION,
             |x| layer_norm(&x[0], &x[1], &x[2], eps),
             |x| plain::layer_norm(&x[0], &x[1], &x[2], eps),
         )?;
@@ -48,7 +49,7 @@ fn layer_norm_keeps_its_digits_far_from_zero() -> Result<()> {
 fn softmax_agrees() -> Result<()> {
     for dims in [&[1, 1][..], &[3, 7], &[2, 3, 33], &[5, 1000]] {
         let x = (random(4, dims) * 5.)?;
-        agree(&[x], |x| softmax(&x[0]), |x| plain::softmax(&x[0]))?;
+        agree(&[x], ONE_OPERATION, |x| softmax(&x[0]), |x| plain::softmax(&x[0]))?;
     }
     check_gradients(&[random(1, &[3, 5])], 1e-6, |x| softmax(&x[0]))
 }
@@ -69,8 +70,8 @@ fn softmax_of_extremes() -> Result<()> {
 fn gelu_agrees() -> Result<()> {
     for dims in [&[1][..], &[3, 7], &[2, 5, 33], &[130, 197]] {
         let x = (random(5, dims) * 3.)?;
-        agree(std::slice::from_ref(&x), |x| gelu(&x[0]), |x| plain::gelu(&x[0]))?;
-        agree(&[x], |x| gelu_tanh(&x[0]), |x| plain::gelu_tanh(&x[0]))?;
+        agree(std::slice::from_ref(&x), ONE_OPERATION, |x| gelu(&x[0]), |x| plain::gelu(&x[0]))?;
+        agree(&[x], ONE_OPERATION, |x| gelu_tanh(&x[0]), |x| plain::gelu_tanh(&x[0]))?;
     }
     check_gradients(&[random(1, &[3, 5])], 1e-6, |x| gelu(&x[0]))?;
     check_gradients(&[random(1, &[3, 5])], 1e-6, |x| gelu_tanh(&x[0]))
@@ -81,8 +82,18 @@ fn linear_agrees() -> Result<()> {
     for (dims, outputs) in [(&[1, 1][..], 1), (&[3, 7], 5), (&[2, 5, 33], 17), (&[65, 192], 96)] {
         let d = *dims.last().unwrap();
         let inputs = [random(6, dims), random(7, &[outputs, d]), random(8, &[outputs])];
-        agree(&inputs, |x| linear(&x[0], &x[1], Some(&x[2])), |x| plain::linear(&x[0], &x[1], Some(&x[2])))?;
-        agree(&inputs[..2], |x| linear(&x[0], &x[1], None), |x| plain::linear(&x[0], &x[1], None))?;
+        agree(
+            &inputs,
+            ONE_OPERATION,
+            |x| linear(&x[0], &x[1], Some(&x[2])),
+            |x| plain::linear(&x[0], &x[1], Some(&x[2])),
+        )?;
+        agree(
+            &inputs[..2],
+            ONE_OPERATION,
+            |x| linear(&x[0], &x[1], None),
+            |x| plain::linear(&x[0], &x[1], None),
+        )?;
     }
     let inputs = [random(1, &[3, 4]), random(2, &[5, 4]), random(3, &[5])];
     check_gradients(&inputs, 1e-6, |x| linear(&x[0], &x[1], Some(&x[2])))
@@ -94,11 +105,13 @@ fn strided_inputs_and_gradients_agree() -> Result<()> {
     let inputs = [random(1, &[6, 9]), random(2, &[4, 9]), random(3, &[4])];
     agree(
         &inputs,
+        ONE_OPERATION,
         |x| gelu(&linear(&x[0].narrow(0, 1, 3)?, &twice(&x[1])?, Some(&x[2]))?.t()?),
         |x| plain::gelu(&plain::linear(&x[0].narrow(0, 1, 3)?, &x[1], Some(&x[2]))?.t()?),
     )?;
     agree(
         &[random(4, &[5, 6]), random(5, &[5]), random(6, &[5])],
+        ONE_OPERATION,
         |x| softmax(&layer_norm(&x[0].t()?, &x[1], &x[2], 1e-5)?.t()?),
         |x| plain::softmax(&plain::layer_norm(&x[0].t()?, &x[1], &x[2], 1e-5)?.t()?),
     )
@@ -124,6 +137,7 @@ fn attention_agrees() -> Result<()> {
                     let config = Attention { heads, causal, key_mask, dropout };
                     agree(
                         &inputs,
+                        ONE_OPERATION,
                         |x| attention(&x[0], &x[1], &x[2], &config),
                         |x| plain::attention(&x[0], &x[1], &x[2], &config),
                     )?;
@@ -155,14 +169,24 @@ fn a_query_without_keys_gets_zero_and_no_nan() -> Result<()> {
 fn embedding_agrees() -> Result<()> {
     let ids = Tensor::new(&[[0u32, 3, 3], [6, 0, 3]], &Device::Cpu)?;
     let table = random(1, &[7, 5]);
-    agree(std::slice::from_ref(&table), |x| embedding(&ids, &x[0]), |x| plain::embedding(&ids, &x[0]))?;
+    agree(
+        std::slice::from_ref(&table),
+        ONE_OPERATION,
+        |x| embedding(&ids, &x[0]),
+        |x| plain::embedding(&ids, &x[0]),
+    )?;
     check_gradients(&[table], 1e-6, |x| embedding(&ids, &x[0]))
 }
 
 #[test]
 fn dropout_agrees_and_keeps_the_mean() -> Result<()> {
     let config = Dropout { p: 0.25, seed: 3 };
-    agree(&[random(1, &[100, 197])], |x| dropout(&x[0], config), |x| plain::dropout(&x[0], config))?;
+    agree(
+        &[random(1, &[100, 197])],
+        ONE_OPERATION,
+        |x| dropout(&x[0], config),
+        |x| plain::dropout(&x[0], config),
+    )?;
     let ones = Tensor::ones(100_000, DType::F32, &Device::Cpu)?;
     let y = dropout(&ones, config)?.to_vec1::<f32>()?;
     let dropped = y.iter().filter(|y| **y == 0.).count() as f64 / 1e5;
@@ -196,6 +220,7 @@ fn cross_entropy_agrees() -> Result<()> {
                         let config = CrossEntropy { ignore_index, label_smoothing, reduction };
                         agree(
                             std::slice::from_ref(&logits),
+                            ONE_OPERATION,
                             |x| cross_entropy(&x[0], &targets, weights, &config),
                             |x| plain::cross_entropy(&x[0], &targets, weights, &config),
                         )?;

@@ -9,7 +9,7 @@ use layerwise_ops::{
 use layerwise_testkit::random;
 use proptest::prelude::*;
 
-use crate::common::agree;
+use crate::common::{ONE_OPERATION, agree};
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
@@ -22,6 +22,7 @@ proptest! {
         let eps = 1e-1;
         holds(agree(
             &inputs,
+ONE_OPERATION,
             |x| layer_norm(&x[0], &x[1], &x[2], eps),
             |x| plain::layer_norm(&x[0], &x[1], &x[2], eps),
         ))?;
@@ -30,14 +31,14 @@ proptest! {
     #[test]
     fn softmax_agrees(outer in 1usize..4, rows in 1usize..30, width in 1usize..80, seed: u64) {
         let xs = (random(seed, &[outer, rows, width]) * 4.).unwrap();
-        holds(agree(&[xs], |x| softmax(&x[0]), |x| plain::softmax(&x[0])))?;
+        holds(agree(&[xs], ONE_OPERATION, |x| softmax(&x[0]), |x| plain::softmax(&x[0])))?;
     }
 
     #[test]
     fn linear_agrees(outer in 1usize..4, rows in 1usize..40, inputs in 1usize..50, outputs in 1usize..50, seed: u64) {
         let parts =
             [random(seed, &[outer, rows, inputs]), random(seed ^ 1, &[outputs, inputs]), random(seed ^ 2, &[outputs])];
-        holds(agree(&parts, |x| linear(&x[0], &x[1], Some(&x[2])), |x| plain::linear(&x[0], &x[1], Some(&x[2]))))?;
+        holds(agree(&parts, ONE_OPERATION, |x| linear(&x[0], &x[1], Some(&x[2])), |x| plain::linear(&x[0], &x[1], Some(&x[2]))))?;
     }
 
     #[test]
@@ -61,6 +62,7 @@ proptest! {
         };
         holds(agree(
             &parts,
+ONE_OPERATION,
             |x| attention(&x[0], &x[1], &x[2], &config),
             |x| plain::attention(&x[0], &x[1], &x[2], &config),
         ))?;
@@ -84,6 +86,7 @@ proptest! {
             CrossEntropy { ignore_index: ignore.then_some(0), label_smoothing: smoothing, reduction };
         holds(agree(
             std::slice::from_ref(&logits),
+ONE_OPERATION,
             |x| cross_entropy(&x[0], &targets, weights, &config),
             |x| plain::cross_entropy(&x[0], &targets, weights, &config),
         ))?;

@@ -1,7 +1,10 @@
 //! The number of threads changes no bit, forward or backward.
 
 use candle_core::{Device::Cpu, Result, Tensor, Var};
-use layerwise_ops::{Attention, CrossEntropy, attention, cross_entropy, gelu, layer_norm, linear, softmax};
+use layerwise_ops::{
+    Activation, Affine, Attention, CrossEntropy, FeedForward, Norm, NormPlace, SelfAttention, attention,
+    cross_entropy, feed_forward, gelu, layer_norm, linear, self_attention, softmax,
+};
 use layerwise_testkit::random;
 use rayon::ThreadPoolBuilder;
 
@@ -62,4 +65,38 @@ fn rows_keep_their_bits() -> Result<()> {
     same_bits(std::slice::from_ref(&xs), |x| gelu(&x[0]))?;
     let targets = Tensor::from_vec((0..403u32).map(|i| i % 101).collect(), 403, &Cpu)?;
     same_bits(&[xs], |x| cross_entropy(&x[0], &targets, None, &CrossEntropy::default()))
+}
+
+/// One sample and many, so that threads share the samples of a batch, or the work on one.
+#[test]
+fn sublayers_keep_their_bits() -> Result<()> {
+    for (batch, tokens, heads, dim) in [(1, 65, 3, 16), (1, 7, 2, 4), (5, 33, 2, 24), (64, 17, 3, 8)] {
+        let d = heads * dim;
+        let [xs, scale, shift] = [random(1, &[batch, tokens, d]), random(2, &[d]), random(3, &[d])];
+        let weights = [4, 5, 6, 7].map(|seed| random(seed, &[d, d]));
+        let place = NormPlace::Before;
+        let inputs = [&[xs, scale, shift][..], &weights].concat();
+        same_bits(&inputs, |x| {
+            let affine = |i: usize| Affine { weight: &x[i], bias: Some(&x[1]), packed: None };
+            let norm = Norm { weight: &x[1], bias: &x[2], eps: 1e-5, place };
+            let attend = SelfAttention {
+                norm,
+                query: affine(3),
+                key: affine(4),
+                value: affine(5),
+                output: affine(6),
+                attention: Attention::full(heads),
+                dropout: None,
+            };
+            let feed = FeedForward {
+                norm,
+                up: affine(3),
+                down: affine(6),
+                activation: Activation::Gelu,
+                dropout: None,
+            };
+            feed_forward(&self_attention(&x[0], &attend)?, &feed)
+        })?;
+    }
+    Ok(())
 }

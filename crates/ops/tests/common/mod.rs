@@ -3,9 +3,13 @@
 use candle_core::{DType, Result, Tensor, Var};
 use layerwise_testkit::{assert_close, random};
 
+/// What one operation in f32 may be off by.
+pub(crate) const ONE_OPERATION: f64 = 5e-6;
+
 /// The fast path in f32 and the plain one in f64, forward and backward of a random contraction.
 pub(crate) fn agree(
     inputs: &[Tensor],
+    tolerance: f64,
     fast: impl Fn(&[Tensor]) -> Result<Tensor>,
     plain: impl Fn(&[Tensor]) -> Result<Tensor>,
 ) -> Result<()> {
@@ -22,7 +26,7 @@ pub(crate) fn agree(
         Ok(out)
     };
     for (got, want) in run(DType::F32, &fast)?.iter().zip(&run(DType::F64, &plain)?) {
-        assert_close(got, want, 5e-6)?;
+        assert_close(got, want, tolerance)?;
     }
     Ok(())
 }

@@ -1,0 +1,322 @@
+//! Products with a weight whose elements stand in the order in which micro-kernels read them.
+
+#![allow(unsafe_code)] // The micro-kernels of `gemm-f32` take raw pointers; bounds are checked before they are called.
+
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use crate::gemm::{Mat, MatMut, Threads, gemm};
+
+/// A cache line, so that whole vectors are loaded from one.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([f32; LANES]);
+
+const LANES: usize = 16;
+
+/// Inputs of a block of panels: a panel and the rows it meets fit the second-level cache.
+const INPUTS: usize = 512;
+
+/// Rows that meet all panels before the next ones do.
+const ROWS: usize = 96;
+
+/// `(m, n, k, out, panel, x, strides of out, panel and x, alpha, beta, alpha's kind, 3 x conjugate, next panel)`.
+type MicroKernel = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut f32,
+    *const f32,
+    *const f32,
+    isize,
+    isize,
+    isize,
+    isize,
+    isize,
+    f32,
+    f32,
+    u8,
+    bool,
+    bool,
+    bool,
+    *const f32,
+);
+
+/// Micro-kernels for one kind of processor: `table[v - 1][r - 1]` multiplies `v` vectors of outputs by `r` rows.
+#[derive(Clone, Copy)]
+struct Kernel {
+    vector: usize,
+    table: &'static [[MicroKernel; 6]],
+}
+
+impl Kernel {
+    /// The best that this processor runs; none where the kernels want both sides in panels.
+    fn detected() -> Option<Self> {
+        static KERNEL: OnceLock<Option<Kernel>> = OnceLock::new();
+        *KERNEL.get_or_init(|| Self::all().next())
+    }
+
+    /// All that this processor runs, the best first.
+    fn all() -> impl Iterator<Item = Self> {
+        let mut kernels = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            use gemm_f32::microkernel::{avx512f, fma};
+            if is_x86_feature_detected!("avx512f") {
+                kernels.push(Self { vector: 16, table: &avx512f::f32::UKR });
+            }
+            if is_x86_feature_detected!("fma") {
+                kernels.push(Self { vector: 8, table: &fma::f32::UKR });
+            }
+        }
+        kernels.into_iter()
+    }
+
+    /// Outputs of a panel.
+    fn panel(self) -> usize {
+        self.vector * self.table.len()
+    }
+}
+
+/// A weight `(outputs, inputs)` in panels: blocks of [`INPUTS`], of them panels of some outputs, of them input by input.
+pub(crate) struct Panels {
+    kernel: Option<Kernel>,
+    outputs: usize,
+    inputs: usize,
+    /// In panels, the last one filled up with zeros; without a kernel, the rows of the weight as they are.
+    lines: Vec<Line>,
+}
+
+impl Panels {
+    /// Lays out `weight` `(outputs, inputs)`.
+    pub(crate) fn new(weight: Mat<'_>, outputs: usize, inputs: usize, threads: Threads) -> Self {
+        let mut panels = Self::empty();
+        panels.fill(weight, outputs, inputs, threads);
+        panels
+    }
+
+    /// No weight yet: memory to be filled again and again.
+    pub(crate) fn empty() -> Self {
+        Self { kernel: Kernel::detected(), outputs: 0, inputs: 0, lines: Vec::new() }
+    }
+
+    /// Lays out another weight in the same memory.
+    pub(crate) fn fill(&mut self, weight: Mat<'_>, outputs: usize, inputs: usize, threads: Threads) {
+        assert!(
+            outputs > 0 && inputs > 0 && weight.holds(outputs, inputs),
+            "panels: the weight is too short"
+        );
+        (self.outputs, self.inputs) = (outputs, inputs);
+        let panel = self.kernel.map_or(LANES, Kernel::panel);
+        self.lines.resize(outputs.div_ceil(panel) * panel / LANES * inputs, Line([0.; LANES]));
+        if self.kernel.is_none() {
+            return self.copy(weight);
+        }
+        let mut parts = Vec::new();
+        let mut rest = self.lines.as_mut_slice();
+        for input in (0..inputs).step_by(INPUTS) {
+            let count = INPUTS.min(inputs - input);
+            for output in (0..outputs).step_by(panel) {
+                let (part, after) = rest.split_at_mut(count * panel / LANES);
+                parts.push((part, weight.from(output, input), panel.min(outputs - output), count));
+                rest = after;
+            }
+        }
+        let fill = |(part, weight, outputs, inputs): (&mut [Line], Mat<'_>, usize, usize)| {
+            for first in (0..panel).step_by(LANES) {
+                fill_lanes(&mut part[first / LANES..], panel / LANES, weight, first, outputs, inputs);
+            }
+        };
+        match threads.count() {
+            1 => parts.into_iter().for_each(fill),
+            _ => parts.into_par_iter().for_each(fill),
+        }
+    }
+
+    /// Without a kernel: the rows of the weight, without gaps.
+    fn copy(&mut self, weight: Mat<'_>) {
+        for i in 0..self.outputs * self.inputs {
+            let (output, input) = (i / self.inputs, i % self.inputs);
+            self.lines[i / LANES].0[i % LANES] = weight.data[output * weight.row + input * weight.column];
+        }
+    }
+
+    /// `(outputs, inputs)` of the weight.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.outputs, self.inputs)
+    }
+
+    fn values(&self) -> &[f32] {
+        // SAFETY: a `Line` is 16 f32 and nothing else.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LANES) }
+    }
+
+    /// `out = scale * x W^T`, or `out += ..` with `add`; `x` is `(out.rows, inputs)` with neighbouring columns. `out` may have
+    /// fewer columns than the weight has outputs: the first ones.
+    pub(crate) fn product(&self, mut out: MatMut<'_>, add: bool, x: Mat<'_>, scale: f32, threads: Threads) {
+        let inputs = self.inputs;
+        let (rows, outputs) = (out.rows, out.columns);
+        if rows == 0 || outputs == 0 {
+            return;
+        }
+        assert!(outputs <= self.outputs && x.column == 1 && x.holds(rows, inputs), "product: shapes");
+        let Some(kernel) = self.kernel else {
+            let weight = Mat::rows(self.values(), inputs).t();
+            return gemm(out, add, x, weight, inputs, scale, threads);
+        };
+        let threads = threads.count();
+        let panel = kernel.panel();
+        if threads == 1 {
+            return self.block(kernel, out, add, x, scale, 0);
+        }
+        // Rows where there are enough, or outputs; a few times as many blocks as threads, so that none waits for long.
+        let (rows, columns) = match rows >= 2 * threads * ROWS {
+            true => (rows.div_ceil(2 * threads).next_multiple_of(6), outputs),
+            false => (rows, outputs.div_ceil(2 * threads).next_multiple_of(panel)),
+        };
+        let across = outputs.div_ceil(columns);
+        let blocks: Vec<_> = out.reborrow().blocks(rows, columns).enumerate().collect();
+        blocks.into_par_iter().for_each(|(i, block)| {
+            self.block(kernel, block, add, x.from(i / across * rows, 0), scale, i % across * columns);
+        });
+    }
+
+    /// A block of the product: all of its rows, and the outputs from `first`, which begins a panel.
+    fn block(&self, kernel: Kernel, mut out: MatMut<'_>, add: bool, x: Mat<'_>, scale: f32, first: usize) {
+        let (panel, values) = (kernel.panel(), self.values());
+        let whole = self.outputs.next_multiple_of(panel);
+        for start in (0..out.rows).step_by(ROWS) {
+            let end = out.rows.min(start + ROWS);
+            for input in (0..self.inputs).step_by(INPUTS) {
+                let count = INPUTS.min(self.inputs - input);
+                let add = u8::from(add || input > 0);
+                for output in (0..out.columns).step_by(panel) {
+                    let columns = panel.min(out.columns - output);
+                    let data = &values[whole * input + (first + output) * count..][..panel * count];
+                    let kernels = &kernel.table[columns.div_ceil(kernel.vector) - 1];
+                    for row in (start..end).step_by(kernels.len()) {
+                        let rows = kernels.len().min(end - row);
+                        // SAFETY: the processor has what the kernel is compiled for (`Kernel::all`). It writes `rows` times
+                        // `columns` elements of `out`, which holds them; reads `panel` (`columns` in whole vectors) times
+                        // `count` of `data`, which has that length; and `rows` rows of `count` from `(row, input)` of `x`,
+                        // which `product` has checked to be within its slice.
+                        unsafe {
+                            kernels[rows - 1](
+                                columns,
+                                rows,
+                                count,
+                                out.at(row, output),
+                                data.as_ptr(),
+                                x.data.as_ptr().add(row * x.row + input),
+                                out.stride as isize,
+                                1,
+                                panel as isize,
+                                1,
+                                x.row as isize,
+                                1.,
+                                scale,
+                                add,
+                                false,
+                                false,
+                                false,
+                                std::ptr::null(),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Outputs `first..first + 16` of a panel: every `step`-th line from the first on, one an input.
+fn fill_lanes(lines: &mut [Line], step: usize, weight: Mat<'_>, first: usize, outputs: usize, inputs: usize) {
+    let here = outputs.saturating_sub(first).min(LANES);
+    if here < LANES {
+        for input in 0..inputs {
+            let line = &mut lines[input * step].0;
+            *line = [0.; LANES];
+            for (lane, value) in line[..here].iter_mut().enumerate() {
+                *value = weight.data[(first + lane) * weight.row + input * weight.column];
+            }
+        }
+        return;
+    }
+    if weight.row == 1 {
+        for input in 0..inputs {
+            let from = input * weight.column + first;
+            lines[input * step].0.copy_from_slice(&weight.data[from..][..LANES]);
+        }
+        return;
+    }
+    // Tiles of 16 by 16, so that each line of the weight is read once.
+    let tiles = if weight.column == 1 { inputs / LANES } else { 0 };
+    for tile in 0..tiles {
+        let rows: [&[f32]; LANES] =
+            std::array::from_fn(|lane| &weight.data[(first + lane) * weight.row + tile * LANES..][..LANES]);
+        for i in 0..LANES {
+            lines[(tile * LANES + i) * step].0 = rows.map(|row| row[i]);
+        }
+    }
+    for input in tiles * LANES..inputs {
+        lines[input * step].0 =
+            std::array::from_fn(|lane| weight.data[(first + lane) * weight.row + input * weight.column]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + 13) % 101) as f32 / 50. - 1.).collect()
+    }
+
+    /// Every kernel that the processor has, and none, over ragged shapes; weights as they are and transposed.
+    #[test]
+    fn products_agree_with_gemm() {
+        let kernels: Vec<_> = Kernel::all().map(Some).chain([None]).collect();
+        for (rows, outputs, inputs) in [
+            (1, 1, 1),
+            (5, 17, 3),
+            (7, 64, 33),
+            (65, 192, 48),
+            (200, 70, 600),
+            (97, 130, 1030),
+            (3, 10, 1536),
+        ] {
+            let (x, w, start) = (numbers(rows * inputs), numbers(outputs * inputs), numbers(rows * outputs));
+            let weight = Mat::rows(&w, inputs);
+            let transposed: Vec<f32> = (0..w.len()).map(|i| w[i % outputs * inputs + i / outputs]).collect();
+            for add in [false, true] {
+                let mut want = start.clone();
+                let (out, x) = (MatMut::rows(&mut want, outputs), Mat::rows(&x, inputs));
+                gemm(out, add, x, weight.t(), inputs, 1., Threads::One);
+                for kernel in &kernels {
+                    for weight in [weight, Mat::rows(&transposed, outputs).t()] {
+                        let mut panels = Panels { kernel: *kernel, ..Panels::empty() };
+                        panels.fill(weight, outputs, inputs, Threads::One);
+                        for threads in [Threads::One, Threads::All] {
+                            let mut got = start.clone();
+                            panels.product(MatMut::rows(&mut got, outputs), add, x, 1., threads);
+                            for (got, want) in got.iter().zip(&want) {
+                                assert!((got - want).abs() < 1e-5 * inputs as f32, "{got} {want}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A weight that is filled into the memory of a larger one leaves nothing of it behind.
+    #[test]
+    fn memory_is_filled_again() {
+        let mut panels = Panels::new(Mat::rows(&[5.; 40 * 30], 30), 40, 30, Threads::One);
+        panels.fill(Mat::rows(&[1., 2., 3., 4., 5., 6.], 3), 2, 3, Threads::One);
+        let mut out = [0.; 2];
+        panels.product(MatMut::rows(&mut out, 2), false, Mat::rows(&[1., 10., 100.], 3), 1., Threads::One);
+        assert_eq!(out, [321., 654.]);
+    }
+}
