@@ -1,6 +1,5 @@
 use std::str::FromStr;
 
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -21,17 +20,14 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The activation of `xs`, elementwise.
-    ///
-    /// # Errors
-    ///
-    /// On integer tensors.
-    pub fn forward(self, xs: &Tensor) -> candle_core::Result<Tensor> {
+    /// The operation of that name.
+    #[must_use]
+    pub fn operation(self) -> layerwise_ops::Activation {
         match self {
-            Self::Gelu => layerwise_ops::gelu(xs),
-            Self::GeluTanh => layerwise_ops::gelu_tanh(xs),
-            Self::Relu => xs.relu(),
-            Self::Silu => xs.silu(),
+            Self::Gelu => layerwise_ops::Activation::Gelu,
+            Self::GeluTanh => layerwise_ops::Activation::GeluTanh,
+            Self::Relu => layerwise_ops::Activation::Relu,
+            Self::Silu => layerwise_ops::Activation::Silu,
         }
     }
 

@@ -1,8 +1,8 @@
-use candle_core::{Result, Tensor};
-use layerwise_ops::Attention;
+use candle_core::Result;
+use layerwise_ops::{Activation, Attention, FeedForward, NormPlace, SelfAttention};
 
 use crate::{
-    Activation, Hidden, Pass,
+    Hidden, Pass,
     layers::{LayerNorm, Linear},
 };
 
@@ -37,14 +37,31 @@ pub(crate) struct BlockSettings {
 impl Block {
     /// `(rows, tokens, width)` to the same; `layer` keeps the dropout masks of different blocks apart.
     pub(crate) fn forward(&self, layer: usize, hidden: &Hidden, pass: Pass) -> Result<Hidden> {
-        let p = self.settings.hidden_dropout;
-        let update =
-            self.attend(layer, &self.norm_before.forward(&hidden.xs)?, hidden.mask.as_ref(), pass)?;
-        let xs = (&hidden.xs + pass.dropout(&update, p, layer, 1)?)?;
-        let update = self.up.forward(&self.norm_after.forward(&xs)?)?;
-        let update = self.down.forward(&self.settings.activation.forward(&update)?)?;
-        let xs = (&xs + pass.dropout(&update, p, layer, 2)?)?;
-        Ok(Hidden { xs, mask: hidden.mask.clone() })
+        let BlockSettings { heads, causal, activation, hidden_dropout, attention_dropout } = self.settings;
+        let attention = Attention {
+            heads,
+            causal,
+            key_mask: hidden.mask.as_ref(),
+            dropout: pass.dropout_at(attention_dropout, layer, 0),
+        };
+        let attend = SelfAttention {
+            norm: self.norm_before.norm(NormPlace::Before),
+            query: self.query.affine(),
+            key: self.key.affine(),
+            value: self.value.affine(),
+            output: self.attention_output.affine(),
+            attention,
+            dropout: pass.dropout_at(hidden_dropout, layer, 1),
+        };
+        let feed = FeedForward {
+            norm: self.norm_after.norm(NormPlace::Before),
+            up: self.up.affine(),
+            down: self.down.affine(),
+            activation,
+            dropout: pass.dropout_at(hidden_dropout, layer, 2),
+        };
+        let xs = layerwise_ops::self_attention(&hidden.xs, &attend)?;
+        Ok(Hidden { xs: layerwise_ops::feed_forward(&xs, &feed)?, mask: hidden.mask.clone() })
     }
 
     /// The same storage, recording no graph.
@@ -62,11 +79,9 @@ impl Block {
         }
     }
 
-    fn attend(&self, layer: usize, xs: &Tensor, mask: Option<&Tensor>, pass: Pass) -> Result<Tensor> {
-        let BlockSettings { heads, causal, attention_dropout, .. } = self.settings;
-        let dropout = pass.dropout_at(attention_dropout, layer, 0);
-        let config = Attention { heads, causal, key_mask: mask, dropout };
-        let (q, k, v) = (self.query.forward(xs)?, self.key.forward(xs)?, self.value.forward(xs)?);
-        self.attention_output.forward(&layerwise_ops::attention(&q, &k, &v, &config)?)
+    /// Lays the weights out for products, as they are now.
+    pub(crate) fn pack(&mut self) -> Result<()> {
+        let Self { query, key, value, attention_output, up, down, .. } = self;
+        [query, key, value, attention_output, up, down].into_iter().try_for_each(Linear::pack)
     }
 }

@@ -127,7 +127,7 @@ impl<'a> Builder<'a> {
             true => Some(self.tensor(&format!("{name}.bias"), outputs, Init::Zeros)?),
             false => None,
         };
-        Ok(Linear { weight, bias })
+        Ok(Linear::new(weight, bias))
     }
 
     /// `name.weight` and `name.bias`, both `(width)`.

@@ -224,7 +224,7 @@ impl Tapped for Mlp {
                 Error::Inputs { found, expected: format!("{dtype:?} (rows, {inputs})") }.into_candle()
             );
         }
-        let xs = self.config.activation.forward(&self.input.forward(&xs.flatten_from(1)?)?)?;
+        let xs = self.config.activation.operation().forward(&self.input.forward(&xs.flatten_from(1)?)?)?;
         Ok(Hidden { xs, mask: None })
     }
 
@@ -232,7 +232,7 @@ impl Tapped for Mlp {
         let Some(block) = layer.checked_sub(1).and_then(|i| self.blocks.get(i)) else {
             return Err(Error::Layer { layer, depth: self.depth() }.into_candle());
         };
-        let update = self.config.activation.forward(&block.forward(&hidden.xs)?)?;
+        let update = self.config.activation.operation().forward(&block.forward(&hidden.xs)?)?;
         let xs = if self.config.residual { (&hidden.xs + update)? } else { update };
         Ok(Hidden { xs, mask: None })
     }

@@ -19,7 +19,8 @@ pub use events::{Evaluate, Evaluation, Event, Hooks, OnEvent, StepRecord, TrainR
 pub use loss::{Loss, loss};
 pub use objective::{LayerWeights, Objective, Unit};
 pub use optimiser::{
-    AdamW, AdamWConfig, Gradients, ParamGroup, accumulate, clip, decays, global_norm, take_gradients,
+    AdamW, AdamWConfig, Gradients, ParamGroup, StepScale, accumulate, clip_factor, decays, global_norm,
+    take_gradients,
 };
 pub use samples::{Samples, TensorSamples, epoch_order};
 pub use schedule::Schedule;

@@ -1,6 +1,6 @@
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use layerwise_models::{Batch, Pass, Tapped, tap::for_each_layer};
-use layerwise_ops::{CrossEntropy, Reduction, cross_entropy};
+use layerwise_ops::{CrossEntropy, cross_entropy};
 
 use crate::{Error, Result};
 
@@ -15,8 +15,7 @@ pub struct Loss {
 
 /// `sum_l w_l CE(exit_l(h^l), y)` over the exits whose weight is not 0.
 ///
-/// `labels` is `(rows)`, u32, a row for each row of the model's feature; `weights` has one value a layer. The logits of all
-/// exits are stacked as rows of one cross-entropy, with `w_l` as the rows' weights.
+/// `labels` is `(rows)`, u32, a row for each row of the model's feature; `weights` has one value a layer.
 ///
 /// # Errors
 ///
@@ -35,26 +34,31 @@ pub fn loss<M: Tapped + ?Sized>(
         let expected = format!("{depth}, one a layer, not all 0");
         return Err(Error::Setting { field: "weights", value: format!("{weights:?}"), expected });
     }
-    let mut logits = Vec::new();
+    let config = CrossEntropy { label_smoothing, ..Default::default() };
+    let mut per_layer = vec![None; depth];
+    let mut total: Option<Tensor> = None;
     for_each_layer(model, batch, pass, |layer, hidden| {
-        if layer > 0 && weights[layer - 1] != 0. {
-            logits.push(model.exit(layer, &model.feature(hidden)?)?);
+        let Some(weight) = layer.checked_sub(1).map(|i| weights[i]).filter(|weight| *weight != 0.) else {
+            return Ok(());
+        };
+        let logits = model.exit(layer, &model.feature(hidden)?)?;
+        let (rows, classes) = logits.dims2()?;
+        if total.is_none() {
+            check_labels(labels, rows, classes)?;
         }
+        let exit = cross_entropy(&logits, labels, None, &config)?;
+        per_layer[layer - 1] = Some(exit.to_dtype(DType::F64)?.to_scalar::<f64>()?);
+        let exit = (exit * weight)?;
+        total = Some(match &total {
+            Some(total) => (total + exit)?,
+            None => exit,
+        });
         Ok::<_, Error>(())
     })?;
-    let (exits, (rows, classes)) = (logits.len(), logits[0].dims2()?);
-    check_labels(labels, rows, classes)?;
-    let stacked = Tensor::cat(&logits, 0)?; // (exits * rows, classes)
-    let targets = labels.repeat(exits)?;
-    let config = CrossEntropy { label_smoothing, reduction: Reduction::None, ..Default::default() };
-    let row_losses = cross_entropy(&stacked, &targets, None, &config)?;
-    let used: Vec<f64> = weights.iter().copied().filter(|w| *w != 0.).collect();
-    let per_exit = row_losses.reshape((exits, rows))?.mean(1)?;
-    let lambda = Tensor::new(used.as_slice(), labels.device())?.to_dtype(per_exit.dtype())?;
-    let total = (&per_exit * lambda)?.sum_all()?;
-    let mut values = per_exit.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?.into_iter();
-    let per_layer = weights.iter().map(|w| if *w == 0. { None } else { values.next() }).collect();
-    Ok(Loss { total, per_layer })
+    match total {
+        Some(total) => Ok(Loss { total, per_layer }),
+        None => Err(candle_core::Error::msg("the model ran no layer").into()),
+    }
 }
 
 fn check_labels(labels: &Tensor, rows: usize, classes: usize) -> Result<()> {

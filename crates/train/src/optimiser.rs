@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Tensor, Var, backprop::GradStore};
+use candle_core::{Tensor, Var, backprop::GradStore};
 use layerwise_models::Params;
-use layerwise_ops::{AdamWStep, adamw_step};
+use layerwise_ops::{AdamWStep, adamw_step, sum_of_squares};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -118,12 +118,13 @@ impl AdamW {
         self.step
     }
 
-    /// Updates every parameter that has a gradient, at `factor` times its learning rate.
+    /// Updates every parameter that has a gradient, at `scale.lr` times its learning rate and by `scale.gradient` times its
+    /// gradient.
     ///
     /// # Errors
     ///
     /// When a gradient has another shape than its parameter.
-    pub fn step(&mut self, params: &Params, gradients: &Gradients, factor: f64) -> Result<()> {
+    pub fn step(&mut self, params: &Params, gradients: &Gradients, scale: StepScale) -> Result<()> {
         self.step += 1;
         let AdamWConfig { lr, beta1, beta2, eps, .. } = self.config;
         for (name, var) in params.iter() {
@@ -131,8 +132,9 @@ impl AdamW {
                 continue;
             };
             let State { m, v, lr_scale, weight_decay } = state;
-            let (lr, weight_decay) = (lr * factor * lr_scale, *weight_decay);
-            let config = AdamWStep { lr, beta1, beta2, eps, weight_decay, step: self.step };
+            let (lr, weight_decay) = (lr * scale.lr * lr_scale, *weight_decay);
+            let (step, gradient_scale) = (self.step, scale.gradient);
+            let config = AdamWStep { lr, beta1, beta2, eps, weight_decay, step, gradient_scale };
             adamw_step(var, gradient, m, v, config)?;
         }
         Ok(())
@@ -146,6 +148,21 @@ impl AdamW {
     /// Continues after `step` steps; the moments are set through [`moments`](AdamW::moments).
     pub(crate) fn set_step(&mut self, step: usize) {
         self.step = step;
+    }
+}
+
+/// Factors of one step of [`AdamW`]; 1 by default.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepScale {
+    /// Of the learning rates: where the schedule stands.
+    pub lr: f64,
+    /// Of the gradients: less than 1 where they are clipped.
+    pub gradient: f64,
+}
+
+impl Default for StepScale {
+    fn default() -> Self {
+        Self { lr: 1., gradient: 1. }
     }
 }
 
@@ -184,22 +201,13 @@ pub fn accumulate(sum: &mut Gradients, more: Gradients) -> Result<()> {
 pub fn global_norm(gradients: &Gradients) -> Result<f64> {
     let mut sum = 0.;
     for gradient in gradients.values() {
-        sum += gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        sum += sum_of_squares(gradient)?;
     }
     Ok(sum.sqrt())
 }
 
-/// Scales all gradients so that their [`global_norm`], given as `norm`, is at most `max`; as PyTorch's `clip_grad_norm_`.
-///
-/// # Errors
-///
-/// When candle fails.
-pub fn clip(gradients: &mut Gradients, norm: f64, max: f64) -> Result<()> {
-    let scale = max / (norm + 1e-6);
-    if scale < 1. {
-        for gradient in gradients.values_mut() {
-            *gradient = (&*gradient * scale)?;
-        }
-    }
-    Ok(())
+/// By what to scale gradients of this [`global_norm`] so that it is at most `max`; as PyTorch's `clip_grad_norm_`.
+#[must_use]
+pub fn clip_factor(norm: f64, max: f64) -> f64 {
+    (max / (norm + 1e-6)).min(1.)
 }

@@ -10,7 +10,7 @@ use crate::{
     audit::audit_gradients,
     checkpoint::RunFolder,
     loss::{Loss, loss},
-    optimiser::{accumulate, clip, global_norm, take_gradients},
+    optimiser::{StepScale, accumulate, clip_factor, global_norm, take_gradients},
     samples::{Stream, epoch_order, stream},
 };
 
@@ -176,17 +176,15 @@ fn one_step<M: Tapped + ?Sized, S: Samples + ?Sized>(
         if !total.is_finite() {
             return Err(Error::Loss { step: at.step + 1, loss: total });
         }
-        accumulate(&mut gradients, take_gradients(value.backward()?, params))?;
+        accumulate(&mut gradients, take_gradients(layerwise_ops::backward(&value)?, params))?;
     }
     let grad_norm = global_norm(&gradients)?;
     if !grad_norm.is_finite() {
         return Err(Error::Gradient { step: at.step + 1, loss: total, norm: grad_norm });
     }
-    if let Some(max) = config.clip_norm {
-        clip(&mut gradients, grad_norm, max)?;
-    }
     let factor = config.schedule.factor(at.step, at.steps);
-    optimiser.step(params, &gradients, factor)?;
+    let gradient = config.clip_norm.map_or(1., |max| clip_factor(grad_norm, max));
+    optimiser.step(params, &gradients, StepScale { lr: factor, gradient })?;
     Ok(StepRecord {
         step: at.step + 1,
         epoch: at.epoch + 1,
@@ -223,7 +221,7 @@ fn audit_first_batch<M: Tapped + ?Sized, S: Samples + ?Sized>(
     if !value.is_finite() {
         return Err(Error::Loss { step: 1, loss: value });
     }
-    audit_gradients(params, &take_gradients(total.backward()?, params), &config.idle)
+    audit_gradients(params, &take_gradients(layerwise_ops::backward(&total)?, params), &config.idle)
 }
 
 fn scalar(xs: &Tensor) -> Result<f64> {

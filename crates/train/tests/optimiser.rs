@@ -8,8 +8,9 @@ use candle_core::{DType, Device::Cpu, Tensor, Var, safetensors};
 use layerwise_models::{Batch, ExitNorm, Heads, Params, Pass, VitConfig};
 use layerwise_testkit::{TinyStack, assert_close, random, tiny_vit, tiny_vit_config};
 use layerwise_train::{
-    AdamW, AdamWConfig, Error, Gradients, Hooks, LayerWeights, Objective, ParamGroup, TensorSamples,
-    TrainConfig, Unit, accumulate, clip, decays, global_norm, loss, take_gradients, train,
+    AdamW, AdamWConfig, Error, Gradients, Hooks, LayerWeights, Objective, ParamGroup, StepScale,
+    TensorSamples, TrainConfig, Unit, accumulate, clip_factor, decays, global_norm, loss, take_gradients,
+    train,
 };
 use tempfile::tempdir;
 
@@ -42,7 +43,10 @@ fn clipping_equals_pytorch() -> Done {
         ]);
         let norm = global_norm(&gradients)?;
         assert!((norm - 7.0710678118654755).abs() < 1e-14);
-        clip(&mut gradients, norm, max)?;
+        let factor = clip_factor(norm, max);
+        for gradient in gradients.values_mut() {
+            *gradient = (&*gradient * factor)?;
+        }
         let got = Tensor::cat(&[gradients["a"].clone(), gradients["b"].flatten_all()?], 0)?;
         assert_close(&got, &Tensor::new(&want, &Cpu)?, 1e-15)?;
     }
@@ -129,7 +133,7 @@ fn parameter_groups_equal_pytorchs() -> Done {
             Ok((name.to_owned(), angle.cos()?))
         });
         let gradients: Gradients = gradients.collect::<candle_core::Result<_>>()?;
-        optimiser.step(&params, &gradients, 1.)?;
+        optimiser.step(&params, &gradients, StepScale::default())?;
     }
     for ((name, var), want) in params.iter().zip(want) {
         let got = var.flatten_all()?;
@@ -187,7 +191,7 @@ fn only_decaying_parameters_shrink_without_a_gradient_to_speak_of() -> Done {
     let zeros: Gradients = zeros.collect::<candle_core::Result<_>>()?;
     let settings = AdamWConfig { lr: 0.1, weight_decay: 0.5, ..Default::default() };
     let mut optimiser = AdamW::new(&params, settings)?;
-    optimiser.step(&params, &zeros, 0.5)?;
+    optimiser.step(&params, &zeros, StepScale { lr: 0.5, ..Default::default() })?;
     // The factor scales the decay too: 1 - 0.5 * 0.1 * 0.5.
     assert_eq!(params.get("a.weight").unwrap().to_vec2::<f32>()?, [[0.975; 2]; 2]);
     assert_eq!(params.get("a.bias").unwrap().to_vec1::<f32>()?, [1.; 2]);
