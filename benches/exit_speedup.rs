@@ -41,8 +41,8 @@ fn bench() -> anyhow::Result<()> {
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
     let mut group = criterion.benchmark_group("exit_speedup");
     group.measurement_time(Duration::from_secs(5));
-    let (vit, images, _) = cases::vit(256)?;
-    let uniform = Uniform { vit: vit.frozen() };
+    let (vit, images, _) = cases::vit((192, 3), (32, 4), 256)?;
+    let uniform = Uniform { vit: vit.packed()? };
     for rows in BATCHES {
         compare(&mut group, "uniform", &uniform, &first(&images, rows)?, 0.9)?;
     }
@@ -118,5 +118,5 @@ fn aligned_digits() -> anyhow::Result<(Vit, Batch)> {
     let settings =
         TrainConfig { epochs: 40, batch_size: 48, schedule: Schedule::OneCycle, ..Default::default() };
     train(&vit, vit.params(), &data, &settings, None, Hooks::default())?;
-    Ok((vit.frozen(), first(data.test().0, 256)?))
+    Ok((vit.packed()?, first(data.test().0, 256)?))
 }

@@ -1,33 +1,28 @@
-//! One training step of a small ViT: forward, backward and AdamW, with the standard and the aligned objective.
+//! One training step: forward, backward and AdamW, with the standard and the aligned objective.
 //!
-//! `benches/peers/train_step.py` is the same step in PyTorch. With `--json` (for `benches/peers/compare.py`) the bench
-//! times one objective itself and prints one line: `--json --objective aligned --threads 2 --warmup 2 --rounds 5`.
+//! `benches/peers/` has the same steps in PyTorch. With `--json` (for `benches/peers/compare.py`) the bench times one case
+//! itself and prints one line: `--json --case vit_192 --objective aligned --threads 2 --warmup 2 --rounds 5`.
 
 mod cases;
 
-use std::{
-    num::NonZeroUsize,
-    time::{Duration, Instant},
-};
+use std::{num::NonZeroUsize, time::Duration};
 
-use anyhow::Context;
-use candle_core::{DType, Device::Cpu, Tensor};
 use clap::{Parser, ValueEnum};
-use criterion::Criterion;
+use criterion::{BenchmarkId, Criterion};
 use layerwise::{
-    models::{Pass, Tapped},
-    ops,
-    train::{self, AdamW, loss, take_gradients},
+    models::Pass,
+    ops::backward,
+    train::{self, AdamW, StepScale, loss, take_gradients},
 };
 use layerwise_example_common::in_pool;
 use serde_json::json;
 
+use crate::cases::{Bench, Case, Use, gemm_gflops, median, peak_rss_mib, timed};
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const BATCH: usize = 32;
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Objective {
     Standard,
     Aligned,
@@ -35,11 +30,16 @@ enum Objective {
 
 #[derive(Parser)]
 struct Args {
-    /// Time one objective and print a line of JSON, instead of running criterion.
+    /// Time one case and print a line of JSON, instead of running criterion.
     #[arg(long)]
     json: bool,
-    #[arg(long, value_enum, default_value = "standard")]
+    #[arg(long, value_enum, default_value = "vit_192")]
+    case: Case,
+    #[arg(long, value_enum, default_value = "aligned")]
     objective: Objective,
+    /// Samples of a step; the case's own by default.
+    #[arg(long)]
+    batch: Option<usize>,
     #[arg(long, default_value = "2")]
     threads: NonZeroUsize,
     #[arg(long, default_value_t = 2)]
@@ -63,28 +63,38 @@ fn bench() -> anyhow::Result<()> {
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
     let mut group = criterion.benchmark_group("train_step");
     group.measurement_time(Duration::from_secs(15));
-    for (name, objective) in [("standard", Objective::Standard), ("aligned", Objective::Aligned)] {
-        let mut step = step(objective)?;
-        group.bench_function(name, |bencher| bencher.iter(|| step().expect("a step")));
+    for case in Case::value_variants() {
+        for (name, objective) in [("standard", Objective::Standard), ("aligned", Objective::Aligned)] {
+            let mut step = step(*case, objective, case.train_batch())?;
+            group.bench_function(BenchmarkId::new(name, case.name()), |bencher| {
+                bencher.iter(|| step().expect("a step"));
+            });
+        }
     }
     group.finish();
     criterion.final_summary();
     Ok(())
 }
 
-/// The step of one objective: a closure that trains once and returns the loss.
-fn step(objective: Objective) -> anyhow::Result<impl FnMut() -> anyhow::Result<f32>> {
-    let (vit, batch, labels) = cases::vit(BATCH)?;
+/// The step of one case: a closure that trains once and returns the loss.
+fn step(
+    case: Case,
+    objective: Objective,
+    rows: usize,
+) -> anyhow::Result<impl FnMut() -> anyhow::Result<f32>> {
+    let Bench { model, params, batch, labels } = case.load(rows, Use::Train)?;
     let objective = match objective {
         Objective::Standard => train::Objective::Standard,
         Objective::Aligned => train::Objective::Aligned { weights: Default::default() },
     };
-    let weights = objective.turn(vit.depth(), 0, 0)?;
-    let mut optimiser = AdamW::new(vit.params(), Default::default())?;
+    let weights = objective.turn(model.depth(), 0, 0)?;
+    let mut optimiser = AdamW::new(&params, Default::default())?;
+    let mut seed = 0;
     Ok(move || {
-        let total = loss(&vit, &batch, &labels, &weights, 0., Pass::EVAL)?.total;
+        seed += 1;
+        let total = loss(&*model, &batch, &labels, &weights, 0., Pass::train(seed))?.total;
         let value = total.to_scalar::<f32>()?;
-        optimiser.step(vit.params(), &take_gradients(total.backward()?, vit.params()), 1.)?;
+        optimiser.step(&params, &take_gradients(backward(&total)?, &params), StepScale::default())?;
         Ok(value)
     })
 }
@@ -92,58 +102,25 @@ fn step(objective: Objective) -> anyhow::Result<impl FnMut() -> anyhow::Result<f
 #[allow(clippy::print_stdout, reason = "the line is the result")]
 fn print_json(args: &Args) -> anyhow::Result<()> {
     let base_rss_mib = peak_rss_mib()?;
-    let mut step = step(args.objective)?;
-    let mut loss = 0.;
-    for _ in 0..args.warmup {
-        loss = step()?;
-    }
-    let mut seconds = Vec::new();
-    for _ in 0..args.rounds {
-        let start = Instant::now();
-        loss = step()?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
+    let batch = args.batch.unwrap_or(args.case.train_batch());
+    let mut step = step(args.case, args.objective, batch)?;
+    let (seconds, loss) = timed(args.warmup, args.rounds, &mut step)?;
+    let exits = if args.objective == Objective::Aligned { args.case.depth() } else { 1 };
+    let peak_rss_mib = peak_rss_mib()?;
     let line = json!({
         "engine": concat!("layerwise ", env!("CARGO_PKG_VERSION")),
+        "case": args.case.name(),
+        "mode": "train",
         "objective": format!("{:?}", args.objective).to_lowercase(),
+        "batch": batch,
         "threads": args.threads,
         "median_s": median(&seconds),
         "seconds": seconds,
         "base_rss_mib": base_rss_mib,
-        "peak_rss_mib": peak_rss_mib()?,
-        "limit_s": STEP_GFLOP / gemm_gflops()?,
+        "peak_rss_mib": peak_rss_mib,
+        "limit_s": 3. * args.case.gflop(batch, exits) / gemm_gflops()?,
         "loss": loss,
     });
     println!("{line}");
     Ok(())
-}
-
-/// Arithmetic of the matrix products of a step, forward and twice that backward: per token and block 12 d^2 weights and two
-/// products with 65 tokens, 2 operations each.
-const STEP_GFLOP: f64 = 3. * 2. * (12. * 192. * 192. + 2. * 65. * 192.) * 12. * (65 * BATCH) as f64 * 1e-9;
-
-/// What matrix products reach here at their best, by a square one of 1024: the step's limit.
-fn gemm_gflops() -> anyhow::Result<f64> {
-    let xs = Tensor::ones((1024, 1024), DType::F32, &Cpu)?;
-    let mut best = f64::INFINITY;
-    for _ in 0..10 {
-        let start = Instant::now();
-        ops::linear(&xs, &xs, None)?;
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    Ok(2. * 1024f64.powi(3) * 1e-9 / best)
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2. }
-}
-
-/// The most memory this process has held, from Linux.
-fn peak_rss_mib() -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.)
 }

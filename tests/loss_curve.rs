@@ -8,7 +8,8 @@ use std::{collections::HashMap, path::Path};
 use candle_core::{DType, Device::Cpu, Tensor};
 use layerwise::{
     models::{Batch, Pass, Tapped, Vit},
-    train::{AdamW, AdamWConfig, Objective, clip, global_norm, loss, take_gradients},
+    ops::backward,
+    train::{AdamW, AdamWConfig, Objective, StepScale, clip_factor, global_norm, loss, take_gradients},
 };
 
 const TOLERANCE: f64 = 1e-3;
@@ -31,10 +32,9 @@ fn training_follows_pytorch() -> Result<(), Box<dyn std::error::Error>> {
         let weights = objective.turn(vit.depth(), step, step)?;
         let total = loss(&vit, &batch, &labels, &weights, 0., Pass::EVAL)?.total;
         worst = worst.max(f64::from((total.to_scalar::<f32>()? - want).abs()));
-        let mut gradients = take_gradients(total.backward()?, vit.params());
-        let norm = global_norm(&gradients)?;
-        clip(&mut gradients, norm, 1.)?;
-        optimiser.step(vit.params(), &gradients, 1.)?;
+        let gradients = take_gradients(backward(&total)?, vit.params());
+        let gradient = clip_factor(global_norm(&gradients)?, 1.);
+        optimiser.step(vit.params(), &gradients, StepScale { gradient, ..Default::default() })?;
     }
     assert!(worst <= TOLERANCE, "the curves differ by {worst:e}");
     Ok(())

@@ -1,15 +1,18 @@
-"""Times one training step of ours and of PyTorch, in turn, and prints a Markdown table.
+"""Times ours and the peers in turn, and prints Markdown tables: training steps, inference, AdamW.
 
-    python benches/peers/compare.py --threads 2 --rounds 5
+    python3 benches/peers/compare.py
+    python3 benches/peers/compare.py --sets train --cases vit_192 --threads 1 --rounds 3
 
-Run from the repository's root, with `requirements.txt` installed. A round starts each program once for each objective,
-ours and PyTorch next to each other and in alternating order, so that a busy machine disturbs both alike. A cell is the
-median over rounds of each run's median step; the ratio is the median of the rounds' own ratios. `--json FILE` keeps
-every measurement.
+The first call makes a virtual environment of `requirements.txt` at `target/peers`. Every measurement is a process of its
+own, pinned to as many cores as it has threads. A round runs each program once for everything that is compared, ours and
+the peers next to each other and in alternating order, so that a busy machine disturbs all alike. A time is the median
+over rounds of each run's median step; a ratio is the median of the rounds' own ratios, with their smallest and largest.
+`--json FILE` keeps every measurement.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -17,25 +20,88 @@ import subprocess
 import sys
 from pathlib import Path
 
-PEERS = Path(__file__).parent
+PEERS = Path(__file__).resolve().parent
+ROOT = PEERS.parent.parent
+SETS = {"train": "train_step", "infer": "inference", "adamw": "adamw"}  # and our bench
+CASES = ["vit_192", "vit_384_65", "vit_384_197", "bert_384", "gpt_256"]
 OBJECTIVES = ["standard", "aligned"]
+ENGINES = ["eager", "compile", "onnx"]
+CORES = sorted(os.sched_getaffinity(0))
+WARMUP = 2
+PATIENCE_S = 3600
+
+
+def environment():
+    """The Python of `target/peers`, which has what `requirements.txt` says."""
+    folder, requirements = ROOT / "target" / "peers", PEERS / "requirements.txt"
+    python, stamp = folder / "bin" / "python", folder / "installed.txt"
+    if not stamp.exists() or stamp.read_text() != requirements.read_text():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-r", requirements], check=True, stdout=sys.stderr)
+        stamp.write_text(requirements.read_text())
+    return python
 
 
 def build():
-    """Builds the bench `train_step` and returns its path."""
-    command = ["cargo", "bench", "--bench", "train_step", "--no-run", "--message-format", "json"]
-    messages = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    targets = [json.loads(line) for line in messages if '"train_step"' in line]
-    return next(t["executable"] for t in targets if t["target"]["name"] == "train_step" and t.get("executable"))
+    """Builds our benches and returns their paths by name."""
+    command = ["cargo", "bench", "--no-run", "--message-format", "json"]
+    command += [word for bench in SETS.values() for word in ("--bench", bench)]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+    messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    built = {m["target"]["name"]: m["executable"] for m in messages if m.get("executable") and "bench" in m["target"]["kind"]}
+    return {bench: built[bench] for bench in SETS.values()}
+
+
+def programs(kind, benches, python):
+    """The command of each program of a set, by name."""
+    peer = [str(python), str(PEERS / "torch_case.py"), "--mode", "infer" if kind == "infer" else "train"]
+    commands = {"ours": [benches[SETS[kind]], "--json"]}
+    for engine in ENGINES if kind == "infer" else ENGINES[:1]:
+        commands[engine] = [*peer, "--engine", engine]
+    if kind == "adamw":
+        commands["eager"] += ["--case", "adamw"]
+    return commands
+
+
+def jobs(args):
+    """What is compared: each a dictionary of the set and the options that programs share."""
+    for threads in args.threads:
+        for kind in args.sets:
+            if kind == "adamw":
+                yield {"set": kind, "threads": threads}
+            for case in args.cases if kind != "adamw" else []:
+                for choice in OBJECTIVES if kind == "train" else args.batches:
+                    yield {"set": kind, "threads": threads, "case": case, "objective" if kind == "train" else "batch": choice}
+
+
+def steps(job, least):
+    """More timed steps for small batches, whose steps are short: 20, 7, 3 for batches of 1, 8, 64."""
+    return max(least, round(20 / math.sqrt(job["batch"]))) if "batch" in job else least
 
 
 def run(command, threads):
-    """Runs one program with so many threads; its last line is a JSON object."""
+    """Runs one program on so many cores; its last line is a JSON object, `{"error": ..}` if it failed."""
     names = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
     # candle's own pool spins: as .cargo/config.toml has it for everybody.
     env = os.environ | dict.fromkeys(names, str(threads)) | {"CANDLE_NUM_THREADS": "1"}
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
-    return json.loads(out.splitlines()[-1])
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=env,
+            timeout=PATIENCE_S,
+            preexec_fn=lambda: os.sched_setaffinity(0, CORES[-threads:]),
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"error": str(error)}
+    try:
+        result = json.loads(done.stdout.splitlines()[-1])
+        if "error" in result or result["median_s"] > 0:
+            return result
+    except (IndexError, ValueError, KeyError, TypeError):
+        pass
+    return {"error": f"exit status {done.returncode}: {done.stderr.strip()[-2000:]}"}
 
 
 def processor():
@@ -47,50 +113,166 @@ def processor():
 
 
 def commit():
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True)
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return git.stdout.strip() or "unknown"
+
+
+class Results:
+    """All runs: each the job, the program's name and the round, and what the program printed."""
+
+    def __init__(self):
+        self.runs = []
+
+    def rounds(self, name, job, value=lambda run: run["median_s"]):
+        """A program's value in each round that it got through."""
+        runs = [run for run in self.runs if run["program"] == name and run["job"] == job and "error" not in run["result"]]
+        return {run["round"]: value(run["result"]) for run in runs}
+
+    def memory(self, name, job):
+        return self.rounds(name, job, lambda run: run["peak_rss_mib"] - run["base_rss_mib"])
+
+    def limit(self, job, unit=1):
+        limits = [limit for limit in self.rounds("ours", job, lambda run: run.get("limit_s")).values() if limit]
+        return three(min(limits) * unit) if limits else "failed"
+
+    def engines(self):
+        return list(dict.fromkeys(run["result"]["engine"] for run in self.runs if "engine" in run["result"]))
+
+
+def three(value):
+    """Three digits that count."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def middle(rounds, unit=1):
+    return three(statistics.median(rounds.values()) * unit) if rounds else "failed"
+
+
+def mib(rounds):
+    return f"{statistics.median(rounds.values()):.0f}" if rounds else "failed"
+
+
+def ratio(ours, theirs, spread=True):
+    ratios = [ours[round] / theirs[round] for round in ours if round in theirs]
+    if not ratios:
+        return "failed"
+    cell = f"{statistics.median(ratios):.2f}"
+    return f"{cell} ({min(ratios):.2f} to {max(ratios):.2f})" if spread else cell
+
+
+def table(title, head, rows):
+    print(f"\n{title}\n")
+    for row in [head, ["---"] * len(head), *rows]:
+        print("| " + " | ".join(map(str, row)) + " |")
+
+
+def print_training(results, args):
+    rows, overheads = [], []
+    for threads in args.threads:
+        for case in args.cases:
+            base = {"set": "train", "threads": threads, "case": case}
+            for objective in OBJECTIVES:
+                job = base | {"objective": objective}
+                ours, theirs = (results.rounds(name, job) for name in ("ours", "eager"))
+                memory = [results.memory(name, job) for name in ("ours", "eager")]
+                cells = [middle(ours), middle(theirs), ratio(ours, theirs), results.limit(job)]
+                rows.append([threads, case, objective, *cells, *map(mib, memory), ratio(*memory, spread=False)])
+            standard, aligned = ({"objective": objective} | base for objective in OBJECTIVES)
+            costs = [ratio(results.rounds(name, aligned), results.rounds(name, standard)) for name in ("ours", "eager")]
+            overheads.append([threads, case, *costs])
+    head = ["threads", "case", "objective", "ours, s", "PyTorch, s", "ours / PyTorch", "limit, s"]
+    table("A training step", [*head, "peak memory: ours, MiB", "PyTorch, MiB", "ours / PyTorch"], rows)
+    table("Aligned over standard", ["threads", "case", "ours", "PyTorch"], overheads)
+    if len(args.threads) > 1:
+        print_better(results, args)
+
+
+def print_better(results, args):
+    """Some programs lose by a second thread: each at its best number, as a user would run it."""
+    rows = []
+    for case in args.cases:
+        for objective in OBJECTIVES:
+            best = []
+            for name in ("ours", "eager"):
+                job = {"set": "train", "case": case, "objective": objective}
+                each = [results.rounds(name, job | {"threads": threads}) for threads in args.threads]
+                best.append({round: min(one[round] for one in each) for round in each[0] if all(round in one for one in each)})
+            rows.append([case, objective, *map(middle, best), ratio(*best)])
+    head = ["case", "objective", "ours, s", "PyTorch, s", "ours / PyTorch"]
+    table("A training step, each at the better of its numbers of threads", head, rows)
+
+
+def print_inference(results, args):
+    rows = []
+    for threads in args.threads:
+        for case in args.cases:
+            for batch in args.batches:
+                job = {"set": "infer", "threads": threads, "case": case, "batch": batch}
+                ours, *theirs = (results.rounds(name, job) for name in ["ours", *ENGINES])
+                times = [middle(rounds, 1e3) for rounds in [ours, *theirs]]
+                rows.append([threads, case, batch, *times, *(ratio(ours, their) for their in theirs), results.limit(job, 1e3)])
+    head = ["threads", "case", "batch", "ours, ms", "PyTorch, ms", "torch.compile, ms", "ONNX Runtime, ms"]
+    head += ["ours / PyTorch", "ours / torch.compile", "ours / ONNX Runtime", "limit, ms"]
+    table("Inference, last exit only", head, rows)
+
+
+def print_adamw(results, args):
+    rows = []
+    for threads in args.threads:
+        ours, theirs = (results.rounds(name, {"set": "adamw", "threads": threads}) for name in ("ours", "eager"))
+        rows.append([threads, middle(ours, 1e3), middle(theirs, 1e3), ratio(ours, theirs)])
+    table("AdamW alone, 20 parameters of 1000 x 1000", ["threads", "ours, ms", "PyTorch, ms", "ours / PyTorch"], rows)
+
+
+def listed(choices):
+    """An option's comma-separated names, each one of `choices`."""
+
+    def parse(text):
+        names = text.split(",")
+        if unknown := [name for name in names if name not in choices]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(choices)}")
+        return names
+
+    return parse
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--venv", type=Path, help="a virtual environment to use as it is, instead of target/peers")
+    parser.add_argument("--sets", type=listed(SETS), default=list(SETS), help="of " + ",".join(SETS))
+    parser.add_argument("--cases", type=listed(CASES), default=CASES, help="of " + ",".join(CASES))
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, len(CORES)}))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64], help="for inference")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each run, after 2 to warm up")
-    parser.add_argument("--json", type=Path, help="also write every measurement to this file")
+    parser.add_argument("--steps", type=int, default=3, help=f"timed steps of each run, after {WARMUP} to warm up")
+    parser.add_argument("--json", type=Path, help="also write every measurement to this file, after each round")
     args = parser.parse_args()
 
-    shared = ["--threads", str(args.threads), "--rounds", str(args.steps), "--warmup", "2"]
-    programs = {
-        "ours": [build(), "--json", *shared],
-        "PyTorch": [sys.executable, str(PEERS / "train_step.py"), *shared],
-    }
-    results = {objective: {name: [] for name in programs} for objective in OBJECTIVES}
+    python = args.venv / "bin" / "python" if args.venv else environment()
+    benches = build()
+    facts = {"commit": commit(), "processor": processor(), "load": os.getloadavg()[0]}
+    results = Results()
     for round in range(args.rounds):
-        order = list(programs) if round % 2 == 0 else list(programs)[::-1]
-        for objective in OBJECTIVES:
-            for name in order:
-                command = [*programs[name], "--objective", objective]
-                results[objective][name].append(run(command, args.threads))
-        print(f"round {round + 1} of {args.rounds}", file=sys.stderr)
+        for job in jobs(args):
+            commands = programs(job["set"], benches, python)
+            options = [word for key, value in job.items() if key != "set" for word in (f"--{key}", str(value))]
+            options += ["--warmup", str(WARMUP), "--rounds", str(steps(job, args.steps))]
+            print(f"round {round + 1} of {args.rounds}:", *job.values(), file=sys.stderr)
+            for name in list(commands) if round % 2 == 0 else reversed(commands):
+                result = run([*commands[name], *options], job["threads"])
+                results.runs.append({"program": name, "job": job, "round": round, "result": result})
+                if "error" in result:
+                    print(f"{name} failed: {result['error'].strip()[-300:]}", file=sys.stderr)
+        if args.json:
+            args.json.write_text(json.dumps(facts | {"runs": results.runs}, indent=1) + "\n")
 
-    engine = results["standard"]["PyTorch"][0]["engine"]
-    print(f"`{commit()}`, {processor()}, {args.threads} threads, load {os.getloadavg()[0]:.1f}, {args.rounds} rounds\n")
-    print(f"| step | ours | {engine} | ours / PyTorch | limit | peak memory, ours | PyTorch |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for objective, runs in results.items():
-        ours, theirs = ([run["median_s"] for run in runs[name]] for name in programs)
-        ratios = [a / b for a, b in zip(ours, theirs)]
-        memory = [statistics.median(run["peak_rss_mib"] - run["base_rss_mib"] for run in runs[name]) for name in programs]
-        print(
-            f"| {objective} | {statistics.median(ours):.3f} s | {statistics.median(theirs):.3f} s "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
-            f"| {min(run['limit_s'] for run in runs['ours']):.3f} s "
-            f"| {memory[0]:.0f} MiB | {memory[1]:.0f} MiB |"
-        )
-    print("\nThe limit is the arithmetic of the step's matrix products at the speed of a square one of 1024, the best of the rounds.")
+    print(f"`{facts['commit']}`, {facts['processor']}, {', '.join(results.engines())}, ", end="")
+    print(f"load {facts['load']:.1f} at the start, {args.rounds} rounds of {args.steps} steps")
+    printers = {"train": print_training, "infer": print_inference, "adamw": print_adamw}
+    for kind in args.sets:
+        printers[kind](results, args)
+    print("\nThe limit is the arithmetic of the matrix products at the speed of a square one of 1024, the best of the rounds.")
     print("Memory is the peak above what each process held before it made the model.")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
