@@ -83,7 +83,7 @@ def run(command, threads):
     """Runs one program on so many cores; its last line is a JSON object, `{"error": ..}` if it failed."""
     names = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
     # candle's own pool spins: as .cargo/config.toml has it for everybody.
-    env = os.environ | dict.fromkeys(names, str(threads)) | {"CANDLE_NUM_THREADS": "1"}
+    env = os.environ | dict.fromkeys(names, str(threads)) | {"CANDLE_NUM_THREADS": "1", "MIMALLOC_PURGE_DELAY": "-1"}
     try:
         done = subprocess.run(
             command,

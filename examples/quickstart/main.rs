@@ -144,17 +144,17 @@ fn study(
     data: &Digits,
     rounds: usize,
 ) -> Result<Studied> {
-    let frozen = model.frozen();
+    let packed = model.packed()?;
     let (inputs, _) = data.test();
-    let scores = evaluate(&frozen, data.test_batches())?;
+    let scores = evaluate(&packed, data.test_batches())?;
     // The embedding's [CLS] token is the same for every image: layers 1..L only.
-    let features = tap::features(&frozen, inputs, Pass::EVAL)?.split_off(1);
+    let features = tap::features(&packed, inputs, Pass::EVAL)?.split_off(1);
     let matrix = |measure| -> Result<Vec<Vec<f64>>> {
         Ok(pairwise(&features, measure)?.rows().into_iter().map(|row| row.to_vec()).collect())
     };
     let cos = matrix(Measure::Cos(Centring::Samples))?;
     let cka = matrix(Measure::Cka(Estimator::Biased))?;
-    let exits = measure(&frozen, || data.test_batches(), &THRESHOLDS, rounds)?;
+    let exits = measure(&packed, || data.test_batches(), &THRESHOLDS, rounds)?;
     Ok(Studied { name, model, scores, cos, cka, exits, curve })
 }
 

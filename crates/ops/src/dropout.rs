@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use crate::{
     backward::hand_over,
     host::{CHUNK, has_kernel, slice, with_slices},
+    simd,
 };
 
 /// Which elements [`dropout`] zeroes.
@@ -49,14 +50,12 @@ impl Keep {
 
     /// `1 / (1 - p)` where element `i` is kept, 0 where it is dropped.
     pub(crate) fn factor(&self, i: usize) -> f32 {
-        if splitmix(self.seed, i as u64) >> 32 >= self.dropped { self.scale } else { 0. }
+        if simd::splitmix(self.seed, i as u64) >> 32 >= self.dropped { self.scale } else { 0. }
     }
 
     /// Multiplies elements `first, first + 1, ..` by their factors.
     pub(crate) fn apply(&self, xs: &mut [f32], first: usize) {
-        for (i, x) in xs.iter_mut().enumerate() {
-            *x *= self.factor(first + i);
-        }
+        simd::drop(xs, self.seed, first as u64, self.dropped, self.scale);
     }
 
     /// A copy of `xs` times the factors.
@@ -81,12 +80,4 @@ impl CustomOp1 for Keep {
         let dx = with_slices([&gradient.contiguous()?], |[g]| Ok(self.applied(g)))?;
         hand_over(xs, Tensor::from_vec(dx, xs.shape(), xs.device())?)
     }
-}
-
-/// `SplitMix64` of a counter: a stateless 64-bit hash.
-fn splitmix(seed: u64, i: u64) -> u64 {
-    let z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

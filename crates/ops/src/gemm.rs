@@ -114,6 +114,21 @@ impl Threads {
     }
 }
 
+/// `lhs rhs`, `(m, n)`, in memory that is not zeroed first; `lhs` is `(m, k)`, `rhs` `(k, n)`.
+pub(crate) fn gemm_new(
+    (m, n, k): (usize, usize, usize),
+    lhs: Mat<'_>,
+    rhs: Mat<'_>,
+    threads: Threads,
+) -> Vec<f32> {
+    let mut out = Vec::with_capacity(m * n);
+    let all = MatMut { pointer: out.as_mut_ptr(), rows: m, columns: n, stride: n, borrow: PhantomData };
+    gemm(all, false, lhs, rhs, k, 1., threads);
+    // SAFETY: the memory is there, and the product has written every element, reading none: it does not add.
+    unsafe { out.set_len(m * n) };
+    out
+}
+
 /// `out = scale * lhs rhs`, or `out += ..` with `add`; `lhs` is `(out.rows, k)`, `rhs` `(k, out.columns)`.
 pub(crate) fn gemm(
     mut out: MatMut<'_>,
@@ -130,7 +145,10 @@ pub(crate) fn gemm(
     }
     if k == 0 {
         if !add {
-            (0..m).for_each(|i| out.row(i).fill(0.));
+            for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                // SAFETY: the element lies within the slice that `new` got, and nothing else borrows it.
+                unsafe { out.at(i, j).write(0.) };
+            }
         }
         return;
     }

@@ -3,8 +3,9 @@ use rayon::prelude::*;
 
 use crate::{
     backward::hand_over,
+    gemm::Threads,
     half::in_f32,
-    host::{has_kernel, rows_per_part, rows_per_task, slice, width, with_slices},
+    host::{has_kernel, rows_per_part, rows_per_task, slice, with_slices},
     simd,
 };
 
@@ -49,11 +50,8 @@ impl CustomOp3 for LayerNorm {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, w, b) = (slice(xs, xs_layout)?, slice(weight, weight_layout)?, slice(bias, bias_layout)?);
-        let d = width(xs_layout);
         let mut y = vec![0.; x.len()];
-        let part = rows_per_task(d) * d;
-        let parts = x.par_chunks(part).zip(y.par_chunks_mut(part));
-        parts.for_each(|(x, y)| forward(x, w, b, self.eps, y));
+        rows(x, w, b, self.eps, &mut y, Threads::All);
         Ok((CpuStorage::F32(y), xs_layout.shape().clone()))
     }
 
@@ -80,10 +78,19 @@ impl CustomOp3 for LayerNorm {
 }
 
 /// Rows of `y` from rows of `x`.
-pub(crate) fn forward(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32]) {
+pub(crate) fn rows(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32], threads: Threads) {
     let d = w.len();
-    for (x, y) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)) {
-        simd::layer_norm(x, w, b, y, eps);
+    let part = |(x, y): (&[f32], &mut [f32])| {
+        for (x, y) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)) {
+            simd::layer_norm(x, w, b, y, eps);
+        }
+    };
+    match threads {
+        Threads::One => part((x, y)),
+        Threads::All => {
+            let rows = rows_per_task(d) * d;
+            x.par_chunks(rows).zip(y.par_chunks_mut(rows)).for_each(part);
+        }
     }
 }
 

@@ -3,7 +3,7 @@ use rayon::prelude::*;
 
 use crate::{
     backward::hand_over,
-    gemm::{Mat, MatMut, Threads, gemm},
+    gemm::{Mat, MatMut, Threads, gemm, gemm_new},
     host::{has_kernel, rows_per_part, slice, with_slices},
     panels::Panels,
     simd,
@@ -138,8 +138,7 @@ fn backward(xs: &Tensor, weight: &Tensor, gradient: &Tensor) -> Result<(Option<T
     with_slices([xs, weight, gradient], |[x, w, g]| {
         let (x, w, g) = (Mat::rows(x, inputs), Mat::rows(w, inputs), Mat::rows(g, outputs));
         let dx = if xs.track_op() {
-            let mut dx = vec![0.; rows * inputs];
-            gemm(MatMut::rows(&mut dx, inputs), false, g, w, outputs, 1., Threads::All);
+            let dx = gemm_new((rows, inputs, outputs), g, w, Threads::All);
             hand_over(xs, Tensor::from_vec(dx, xs.shape(), xs.device())?)?
         } else {
             None
@@ -167,9 +166,7 @@ pub(crate) fn weight_gradient(
     rows: usize,
     (outputs, inputs): (usize, usize),
 ) -> Vec<f32> {
-    let mut dw = vec![0.; outputs * inputs];
-    gemm(MatMut::rows(&mut dw, inputs), false, g.t(), x, rows, 1., Threads::All);
-    dw
+    gemm_new((outputs, inputs, rows), g.t(), x, Threads::All)
 }
 
 /// Sum of the rows of `(n, d)`.

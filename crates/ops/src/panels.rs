@@ -84,7 +84,7 @@ pub(crate) struct Panels {
     kernel: Option<Kernel>,
     outputs: usize,
     inputs: usize,
-    /// In panels, the last one filled up with zeros; without a kernel, the rows of the weight as they are.
+    /// In panels, the last one filled up with zeros to whole lines; without a kernel, the rows of the weight as they are.
     lines: Vec<Line>,
 }
 
@@ -109,7 +109,7 @@ impl Panels {
         );
         (self.outputs, self.inputs) = (outputs, inputs);
         let panel = self.kernel.map_or(LANES, Kernel::panel);
-        self.lines.resize(outputs.div_ceil(panel) * panel / LANES * inputs, Line([0.; LANES]));
+        self.lines.resize(outputs.div_ceil(LANES) * inputs, Line([0.; LANES]));
         if self.kernel.is_none() {
             return self.copy(weight);
         }
@@ -118,14 +118,16 @@ impl Panels {
         for input in (0..inputs).step_by(INPUTS) {
             let count = INPUTS.min(inputs - input);
             for output in (0..outputs).step_by(panel) {
-                let (part, after) = rest.split_at_mut(count * panel / LANES);
-                parts.push((part, weight.from(output, input), panel.min(outputs - output), count));
+                let outputs = panel.min(outputs - output);
+                let (part, after) = rest.split_at_mut(count * outputs.div_ceil(LANES));
+                parts.push((part, weight.from(output, input), outputs, count));
                 rest = after;
             }
         }
         let fill = |(part, weight, outputs, inputs): (&mut [Line], Mat<'_>, usize, usize)| {
-            for first in (0..panel).step_by(LANES) {
-                fill_lanes(&mut part[first / LANES..], panel / LANES, weight, first, outputs, inputs);
+            for first in (0..outputs).step_by(LANES) {
+                let (part, weight) = (&mut part[first / LANES..], weight.from(first, 0));
+                fill_lanes(part, outputs.div_ceil(LANES), weight, LANES.min(outputs - first), inputs);
             }
         };
         match threads.count() {
@@ -170,10 +172,10 @@ impl Panels {
         if threads == 1 {
             return self.block(kernel, out, add, x, scale, 0);
         }
-        // Rows where there are enough, or outputs; a few times as many blocks as threads, so that none waits for long.
+        // Rows where there are enough for a few blocks each, so that none waits for long; otherwise outputs, by panels.
         let (rows, columns) = match rows >= 2 * threads * ROWS {
             true => (rows.div_ceil(2 * threads).next_multiple_of(6), outputs),
-            false => (rows, outputs.div_ceil(2 * threads).next_multiple_of(panel)),
+            false => (rows, panel),
         };
         let across = outputs.div_ceil(columns);
         let blocks: Vec<_> = out.reborrow().blocks(rows, columns).enumerate().collect();
@@ -185,7 +187,7 @@ impl Panels {
     /// A block of the product: all of its rows, and the outputs from `first`, which begins a panel.
     fn block(&self, kernel: Kernel, mut out: MatMut<'_>, add: bool, x: Mat<'_>, scale: f32, first: usize) {
         let (panel, values) = (kernel.panel(), self.values());
-        let whole = self.outputs.next_multiple_of(panel);
+        let whole = self.outputs.next_multiple_of(LANES);
         for start in (0..out.rows).step_by(ROWS) {
             let end = out.rows.min(start + ROWS);
             for input in (0..self.inputs).step_by(INPUTS) {
@@ -193,12 +195,13 @@ impl Panels {
                 let add = u8::from(add || input > 0);
                 for output in (0..out.columns).step_by(panel) {
                     let columns = panel.min(out.columns - output);
-                    let data = &values[whole * input + (first + output) * count..][..panel * count];
+                    let width = panel.min(whole - first - output);
+                    let data = &values[whole * input + (first + output) * count..][..width * count];
                     let kernels = &kernel.table[columns.div_ceil(kernel.vector) - 1];
                     for row in (start..end).step_by(kernels.len()) {
                         let rows = kernels.len().min(end - row);
                         // SAFETY: the processor has what the kernel is compiled for (`Kernel::all`). It writes `rows` times
-                        // `columns` elements of `out`, which holds them; reads `panel` (`columns` in whole vectors) times
+                        // `columns` elements of `out`, which holds them; reads `width` (`columns` in whole vectors) times
                         // `count` of `data`, which has that length; and `rows` rows of `count` from `(row, input)` of `x`,
                         // which `product` has checked to be within its slice.
                         unsafe {
@@ -211,7 +214,7 @@ impl Panels {
                                 x.data.as_ptr().add(row * x.row + input),
                                 out.stride as isize,
                                 1,
-                                panel as isize,
+                                width as isize,
                                 1,
                                 x.row as isize,
                                 1.,
@@ -230,38 +233,32 @@ impl Panels {
     }
 }
 
-/// Outputs `first..first + 16` of a panel: every `step`-th line from the first on, one an input.
-fn fill_lanes(lines: &mut [Line], step: usize, weight: Mat<'_>, first: usize, outputs: usize, inputs: usize) {
-    let here = outputs.saturating_sub(first).min(LANES);
-    if here < LANES {
-        for input in 0..inputs {
-            let line = &mut lines[input * step].0;
-            *line = [0.; LANES];
-            for (lane, value) in line[..here].iter_mut().enumerate() {
-                *value = weight.data[(first + lane) * weight.row + input * weight.column];
-            }
-        }
-        return;
-    }
+/// Up to 16 outputs of a panel: every `step`-th line from the first on, one an input.
+fn fill_lanes(lines: &mut [Line], step: usize, weight: Mat<'_>, outputs: usize, inputs: usize) {
+    const ZEROS: [f32; LANES] = [0.; LANES];
     if weight.row == 1 {
         for input in 0..inputs {
-            let from = input * weight.column + first;
-            lines[input * step].0.copy_from_slice(&weight.data[from..][..LANES]);
+            let line = &mut lines[input * step].0;
+            line[..outputs].copy_from_slice(&weight.data[input * weight.column..][..outputs]);
+            line[outputs..].fill(0.);
         }
         return;
     }
     // Tiles of 16 by 16, so that each line of the weight is read once.
     let tiles = if weight.column == 1 { inputs / LANES } else { 0 };
     for tile in 0..tiles {
-        let rows: [&[f32]; LANES] =
-            std::array::from_fn(|lane| &weight.data[(first + lane) * weight.row + tile * LANES..][..LANES]);
+        let rows: [&[f32; LANES]; LANES] = std::array::from_fn(|lane| {
+            let from = lane * weight.row + tile * LANES;
+            if lane < outputs { weight.data[from..].first_chunk().unwrap_or(&ZEROS) } else { &ZEROS }
+        });
         for i in 0..LANES {
             lines[(tile * LANES + i) * step].0 = rows.map(|row| row[i]);
         }
     }
     for input in tiles * LANES..inputs {
-        lines[input * step].0 =
-            std::array::from_fn(|lane| weight.data[(first + lane) * weight.row + input * weight.column]);
+        lines[input * step].0 = std::array::from_fn(|lane| {
+            if lane < outputs { weight.data[lane * weight.row + input * weight.column] } else { 0. }
+        });
     }
 }
 

@@ -127,6 +127,15 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1. / (variance + eps).sqrt())
 }
 
+/// `SplitMix64` of a counter: a stateless 64-bit hash.
+#[inline(always)]
+pub(crate) fn splitmix(seed: u64, i: u64) -> u64 {
+    let z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 
 dispatched! {
@@ -147,12 +156,37 @@ dispatched! {
         let n = x.len();
         let (w, g, dx, dw, db) = (&w[..n], &g[..n], &mut dx[..n], &mut dw[..n], &mut db[..n]);
         let (mean, scale) = moments(x, eps);
-        for i in 0..n {
-            dw[i] += g[i] * (x[i] - mean) * scale;
-            db[i] += g[i];
+        // Sums of `g w` and of `g w` times the normed row, in lanes.
+        let (mut sum, mut along) = ([0f32; LANES], [0f32; LANES]);
+        let ((xs, x_rest), (ws, w_rest), (gs, g_rest)) =
+            (x.as_chunks::<LANES>(), w.as_chunks::<LANES>(), g.as_chunks::<LANES>());
+        let ((dws, dw_rest), (dbs, db_rest)) = (dw.as_chunks_mut::<LANES>(), db.as_chunks_mut::<LANES>());
+        for ((((x, w), g), dw), db) in xs.iter().zip(ws).zip(gs).zip(dws).zip(dbs) {
+            let normed: [f32; LANES] = std::array::from_fn(|j| (x[j] - mean) * scale);
+            let weighed: [f32; LANES] = std::array::from_fn(|j| g[j] * w[j]);
+            for j in 0..LANES {
+                dw[j] += g[j] * normed[j];
+            }
+            for j in 0..LANES {
+                db[j] += g[j];
+            }
+            for j in 0..LANES {
+                sum[j] += weighed[j];
+            }
+            for j in 0..LANES {
+                along[j] += weighed[j] * normed[j];
+            }
         }
-        let mean_g = lanes_sum([g, w], |[g, w]| g * w) / n as f32;
-        let mean_gx = lanes_sum([g, w, x], |[g, w, x]| g * w * (x - mean)) * scale / n as f32;
+        let (mut mean_g, mut mean_gx) = (sum.iter().sum::<f32>(), along.iter().sum::<f32>());
+        for j in 0..x_rest.len() {
+            let normed = (x_rest[j] - mean) * scale;
+            dw_rest[j] += g_rest[j] * normed;
+            db_rest[j] += g_rest[j];
+            mean_g += g_rest[j] * w_rest[j];
+            mean_gx += g_rest[j] * w_rest[j] * normed;
+        }
+        mean_g /= n as f32;
+        mean_gx /= n as f32;
         for i in 0..n {
             dx[i] += scale * (g[i] * w[i] - mean_g - (x[i] - mean) * scale * mean_gx);
         }
@@ -258,6 +292,13 @@ dispatched! {
             let sigmoid = 1. / (1. + exp(-*x));
             *y = *x * sigmoid;
             *x = sigmoid * (1. + *x * (1. - sigmoid));
+        }
+    }
+
+    /// Inverted dropout of elements `first, first + 1, ..`: those whose hash is below `dropped` become 0.
+    fn drop(x: &mut [f32], seed: u64, first: u64, dropped: u64, scale: f32) {
+        for (i, x) in (first..).zip(x) {
+            *x *= if splitmix(seed, i) >> 32 >= dropped { scale } else { 0. };
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
     dropout::Keep,
     gemm::{Mat, MatMut, Threads, gemm},
     heads,
-    host::{CHUNK, Values},
+    host::Values,
     layer_norm,
     linear::{column_sums, start, weight_gradient},
     many::{Backward, record},
@@ -24,6 +24,9 @@ use crate::{
 
 /// Rows that go through a sublayer together.
 const ROWS: usize = 96;
+
+/// With fewer rows than this on each thread, threads share the outputs of one product: each reads a part of the weights.
+const FEW: usize = 64;
 
 /// What stands between the first linear maps, whose results stand side by side, and the last.
 pub(crate) trait Middle: Send + Sync + 'static {
@@ -206,7 +209,7 @@ impl<M: Middle> Sublayer<M> {
         let input = match self.norm.place {
             NormPlace::After => x,
             NormPlace::Before => {
-                layer_norm::forward(x, weight, bias, self.norm.eps, &mut scratch.normed);
+                layer_norm::rows(x, weight, bias, self.norm.eps, &mut scratch.normed, threads);
                 &scratch.normed
             }
         };
@@ -243,7 +246,7 @@ impl<M: Middle> Sublayer<M> {
         }
         if self.norm.place == NormPlace::After {
             scratch.normed.copy_from_slice(y);
-            layer_norm::forward(&scratch.normed, weight, bias, self.norm.eps, y);
+            layer_norm::rows(&scratch.normed, weight, bias, self.norm.eps, y, threads);
             if let Some(sum) = sum {
                 sum.copy_from_slice(&scratch.normed);
             }
@@ -258,10 +261,7 @@ impl<M: Middle> Sublayer<M> {
     /// The result of the norm where it stands first, of all rows.
     fn normed(&self, x: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
         let mut normed = vec![0.; x.len()];
-        let part = CHUNK.div_ceil(weight.len()) * weight.len();
-        x.par_chunks(part)
-            .zip(normed.par_chunks_mut(part))
-            .for_each(|(x, y)| layer_norm::forward(x, weight, bias, self.norm.eps, y));
+        layer_norm::rows(x, weight, bias, self.norm.eps, &mut normed, Threads::All);
         normed
     }
 }
@@ -398,11 +398,11 @@ fn share(rows: usize, group: usize) -> (usize, Threads) {
     let threads = rayon::current_num_threads();
     let groups = rows / group;
     let at_once = ROWS.div_ceil(group).min(groups.div_ceil(threads));
-    let enough = groups >= threads && at_once * group >= 32;
+    let enough = groups >= threads && at_once * group >= FEW;
     match enough || threads == 1 {
         true => {
-            // As many parts for each thread.
-            let rounds = groups.div_ceil(threads * at_once);
+            // As many parts for each thread, of about that size.
+            let rounds = ((groups + threads * at_once / 2) / (threads * at_once)).max(1);
             (groups.div_ceil(rounds * threads) * group, Threads::One)
         }
         false => (ROWS.div_ceil(group) * group, Threads::All),
