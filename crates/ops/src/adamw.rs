@@ -31,7 +31,7 @@ pub struct AdamWStep {
 ///
 /// # Errors
 ///
-/// When shapes differ, or `step` is 0.
+/// When shapes differ, `step` is 0, or two of the tensors share memory.
 pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: AdamWStep) -> Result<()> {
     if [gradient, m, v].iter().any(|xs| xs.shape() != param.shape()) {
         let shapes = [param.dims(), gradient.dims(), m.dims(), v.dims()];
@@ -55,6 +55,12 @@ pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: Adam
             correction: correction2 as f32,
             eps: eps as f32,
         };
+        let memory = [&p, &m, &v, &gradient].map(|xs| Values::of(xs).map(|values| values.memory()));
+        let mut memory = memory.into_iter().collect::<Result<Vec<_>>>()?;
+        memory.sort();
+        if memory.windows(2).any(|pair| pair[0] == pair[1]) {
+            bail!("adamw_step: two of param, gradient, m and v are one tensor")
+        }
         let g = Values::of(&gradient)?;
         let g: &[f32] = &g;
         // One pass over the memory of all four.

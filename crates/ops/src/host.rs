@@ -37,6 +37,16 @@ impl<'a> Values<'a> {
     }
 }
 
+impl Values<'_> {
+    /// Where the memory begins that the tensor is, or is a part of.
+    pub(crate) fn memory(&self) -> *const f32 {
+        match &**self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => values.as_ptr(),
+            _ => std::ptr::null(), // `of` has seen that it is not so
+        }
+    }
+}
+
 impl Deref for Values<'_> {
     type Target = [f32];
 

@@ -86,3 +86,24 @@ fn step_0_is_an_error_and_changes_nothing() -> Result<()> {
 }
 
 const WANT: [f64; 3] = [0.776485781333972, -1.9491177261580137, 0.6239219456714742];
+
+/// Each of them is written while the others are read.
+#[test]
+fn tensors_that_share_memory_are_an_error() -> Result<()> {
+    let var = || Var::zeros(3, DType::F32, &Device::Cpu);
+    let (p, m, v, g) = (var()?, var()?, var()?, var()?);
+    let config = AdamWStep {
+        lr: 0.1,
+        beta1: 0.9,
+        beta2: 0.99,
+        eps: 1e-6,
+        weight_decay: 0.,
+        step: 1,
+        gradient_scale: 1.,
+    };
+    let run = |gradient: &Var, m: &Var, v: &Var| adamw_step(&p, &gradient.as_detached_tensor(), m, v, config);
+    for wrong in [run(&p, &m, &v), run(&m, &m, &v), run(&g, &m, &m), run(&g, &p, &v)] {
+        assert!(wrong.unwrap_err().to_string().contains("are one tensor"));
+    }
+    run(&g, &m, &v)
+}
