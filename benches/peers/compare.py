@@ -210,9 +210,12 @@ def print_inference(results, args):
                 job = {"set": "infer", "threads": threads, "case": case, "batch": batch}
                 ours, *theirs = (results.rounds(name, job) for name in ["ours", *ENGINES])
                 times = [middle(rounds, 1e3) for rounds in [ours, *theirs]]
-                rows.append([threads, case, batch, *times, *(ratio(ours, their) for their in theirs), results.limit(job, 1e3)])
+                memory = " / ".join(mib(results.memory(name, job)) for name in ("ours", "eager", "onnx"))
+                ratios = [ratio(ours, their) for their in theirs]
+                rows.append([threads, case, batch, *times, *ratios, results.limit(job, 1e3), memory])
     head = ["threads", "case", "batch", "ours, ms", "PyTorch, ms", "torch.compile, ms", "ONNX Runtime, ms"]
     head += ["ours / PyTorch", "ours / torch.compile", "ours / ONNX Runtime", "limit, ms"]
+    head.append("peak memory: ours / PyTorch / ONNX Runtime, MiB")
     table("Inference, last exit only", head, rows)
 
 

@@ -215,3 +215,23 @@ fn split_cuts_all_parts_of_a_batch_alike() -> Result {
     assert!(Batch::from(ids.narrow(0, 0, 0)?).split(3)?.is_empty());
     Ok(())
 }
+
+#[test]
+fn a_packed_model_answers_alike_and_stands_alone() -> Result {
+    let model = common::vit(tiny())?;
+    let batch = common::pixels(3)?;
+    let logits = |model: &Vit| -> Result<Vec<Vec<Vec<f32>>>> {
+        let exits = tap::layer_logits(model, &batch, Pass::EVAL)?;
+        assert!(exits.iter().all(|exit| !exit.track_op()));
+        Ok(exits.iter().map(Tensor::to_vec2).collect::<candle_core::Result<_>>()?)
+    };
+    let (want, packed) = (logits(&model.frozen())?, model.packed()?);
+    assert_eq!(logits(&packed)?, want);
+    assert_eq!(logits(&packed.cut(2)?)?, want[..2]);
+    for (_, var) in model.params().iter() {
+        var.set(&(var.as_detached_tensor() * 2.)?)?;
+    }
+    assert_ne!(logits(&model.frozen())?, want);
+    assert_eq!(logits(&packed)?, want);
+    Ok(())
+}

@@ -10,7 +10,7 @@ pub enum Activation {
     Gelu,
     /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
     GeluTanh,
-    /// `max(x, 0)`.
+    /// `max(x, 0)`; its derivative at 0 is 0 in a sublayer, as PyTorch's, and 1 in candle's own operation.
     Relu,
     /// `x / (1 + exp(-x))`.
     Silu,

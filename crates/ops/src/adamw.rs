@@ -2,7 +2,7 @@ use candle_core::{Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use crate::{
-    host::{CHUNK, Values, has_kernel, with_values_mut},
+    host::{CHUNK, has_kernel, share_memory, with_slices, with_values_mut},
     simd,
 };
 
@@ -27,7 +27,8 @@ pub struct AdamWStep {
 
 /// One AdamW step in place, as PyTorch's: `p -= lr wd p; m, v updated; p -= lr m' / (sqrt(v') + eps)`.
 ///
-/// `param`, `m` and `v` are updated; all four have one shape.
+/// `param`, `m` and `v` are updated; all four have one shape. Their memory is locked meanwhile: a job of the same rayon pool that
+/// reads them then waits for ever, so let no model answer in that pool during a step.
 ///
 /// # Errors
 ///
@@ -45,34 +46,33 @@ pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: Adam
     let correction2 = 1. / (1. - beta2.powi(step as i32));
     let (p, m, v) = (param.as_detached_tensor(), m.as_detached_tensor(), v.as_detached_tensor());
     let gradient = gradient.detach().contiguous()?;
+    if share_memory(&[&p, &m, &v, &gradient]) {
+        bail!("adamw_step: two of param, gradient, m and v share memory")
+    }
     if [&p, &m, &v, &gradient].into_iter().all(|xs| has_kernel(xs) && xs.is_contiguous()) {
         let update = simd::AdamW {
             beta1: beta1 as f32,
             beta2: beta2 as f32,
+            fresh1: (1. - beta1) as f32,
+            fresh2: (1. - beta2) as f32,
             gradient: gradient_scale as f32,
             keep: (1. - lr * weight_decay) as f32,
             rate: (lr * correction1) as f32,
             correction: correction2 as f32,
             eps: eps as f32,
         };
-        let memory = [&p, &m, &v, &gradient].map(|xs| Values::of(xs).map(|values| values.memory()));
-        let mut memory = memory.into_iter().collect::<Result<Vec<_>>>()?;
-        memory.sort();
-        if memory.windows(2).any(|pair| pair[0] == pair[1]) {
-            bail!("adamw_step: two of param, gradient, m and v are one tensor")
-        }
-        let g = Values::of(&gradient)?;
-        let g: &[f32] = &g;
         // One pass over the memory of all four.
         return with_values_mut(&p, |p| {
             with_values_mut(&m, |m| {
                 with_values_mut(&v, |v| {
-                    p.par_chunks_mut(CHUNK)
-                        .zip(m.par_chunks_mut(CHUNK))
-                        .zip(v.par_chunks_mut(CHUNK))
-                        .zip(g.par_chunks(CHUNK))
-                        .for_each(|(((p, m), v), g)| simd::adamw(p, m, v, g, &update));
-                    Ok(())
+                    with_slices([&gradient], |[g]| {
+                        p.par_chunks_mut(CHUNK)
+                            .zip(m.par_chunks_mut(CHUNK))
+                            .zip(v.par_chunks_mut(CHUNK))
+                            .zip(g.par_chunks(CHUNK))
+                            .for_each(|(((p, m), v), g)| simd::adamw(p, m, v, g, &update));
+                        Ok(())
+                    })
                 })
             })
         });

@@ -129,7 +129,7 @@ impl CustomOp3 for Op {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        _result: &Tensor,
+        result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let heads = &self.0;
@@ -154,7 +154,7 @@ impl CustomOp3 for Op {
             Ok(())
         })?;
         let tensor = |values: Vec<f32>, like: &Tensor| {
-            hand_over(like, Tensor::from_vec(values, like.shape(), like.device())?)
+            hand_over(like, result, Tensor::from_vec(values, like.shape(), like.device())?)
         };
         Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
     }

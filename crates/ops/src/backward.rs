@@ -1,10 +1,20 @@
-use std::{cell::RefCell, collections::HashMap};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+};
 
 use candle_core::{Result, Tensor, TensorId, backprop::GradStore};
 
 thread_local! {
-    /// Gradients of variables on their way past candle's store, while [`backward`] runs on this thread.
-    static COLLECTED: RefCell<Option<HashMap<TensorId, Tensor>>> = const { RefCell::new(None) };
+    /// What [`backward`] collects while it runs on this thread.
+    static COLLECTED: RefCell<Option<Collected>> = const { RefCell::new(None) };
+}
+
+/// Gradients of variables on their way past candle's store.
+struct Collected {
+    /// The graph that is walked: while it waits in rayon, this thread may walk another one for somebody else.
+    nodes: HashSet<TensorId>,
+    gradients: HashMap<TensorId, Tensor>,
 }
 
 /// `loss.backward()`, without candle's detour for the gradients of variables.
@@ -29,9 +39,10 @@ thread_local! {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
-    let outer = Restore(COLLECTED.replace(Some(HashMap::new())));
+    let nodes = loss.sorted_nodes().into_iter().map(Tensor::id).collect();
+    let outer = Restore(COLLECTED.replace(Some(Collected { nodes, gradients: HashMap::new() })));
     let mut gradients = loss.backward()?;
-    let collected = COLLECTED.take().unwrap_or_default();
+    let collected = COLLECTED.take().map(|collected| collected.gradients).unwrap_or_default();
     drop(outer);
     #[allow(clippy::iter_over_hash_type, reason = "each gradient goes to a place of its own")]
     for (id, gradient) in collected {
@@ -45,7 +56,7 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
 }
 
 /// Puts back what was collected before, whatever happens in between.
-struct Restore(Option<HashMap<TensorId, Tensor>>);
+struct Restore(Option<Collected>);
 
 impl Drop for Restore {
     fn drop(&mut self) {
@@ -53,18 +64,22 @@ impl Drop for Restore {
     }
 }
 
-/// What an operation returns to candle as the gradient of `input`: nothing if [`backward`] has taken it.
-pub(crate) fn hand_over(input: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
+/// What the operation that has given `result` returns to candle as the gradient of `input`: nothing if [`backward`] has taken it.
+pub(crate) fn hand_over(input: &Tensor, result: &Tensor, gradient: Tensor) -> Result<Option<Tensor>> {
     if !input.is_variable() {
         return Ok(Some(gradient));
     }
     COLLECTED.with_borrow_mut(|collected| {
-        let Some(collected) = collected else { return Ok(Some(gradient)) };
-        let sum = match collected.remove(&input.id()) {
+        let Some(Collected { gradients, .. }) =
+            collected.as_mut().filter(|collected| collected.nodes.contains(&result.id()))
+        else {
+            return Ok(Some(gradient));
+        };
+        let sum = match gradients.remove(&input.id()) {
             Some(other) => (other + gradient)?,
             None => gradient,
         };
-        collected.insert(input.id(), sum);
+        gradients.insert(input.id(), sum);
         Ok(None)
     })
 }

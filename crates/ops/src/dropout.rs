@@ -76,8 +76,8 @@ impl CustomOp1 for Keep {
         Ok((CpuStorage::F32(self.applied(slice(xs, layout)?)), layout.shape().clone()))
     }
 
-    fn bwd(&self, xs: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, xs: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let dx = with_slices([&gradient.contiguous()?], |[g]| Ok(self.applied(g)))?;
-        hand_over(xs, Tensor::from_vec(dx, xs.shape(), xs.device())?)
+        hand_over(xs, result, Tensor::from_vec(dx, xs.shape(), xs.device())?)
     }
 }

@@ -59,7 +59,7 @@ impl CustomOp2 for Embedding {
         &self,
         table: &Tensor,
         _ids: &Tensor,
-        _result: &Tensor,
+        result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let d = table.dim(1)?;
@@ -72,6 +72,6 @@ impl CustomOp2 for Embedding {
             }
             Ok(())
         })?;
-        Ok((hand_over(table, Tensor::from_vec(sums, table.shape(), table.device())?)?, None))
+        Ok((hand_over(table, result, Tensor::from_vec(sums, table.shape(), table.device())?)?, None))
     }
 }

@@ -29,8 +29,10 @@ pub struct FeedForward<'a> {
 /// `norm(x + drop(down(act(up(x)))))`.
 ///
 /// `xs` is `(.., width)`, and so is the result. This is one operation: rows go through all of it a few at a time, and of what
-/// lies between, only the result of `up` is kept for the backward pass. [`plain::feed_forward`](crate::plain::feed_forward) is
-/// the same in single operations, which is also what runs where there is no kernel.
+/// lies between, only the result of `up` (and the sum before a norm that stands last) is kept for the backward pass. That frees
+/// it; a second backward pass runs the forward pass again, with the weights as they are then.
+/// [`plain::feed_forward`](crate::plain::feed_forward) is the same in single operations, which is also what runs where there is
+/// no kernel.
 ///
 /// # Errors
 ///

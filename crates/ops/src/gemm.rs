@@ -124,7 +124,8 @@ pub(crate) fn gemm_new(
     let mut out = Vec::with_capacity(m * n);
     let all = MatMut { pointer: out.as_mut_ptr(), rows: m, columns: n, stride: n, borrow: PhantomData };
     gemm(all, false, lhs, rhs, k, 1., threads);
-    // SAFETY: the memory is there, and the product has written every element, reading none: it does not add.
+    // SAFETY: the memory is there, and the product has written every element. It does not add, so it has read none; gemm may
+    // have lent the memory to itself as a slice on the way, of plain numbers of which every pattern of bits is one.
     unsafe { out.set_len(m * n) };
     out
 }

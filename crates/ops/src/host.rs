@@ -1,11 +1,11 @@
 //! Tensors on the CPU as slices.
 
 use std::{
-    ops::Deref,
+    cell::RefCell,
     sync::{Mutex, PoisonError},
 };
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp1, Layout, Result, Shape, Tensor, bail};
 
 /// Whether the kernels of this crate apply: f32 on the CPU, not empty.
 pub(crate) fn has_kernel(xs: &Tensor) -> bool {
@@ -20,58 +20,63 @@ pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
     }
 }
 
-/// The values of a contiguous f32 tensor on the CPU.
-pub(crate) struct Values<'a> {
-    storage: Box<dyn Deref<Target = Storage> + 'a>,
-    layout: &'a Layout,
-}
-
-impl<'a> Values<'a> {
-    pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
-        let (storage, layout) = tensor.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(cpu) => slice(cpu, layout)?,
-            _ => bail!("a kernel for the CPU got a tensor of another device"),
-        };
-        Ok(Self { storage: Box::new(storage), layout })
-    }
-}
-
-impl Values<'_> {
-    /// Where the memory begins that the tensor is, or is a part of.
-    pub(crate) fn memory(&self) -> *const f32 {
-        match &**self.storage {
-            Storage::Cpu(CpuStorage::F32(values)) => values.as_ptr(),
-            _ => std::ptr::null(), // `of` has seen that it is not so
-        }
-    }
-}
-
-impl Deref for Values<'_> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &**self.storage {
-            Storage::Cpu(cpu) => slice(cpu, self.layout).unwrap_or_default(),
-            _ => &[], // `of` has seen that it is not so
-        }
-    }
-}
-
 /// Calls `f` with the values of contiguous f32 tensors on the CPU.
 pub(crate) fn with_slices<const N: usize, R>(
     tensors: [&Tensor; N],
     f: impl FnOnce([&[f32]; N]) -> Result<R>,
 ) -> Result<R> {
-    let tensors = tensors.map(Tensor::storage_and_layout);
-    let mut slices: [&[f32]; N] = [&[]; N];
-    for (out, (storage, layout)) in slices.iter_mut().zip(&tensors) {
-        *out = match &**storage {
-            Storage::Cpu(storage) => slice(storage, layout)?,
-            _ => bail!("a kernel for the CPU got a tensor of another device"),
-        };
+    with_values(&tensors, |values| f(std::array::from_fn(|i| values[i])))
+}
+
+/// Calls `f` with the values of any number of contiguous f32 tensors on the CPU.
+///
+/// candle's operations read recursively, `storage_and_layout` does not: a thread that waits in rayon while it holds that lock
+/// may pick up a job that reads the same tensor, and both would wait for ever behind a writer.
+pub(crate) fn with_values<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<R>) -> Result<R> {
+    let (mut f, mut result) = (Some(f), None);
+    read(tensors, &[], &mut |values| {
+        if let Some(f) = f.take() {
+            result = Some(f(values)?);
+        }
+        Ok(())
+    })?;
+    match result {
+        Some(result) => Ok(result),
+        None => bail!("the values were not read"),
     }
-    f(slices)
+}
+
+/// Adds the values of the tensors that are left to those that are read, then calls `f`.
+fn read(left: &[&Tensor], seen: &[&[f32]], f: &mut dyn FnMut(&[&[f32]]) -> Result<()>) -> Result<()> {
+    let Some((tensor, left)) = left.split_first() else { return f(seen) };
+    let next = |values: &[f32]| {
+        let mut seen: Vec<&[f32]> = seen.to_vec();
+        seen.push(values);
+        read(left, &seen, f)
+    };
+    tensor.apply_op1_no_bwd(&Read(RefCell::new(next)))?;
+    Ok(())
+}
+
+struct Read<F>(RefCell<F>);
+
+impl<F: FnMut(&[f32]) -> Result<()>> CustomOp1 for Read<F> {
+    fn name(&self) -> &'static str {
+        "read"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        (self.0.borrow_mut())(slice(storage, layout)?)?;
+        Ok((CpuStorage::F32(Vec::new()), Shape::from(0)))
+    }
+}
+
+/// Whether two of these share memory.
+pub(crate) fn share_memory(tensors: &[&Tensor]) -> bool {
+    let place = |xs: &&Tensor| std::ptr::from_ref(&*xs.storage_and_layout().0).addr();
+    let mut places: Vec<usize> = tensors.iter().map(place).collect();
+    places.sort_unstable();
+    places.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 /// Calls `f` with the values of a contiguous f32 tensor on the CPU, to change them in place.

@@ -60,7 +60,7 @@ impl CustomOp3 for LayerNorm {
         xs: &Tensor,
         weight: &Tensor,
         bias: &Tensor,
-        _result: &Tensor,
+        result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let gradient = gradient.contiguous()?;
@@ -70,9 +70,9 @@ impl CustomOp3 for LayerNorm {
             with_slices([xs, weight, &gradient], |[x, w, g]| Ok(backward(x, w, g, self.eps, &mut dx)))?;
         let device = xs.device();
         Ok((
-            hand_over(xs, Tensor::from_vec(dx, xs.shape(), device)?)?,
-            hand_over(weight, Tensor::from_vec(dw, d, device)?)?,
-            hand_over(bias, Tensor::from_vec(db, d, device)?)?,
+            hand_over(xs, result, Tensor::from_vec(dx, xs.shape(), device)?)?,
+            hand_over(weight, result, Tensor::from_vec(dw, d, device)?)?,
+            hand_over(bias, result, Tensor::from_vec(db, d, device)?)?,
         ))
     }
 }

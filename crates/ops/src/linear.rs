@@ -58,13 +58,13 @@ impl CustomOp3 for Linear {
         xs: &Tensor,
         weight: &Tensor,
         bias: &Tensor,
-        _result: &Tensor,
+        result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let gradient = gradient.contiguous()?;
-        let (dx, dw) = backward(xs, weight, &gradient)?;
+        let (dx, dw) = backward(xs, weight, result, &gradient)?;
         let db = with_slices([&gradient], |[g]| Ok(column_sums(g, bias.elem_count())))?;
-        Ok((dx, dw, hand_over(bias, Tensor::from_vec(db, bias.shape(), bias.device())?)?))
+        Ok((dx, dw, hand_over(bias, result, Tensor::from_vec(db, bias.shape(), bias.device())?)?))
     }
 }
 
@@ -87,10 +87,10 @@ impl CustomOp2 for Linear {
         &self,
         xs: &Tensor,
         weight: &Tensor,
-        _result: &Tensor,
+        result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        backward(xs, weight, &gradient.contiguous()?)
+        backward(xs, weight, result, &gradient.contiguous()?)
     }
 }
 
@@ -132,20 +132,26 @@ pub(crate) fn start(out: &mut MatMut<'_>, bias: Option<&[f32]>) -> bool {
 }
 
 /// `dx = g W`, and `dW = g^T x` written as `(outputs, inputs)` at once; each only where a gradient is wanted.
-fn backward(xs: &Tensor, weight: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+fn backward(
+    xs: &Tensor,
+    weight: &Tensor,
+    result: &Tensor,
+    gradient: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let (outputs, inputs) = weight.dims2()?;
     let rows = xs.elem_count() / inputs;
     with_slices([xs, weight, gradient], |[x, w, g]| {
         let (x, w, g) = (Mat::rows(x, inputs), Mat::rows(w, inputs), Mat::rows(g, outputs));
         let dx = if xs.track_op() {
             let dx = gemm_new((rows, inputs, outputs), g, w, Threads::All);
-            hand_over(xs, Tensor::from_vec(dx, xs.shape(), xs.device())?)?
+            hand_over(xs, result, Tensor::from_vec(dx, xs.shape(), xs.device())?)?
         } else {
             None
         };
         let dw = if weight.track_op() {
             hand_over(
                 weight,
+                result,
                 Tensor::from_vec(
                     weight_gradient(g, x, rows, (outputs, inputs)),
                     weight.shape(),

@@ -1,6 +1,12 @@
 //! Operations of any number of differentiable inputs; candle's own have three at most.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device::Cpu, Layout, Result, Shape, Tensor, bail,
@@ -20,7 +26,8 @@ pub(crate) trait Backward: Send + Sync + 'static {
 ///
 /// The first input that is on a graph is an argument of the operation as candle sees it. The others hang on a chain of
 /// carriers: operations of no arithmetic, whose result is one zero, and which give candle the gradients that the
-/// operation has left with them.
+/// operation has left with them. The gradient of that zero is a ticket, the number of the walk back through the graph: there
+/// may be several at a time.
 pub(crate) fn record(
     inputs: &[&Tensor],
     values: Vec<f32>,
@@ -31,7 +38,7 @@ pub(crate) fn record(
     let Some((&first, others)) = tracked.split_first() else {
         return Tensor::from_vec(values, shape, &Cpu);
     };
-    let left = Arc::new(Mutex::new(Vec::new()));
+    let left = Left::default();
     let mut carrier: Option<Tensor> = None;
     for pair in others.chunks(2) {
         let op = Carrier { inputs: pair.to_vec(), left: left.clone() };
@@ -44,20 +51,26 @@ pub(crate) fn record(
         });
     }
     let result = Mutex::new(Some((CpuStorage::F32(values), shape.clone())));
-    let node = Node { backward, first, left, result };
+    let node = Node { backward, first, others: others.len(), left, walks: AtomicU32::new(0), result };
     match carrier {
         Some(carrier) => inputs[first].apply_op2(&carrier, node),
         None => inputs[first].apply_op1(node),
     }
 }
 
-/// Gradients that wait for their carriers.
-type Left = Arc<Mutex<Vec<Option<Tensor>>>>;
+/// Gradients that wait for their carriers, and how many they are, by ticket.
+type Left = Arc<Mutex<HashMap<u32, (usize, Vec<Option<Tensor>>)>>>;
+
+/// Tickets travel as f32, which holds integers up to this.
+const TICKETS: u32 = 1 << 24;
 
 struct Node<B> {
     backward: B,
     first: usize,
+    /// Inputs that hang on carriers.
+    others: usize,
     left: Left,
+    walks: AtomicU32,
     result: Mutex<Option<(CpuStorage, Shape)>>,
 }
 
@@ -69,11 +82,24 @@ impl<B: Backward> Node<B> {
         }
     }
 
-    fn gradients(&self, input: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+    /// The gradient of the first input, and the ticket for the others.
+    fn gradients(
+        &self,
+        input: &Tensor,
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Tensor)> {
         let mut gradients = self.backward.backward(&gradient.contiguous()?)?;
-        let own = gradients[self.first].take();
-        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = gradients;
-        own.map_or(Ok(None), |own| hand_over(input, own))
+        let own = match gradients[self.first].take() {
+            Some(own) => hand_over(input, result, own)?,
+            None => bail!("{}: no gradient of input {}", self.backward.name(), self.first),
+        };
+        let ticket = self.walks.fetch_add(1, Ordering::Relaxed) % TICKETS;
+        if self.others > 0 {
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            left.insert(ticket, (self.others, gradients));
+        }
+        Ok((own, Tensor::new(ticket as f32, &Cpu)?))
     }
 }
 
@@ -86,8 +112,8 @@ impl<B: Backward> CustomOp1 for Node<B> {
         self.result()
     }
 
-    fn bwd(&self, input: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        self.gradients(input, gradient)
+    fn bwd(&self, input: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        Ok(self.gradients(input, result, gradient)?.0)
     }
 }
 
@@ -103,11 +129,12 @@ impl<B: Backward> CustomOp2 for Node<B> {
     fn bwd(
         &self,
         input: &Tensor,
-        carrier: &Tensor,
-        _result: &Tensor,
+        _carrier: &Tensor,
+        result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((self.gradients(input, gradient)?, Some(carrier.detach())))
+        let (own, ticket) = self.gradients(input, result, gradient)?;
+        Ok((own, Some(ticket)))
     }
 }
 
@@ -119,12 +146,21 @@ struct Carrier {
 
 impl Carrier {
     /// The gradient of input `i` of this carrier.
-    fn gradient(&self, i: usize, input: &Tensor) -> Result<Option<Tensor>> {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        match left.get_mut(self.inputs[i]).and_then(Option::take) {
-            Some(gradient) => hand_over(input, gradient),
-            // candle wants a gradient of everything that is on the graph and no variable.
-            None => Ok(Some(input.zeros_like()?)),
+    fn gradient(&self, i: usize, input: &Tensor, result: &Tensor, ticket: &Tensor) -> Result<Option<Tensor>> {
+        let ticket = ticket.to_scalar::<f32>()? as u32;
+        let gradient = {
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some((waiting, gradients)) = left.get_mut(&ticket) else { bail!("carrier: nothing is left") };
+            let gradient = gradients.get_mut(self.inputs[i]).and_then(Option::take);
+            *waiting -= 1;
+            if *waiting == 0 {
+                left.remove(&ticket);
+            }
+            gradient
+        };
+        match gradient {
+            Some(gradient) => hand_over(input, result, gradient),
+            None => bail!("carrier: no gradient of input {}", self.inputs[i]),
         }
     }
 
@@ -142,8 +178,8 @@ impl CustomOp1 for Carrier {
         self.result()
     }
 
-    fn bwd(&self, input: &Tensor, _result: &Tensor, _gradient: &Tensor) -> Result<Option<Tensor>> {
-        self.gradient(0, input)
+    fn bwd(&self, input: &Tensor, result: &Tensor, ticket: &Tensor) -> Result<Option<Tensor>> {
+        self.gradient(0, input, result, ticket)
     }
 }
 
@@ -160,14 +196,14 @@ impl CustomOp2 for Carrier {
         &self,
         input: &Tensor,
         second: &Tensor,
-        _result: &Tensor,
-        gradient: &Tensor,
+        result: &Tensor,
+        ticket: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let second = match self.inputs.len() {
-            1 => Some(gradient.clone()),
-            _ => self.gradient(1, second)?,
+            1 => Some(ticket.clone()),
+            _ => self.gradient(1, second, result, ticket)?,
         };
-        Ok((self.gradient(0, input)?, second))
+        Ok((self.gradient(0, input, result, ticket)?, second))
     }
 }
 
@@ -193,9 +229,10 @@ impl CustomOp3 for Carrier {
         input: &Tensor,
         second: &Tensor,
         _next: &Tensor,
-        _result: &Tensor,
-        gradient: &Tensor,
+        result: &Tensor,
+        ticket: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        Ok((self.gradient(0, input)?, self.gradient(1, second)?, Some(gradient.clone())))
+        let first = self.gradient(0, input, result, ticket)?;
+        Ok((first, self.gradient(1, second, result, ticket)?, Some(ticket.clone())))
     }
 }

@@ -138,9 +138,17 @@ impl Panels {
 
     /// Without a kernel: the rows of the weight, without gaps.
     fn copy(&mut self, weight: Mat<'_>) {
-        for i in 0..self.outputs * self.inputs {
-            let (output, input) = (i / self.inputs, i % self.inputs);
-            self.lines[i / LANES].0[i % LANES] = weight.data[output * weight.row + input * weight.column];
+        let inputs = self.inputs;
+        // SAFETY: a `Line` is 16 f32 and nothing else.
+        let values = unsafe {
+            std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<f32>(), self.lines.len() * LANES)
+        };
+        for (output, row) in values.chunks_exact_mut(inputs).take(self.outputs).enumerate() {
+            let from = &weight.data[output * weight.row..];
+            match weight.column {
+                1 => row.copy_from_slice(&from[..inputs]),
+                step => row.iter_mut().enumerate().for_each(|(input, x)| *x = from[input * step]),
+            }
         }
     }
 

@@ -32,7 +32,7 @@ pub struct SelfAttention<'a> {
 /// `norm(x + drop(output(attention(x))))`.
 ///
 /// `xs` is `(batch, tokens, width)`, and so is the result. This is one operation: samples go through all of it one after the
-/// other on each thread, and of what lies between, queries, keys, values and the heads' result are kept for the backward
+/// other on each thread, and of what lies between, queries, keys, values and the heads' result (and the sum before a norm that stands last) are kept for the backward
 /// pass. [`plain::self_attention`](crate::plain::self_attention) is the same in single operations, which is also what runs
 /// where there is no kernel.
 ///
@@ -96,12 +96,6 @@ impl Middle for Heads {
             Threads::One => outs.into_iter().enumerate().for_each(|head| run(scratch, head)),
             Threads::All => outs.into_par_iter().enumerate().for_each_init(Scratch::default, run),
         }
-    }
-
-    fn again(&self, projected: &mut [f32]) -> Vec<f32> {
-        let mut middle = vec![0.; projected.len() / 3];
-        Middle::forward(self, 0, projected, &mut middle, &mut Scratch::default(), Threads::All);
-        middle
     }
 
     fn backward(&self, projected: Vec<f32>, gradient: Vec<f32>) -> Vec<f32> {

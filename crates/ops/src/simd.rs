@@ -118,6 +118,14 @@ fn tanh(x: f32) -> f32 {
     1. - 2. / (1. + exp(2. * x.clamp(-40., 40.)))
 }
 
+/// `1 / (1 + exp(-x))`, without an exponential that grows.
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    let e = exp(-x.abs());
+    let smaller = e / (1. + e);
+    if x < 0. { smaller } else { 1. - smaller }
+}
+
 /// `(mean, 1 / sqrt(var + eps))` of a row, in two passes.
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
@@ -270,26 +278,26 @@ dispatched! {
 
     fn relu(x: &[f32], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
-            *y = if x > 0. { x } else { 0. * x };
+            *y = if x <= 0. { 0. } else { x };
         }
     }
 
     fn relu_and_slope(x: &mut [f32], y: &mut [f32]) {
         for (x, y) in x.iter_mut().zip(y) {
-            *y = if *x > 0. { *x } else { 0. * *x };
+            *y = if *x <= 0. { 0. } else { *x };
             *x = if *x > 0. { 1. } else { 0. };
         }
     }
 
     fn silu(x: &[f32], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
-            *y = x / (1. + exp(-x));
+            *y = x * sigmoid(x);
         }
     }
 
     fn silu_and_slope(x: &mut [f32], y: &mut [f32]) {
         for (x, y) in x.iter_mut().zip(y) {
-            let sigmoid = 1. / (1. + exp(-*x));
+            let sigmoid = sigmoid(*x);
             *y = *x * sigmoid;
             *x = sigmoid * (1. + *x * (1. - sigmoid));
         }
@@ -333,8 +341,8 @@ dispatched! {
     fn adamw(p: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: &AdamW) {
         for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
             let g = g * c.gradient;
-            *m = c.beta1 * *m + (1. - c.beta1) * g;
-            *v = c.beta2 * *v + (1. - c.beta2) * g * g;
+            *m = c.beta1 * *m + c.fresh1 * g;
+            *v = c.beta2 * *v + c.fresh2 * g * g;
             *p = *p * c.keep - c.rate * *m / ((*v * c.correction).sqrt() + c.eps);
         }
     }
@@ -345,6 +353,9 @@ dispatched! {
 pub(crate) struct AdamW {
     pub(crate) beta1: f32,
     pub(crate) beta2: f32,
+    /// `1 - beta1` and `1 - beta2`, which f32 would round before the subtraction.
+    pub(crate) fresh1: f32,
+    pub(crate) fresh2: f32,
     /// Factor of the gradient.
     pub(crate) gradient: f32,
     /// `1 - lr weight_decay`.

@@ -2,7 +2,7 @@ use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::{
-    host::{CHUNK, Values, has_kernel},
+    host::{CHUNK, has_kernel, with_slices},
     simd,
 };
 
@@ -10,7 +10,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// On integer tensors.
+/// When candle fails.
 ///
 /// # Example
 ///
@@ -25,7 +25,8 @@ pub fn sum_of_squares(xs: &Tensor) -> Result<f64> {
         return xs.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar();
     }
     let xs = xs.contiguous()?;
-    let values = Values::of(&xs)?;
-    let parts: Vec<f64> = values.par_chunks(CHUNK).map(simd::squares).collect();
-    Ok(parts.into_iter().sum())
+    with_slices([&xs], |[values]| {
+        let parts: Vec<f64> = values.par_chunks(CHUNK).map(simd::squares).collect();
+        Ok(parts.into_iter().sum())
+    })
 }

@@ -14,7 +14,7 @@ use crate::{
     dropout::Keep,
     gemm::{Mat, MatMut, Threads, gemm},
     heads,
-    host::Values,
+    host::with_values,
     layer_norm,
     linear::{column_sums, start, weight_gradient},
     many::{Backward, record},
@@ -48,8 +48,11 @@ pub(crate) trait Middle: Send + Sync + 'static {
         threads: Threads,
     );
 
-    /// The result once more, where it was not kept. `projected` may be replaced by what [`backward`](Middle::backward) needs.
-    fn again(&self, projected: &mut [f32]) -> Vec<f32>;
+    /// The result once more, where it is not [`KEPT`](Middle::KEPT). `projected` may be replaced by what
+    /// [`backward`](Middle::backward) needs.
+    fn again(&self, _projected: &mut [f32]) -> Vec<f32> {
+        Vec::new()
+    }
 
     /// The gradient of `projected` from that of the result.
     fn backward(&self, projected: Vec<f32>, gradient: Vec<f32>) -> Vec<f32>;
@@ -87,6 +90,15 @@ struct Linear {
     bias: Option<Tensor>,
     packed: Option<Arc<Panels>>,
     trains: bool,
+}
+
+/// Values of everything that goes into a sublayer; of linear maps weight and bias.
+struct Slices<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    first: Vec<(&'a [f32], Option<&'a [f32]>)>,
+    last: (&'a [f32], Option<&'a [f32]>),
 }
 
 /// A linear map for products: the weight in panels, and the bias.
@@ -153,12 +165,35 @@ struct Part<'a> {
 
 impl<M: Middle> Sublayer<M> {
     fn forward(&self, keep: bool) -> Result<(Vec<f32>, Kept)> {
-        let x = Values::of(&self.xs)?;
-        let maps = self.first.iter().chain([&self.last]).map(Linear::ready).collect::<Result<Vec<_>>>()?;
-        let maps: Vec<Map<'_>> =
-            maps.iter().map(|(panels, bias)| Map { panels, bias: bias.as_deref() }).collect();
-        let (weight, bias) = (Values::of(&self.norm.weight)?, Values::of(&self.norm.bias)?);
-        let (x, weight, bias): (&[f32], &[f32], &[f32]) = (&x, &weight, &bias);
+        with_values(&self.tensors(), |values| Ok(self.forward_on(&self.slices(values), keep)))
+    }
+
+    /// The input, the norm's weight and bias, and those of the linear maps.
+    fn tensors(&self) -> Vec<&Tensor> {
+        let mut tensors = vec![&self.xs, &self.norm.weight, &self.norm.bias];
+        for linear in self.first.iter().chain([&self.last]) {
+            tensors.push(&linear.weight);
+            tensors.extend(&linear.bias);
+        }
+        tensors
+    }
+
+    /// Values of the [`tensors`](Self::tensors), by what they are.
+    fn slices<'a>(&self, values: &[&'a [f32]]) -> Slices<'a> {
+        let mut next = values[3..].iter().copied();
+        let mut linear = |linear: &Linear| {
+            let weight = next.next().unwrap_or_default();
+            (weight, linear.bias.as_ref().and_then(|_| next.next()))
+        };
+        let first = self.first.iter().map(&mut linear).collect();
+        Slices { x: values[0], weight: values[1], bias: values[2], first, last: linear(&self.last) }
+    }
+
+    fn forward_on(&self, slices: &Slices<'_>, keep: bool) -> (Vec<f32>, Kept) {
+        let Slices { x, weight, bias, .. } = *slices;
+        let linears = self.first.iter().chain([&self.last]).zip(slices.first.iter().chain([&slices.last]));
+        let panels: Vec<_> = linears.map(|(linear, (weight, bias))| (linear.panels(weight), *bias)).collect();
+        let maps: Vec<Map<'_>> = panels.iter().map(|(panels, bias)| Map { panels, bias: *bias }).collect();
         let (width, inner, outer) = (weight.len(), self.inner(), self.last.inputs());
         let rows = x.len() / width;
         let after = self.norm.place == NormPlace::After;
@@ -188,7 +223,7 @@ impl<M: Middle> Sublayer<M> {
                 parts.into_iter().for_each(|part| run(&mut scratch, part));
             }
         }
-        Ok((y, kept))
+        (y, kept)
     }
 
     #[allow(clippy::too_many_arguments, reason = "weights that are ready, once for all parts")]
@@ -274,12 +309,24 @@ impl<M: Middle> Backward for Sublayer<M> {
     fn backward(&self, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let taken = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Memory is free as soon as it is used; whoever goes back twice pays for another forward pass.
-        let Kept { mut projected, middle, sum } = match taken {
+        let kept = match taken {
             Some(kept) => kept,
             None => self.forward(true)?.1,
         };
-        let (x, g) = (Values::of(&self.xs)?, Values::of(gradient)?);
-        let (weight, bias) = (Values::of(&self.norm.weight)?, Values::of(&self.norm.bias)?);
+        let mut tensors = self.tensors();
+        tensors.push(gradient);
+        with_values(&tensors, |values| {
+            let (g, values) = values.split_last().ok_or_else(|| candle_core::Error::msg("no gradient"))?;
+            self.backward_on(&self.slices(values), g, kept)
+        })
+    }
+}
+
+impl<M: Middle> Sublayer<M> {
+    /// Gradients of the inputs, from that of the result.
+    fn backward_on(&self, slices: &Slices<'_>, g: &[f32], kept: Kept) -> Result<Vec<Option<Tensor>>> {
+        let Slices { x, weight, bias, .. } = *slices;
+        let Kept { mut projected, middle, sum } = kept;
         let (width, inner, outer) = (weight.len(), self.inner(), self.last.inputs());
         let rows = x.len() / width;
 
@@ -288,7 +335,7 @@ impl<M: Middle> Backward for Sublayer<M> {
             NormPlace::Before => (g.to_vec(), None),
             NormPlace::After => {
                 let mut dx = vec![0.; x.len()];
-                let d_norm = layer_norm::backward(&sum, &weight, &g, self.norm.eps, &mut dx);
+                let d_norm = layer_norm::backward(&sum, weight, g, self.norm.eps, &mut dx);
                 (dx, Some(d_norm))
             }
         };
@@ -298,39 +345,36 @@ impl<M: Middle> Backward for Sublayer<M> {
         let mut middle = if M::KEPT { middle } else { self.middle.again(&mut projected) };
         let d_last = self.last.gradients(Mat::rows(d_update, width), Mat::rows(&middle, outer), rows)?;
         let d_last_bias = column_sums(d_update, width);
-        {
-            let weight = Values::of(&self.last.weight)?;
-            let out = MatMut::rows(&mut middle, outer);
-            gemm(out, false, Mat::rows(d_update, width), Mat::rows(&weight, outer), width, 1., Threads::All);
-        }
+        let out = MatMut::rows(&mut middle, outer);
+        let last = Mat::rows(slices.last.0, outer);
+        gemm(out, false, Mat::rows(d_update, width), last, width, 1., Threads::All);
         drop(dropped);
         let d_projected = self.middle.backward(projected, middle);
 
         let normed = match self.norm.place {
-            NormPlace::Before => Some(self.normed(&x, &weight, &bias)),
+            NormPlace::Before => Some(self.normed(x, weight, bias)),
             NormPlace::After => None,
         };
-        let input = Mat::rows(normed.as_deref().unwrap_or(&x), width);
+        let input = Mat::rows(normed.as_deref().unwrap_or(x), width);
         let mut d_bias = column_sums(&d_projected, inner).into_iter();
         let mut d_normed = vec![0.; if normed.is_some() { x.len() } else { 0 }];
         let mut d_first = Vec::new();
         let mut column = 0;
-        for linear in &self.first {
+        for (linear, (map, _)) in self.first.iter().zip(&slices.first) {
             let g = Mat::rows(&d_projected, inner).from(0, column);
             d_first.push(linear.gradients(g, input, rows)?);
             let d_bias: Vec<f32> = d_bias.by_ref().take(linear.outputs()).collect();
             d_first.extend(linear.bias.as_ref().map(|_| d_bias).map(vector).transpose()?.map(Some));
-            let weight = Values::of(&linear.weight)?;
             let (out, add) = match &normed {
                 Some(_) => (&mut d_normed, column > 0),
                 None => (&mut dx, true),
             };
             let out = MatMut::rows(out, width);
-            gemm(out, add, g, Mat::rows(&weight, width), linear.outputs(), 1., Threads::All);
+            gemm(out, add, g, Mat::rows(map, width), linear.outputs(), 1., Threads::All);
             column += linear.outputs();
         }
         if normed.is_some() {
-            d_norm = Some(layer_norm::backward(&x, &weight, &d_normed, self.norm.eps, &mut dx));
+            d_norm = Some(layer_norm::backward(x, weight, &d_normed, self.norm.eps, &mut dx));
         }
         let (d_weight, d_bias) = d_norm.unwrap_or_default();
         let mut gradients = vec![
@@ -365,17 +409,12 @@ impl Linear {
         self.weight.dims()[1]
     }
 
-    /// The weight in panels, and the bias.
-    fn ready(&self) -> Result<(Arc<Panels>, Option<Values<'_>>)> {
-        let panels = match &self.packed {
-            Some(panels) => panels.clone(),
-            None => {
-                let weight = Values::of(&self.weight)?;
-                let weight = Mat::rows(&weight, self.inputs());
-                Arc::new(Panels::new(weight, self.outputs(), self.inputs(), Threads::All))
-            }
-        };
-        Ok((panels, self.bias.as_ref().map(Values::of).transpose()?))
+    /// The weight in panels.
+    fn panels(&self, weight: &[f32]) -> Arc<Panels> {
+        self.packed.clone().unwrap_or_else(|| {
+            let weight = Mat::rows(weight, self.inputs());
+            Arc::new(Panels::new(weight, self.outputs(), self.inputs(), Threads::All))
+        })
     }
 
     /// The weight's gradient from that of the result, `g`, and the input.

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use crate::{
     gemm::{Mat, Threads},
-    host::{Values, has_kernel},
+    host::{has_kernel, with_slices},
     panels::Panels,
 };
 
@@ -15,7 +15,7 @@ pub struct Affine<'a> {
     pub weight: &'a Tensor,
     /// `(outputs)`.
     pub bias: Option<&'a Tensor>,
-    /// The weight once more, laid out for products.
+    /// The weight once more, laid out for products; only of a weight that is not on a graph.
     pub packed: Option<&'a Packed>,
 }
 
@@ -60,8 +60,9 @@ impl Packed {
             return Ok(None);
         }
         let weight = weight.contiguous()?;
-        let values = Values::of(&weight)?;
-        let panels = Panels::new(Mat::rows(&values, inputs), outputs, inputs, Threads::All);
+        let panels = with_slices([&weight], |[values]| {
+            Ok(Panels::new(Mat::rows(values, inputs), outputs, inputs, Threads::All))
+        })?;
         Ok(Some(Self(Arc::new(panels))))
     }
 }
@@ -80,6 +81,9 @@ impl Affine<'_> {
                 "{operation}: {name} has weight {:?} and bias {bias:?}, expected {outputs} times {inputs}",
                 self.weight.dims()
             )
+        }
+        if self.packed.is_some() && self.weight.track_op() {
+            bail!("{operation}: {name} is packed and on a graph; a layout does not follow what it learns")
         }
         match self.packed.map(|packed| packed.0.shape()) {
             Some(shape) if shape != (outputs, inputs) => {

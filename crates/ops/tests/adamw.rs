@@ -103,7 +103,30 @@ fn tensors_that_share_memory_are_an_error() -> Result<()> {
     };
     let run = |gradient: &Var, m: &Var, v: &Var| adamw_step(&p, &gradient.as_detached_tensor(), m, v, config);
     for wrong in [run(&p, &m, &v), run(&m, &m, &v), run(&g, &m, &m), run(&g, &p, &v)] {
-        assert!(wrong.unwrap_err().to_string().contains("are one tensor"));
+        assert!(wrong.unwrap_err().to_string().contains("share memory"));
     }
-    run(&g, &m, &v)
+    run(&g, &m, &v)?;
+    let wide = || Var::zeros(3, DType::F64, &Device::Cpu);
+    let (p, m) = (wide()?, wide()?);
+    assert!(adamw_step(&p, &wide()?.as_detached_tensor(), &m, &m, config).is_err());
+    Ok(())
+}
+
+/// `1 - 0.999` rounded to f32 only then: the first step has the size of the learning rate.
+#[test]
+fn the_first_step_is_the_learning_rate() -> Result<()> {
+    let var = || Var::zeros(3, DType::F32, &Device::Cpu);
+    let (p, m, v) = (var()?, var()?, var()?);
+    let config = AdamWStep {
+        lr: 1.,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.,
+        step: 1,
+        gradient_scale: 1.,
+    };
+    adamw_step(&p, &Tensor::ones(3, DType::F32, &Device::Cpu)?, &m, &v, config)?;
+    assert!(p.to_vec1::<f32>()?.iter().all(|p| (p + 1.).abs() < 1e-6), "{p}");
+    Ok(())
 }

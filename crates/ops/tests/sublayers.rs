@@ -134,7 +134,7 @@ fn self_attention_agrees() -> Result<()> {
 }
 
 #[test]
-fn gradients_are_those_of_finite_differences() -> Result<()> {
+fn the_single_operations_have_the_gradients_of_finite_differences() -> Result<()> {
     for place in PLACES {
         let dropout = Some(Dropout { p: 0.3, seed: 2 });
         check_gradients(&perceptron(&[3], 4, 5), 1e-6, |x| {
@@ -230,27 +230,72 @@ fn shared_weights_sum_their_gradients() -> Result<()> {
 }
 
 #[test]
-fn packed_weights_give_the_same_bits() -> Result<()> {
+fn packed_weights_are_used_and_give_the_same_bits() -> Result<()> {
     for rows in [1, 40, 333] {
         let x = perceptron(&[rows], 70, 130);
-        let (up, down) = (Packed::new(&x[3])?, Packed::new(&x[5])?);
-        let run = |packed: bool| {
-            let (mut a, mut b) = (affine(&x[3], Some(&x[4])), affine(&x[5], None));
-            if packed {
-                (a.packed, b.packed) = (up.as_ref(), down.as_ref());
-            }
+        let run = |up: Option<&Packed>, down: Option<&Packed>| {
             let config = FeedForward {
                 norm: norm(&x[1..3], NormPlace::Before),
-                up: a,
-                down: b,
+                up: Affine { packed: up, ..affine(&x[3], Some(&x[4])) },
+                down: Affine { packed: down, ..affine(&x[5], None) },
                 activation: Activation::Gelu,
                 dropout: None,
             };
             feed_forward(&x[0], &config)?.to_vec2::<f32>()
         };
-        assert_eq!(run(true)?, run(false)?);
+        let (up, down) = (Packed::new(&x[3])?, Packed::new(&x[5])?);
+        let plain = run(None, None)?;
+        assert_eq!(run(up.as_ref(), down.as_ref())?, plain);
+        let other = Packed::new(&(&x[5] * 2.)?)?;
+        assert_ne!(run(up.as_ref(), other.as_ref())?, plain);
     }
     assert!(Packed::new(&random(1, &[3, 4]).to_dtype(DType::F64)?)?.is_none());
+    Ok(())
+}
+
+#[test]
+fn a_packed_weight_cannot_learn() -> Result<()> {
+    let x = perceptron(&[4], 6, 10);
+    let (up, packed) = (Var::from_tensor(&x[3])?, Packed::new(&x[3])?);
+    let config = FeedForward {
+        norm: norm(&x[1..3], NormPlace::Before),
+        up: Affine { packed: packed.as_ref(), ..affine(up.as_tensor(), None) },
+        down: affine(&x[5], None),
+        activation: Activation::Gelu,
+        dropout: None,
+    };
+    assert!(feed_forward(&x[0], &config).unwrap_err().to_string().contains("up is packed and on a graph"));
+    Ok(())
+}
+
+/// One hidden unit at the end of its range: what PyTorch gives.
+#[test]
+fn activations_of_extremes() -> Result<()> {
+    let one = |x: f32| Tensor::new(&[[x]], &Cpu);
+    let (zero, ones) = (Tensor::zeros(1, DType::F32, &Cpu)?, Tensor::ones((1, 1), DType::F32, &Cpu)?);
+    for (activation, x, want) in [
+        (Activation::Relu, f32::NEG_INFINITY, 0.),
+        (Activation::Relu, f32::INFINITY, f32::INFINITY),
+        (Activation::Silu, -3e38, 0.),
+        (Activation::Silu, -100., 0.),
+        (Activation::Silu, 3e38, 3e38),
+        (Activation::Gelu, -3e38, 0.),
+        (Activation::GeluTanh, 3e38, 3e38),
+    ] {
+        // The norm of one number is 0, so `up` gives its bias; `x` comes through once more.
+        let bias = Tensor::new(&[x], &Cpu)?;
+        let config = FeedForward {
+            norm: Norm { weight: &zero, bias: &zero, eps: 1e-5, place: NormPlace::Before },
+            up: affine(&ones, Some(&bias)),
+            down: affine(&ones, None),
+            activation,
+            dropout: None,
+        };
+        assert_eq!(feed_forward(&one(0.)?, &config)?.to_vec2::<f32>()?, [[want]], "{activation:?} of {x}");
+        let nan = Tensor::new(&[f32::NAN], &Cpu)?;
+        let config = FeedForward { up: affine(&ones, Some(&nan)), ..config };
+        assert!(feed_forward(&one(0.)?, &config)?.to_vec2::<f32>()?[0][0].is_nan());
+    }
     Ok(())
 }
 

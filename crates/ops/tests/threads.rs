@@ -2,8 +2,8 @@
 
 use candle_core::{Device::Cpu, Result, Tensor, Var};
 use layerwise_ops::{
-    Activation, Affine, Attention, CrossEntropy, FeedForward, Norm, NormPlace, SelfAttention, attention,
-    cross_entropy, feed_forward, gelu, layer_norm, linear, self_attention, softmax,
+    Activation, Affine, Attention, CrossEntropy, Dropout, FeedForward, Norm, NormPlace, SelfAttention,
+    attention, cross_entropy, feed_forward, gelu, layer_norm, linear, self_attention, softmax,
 };
 use layerwise_testkit::random;
 use rayon::ThreadPoolBuilder;
@@ -70,11 +70,18 @@ fn rows_keep_their_bits() -> Result<()> {
 /// One sample and many, so that threads share the samples of a batch, or the work on one.
 #[test]
 fn sublayers_keep_their_bits() -> Result<()> {
-    for (batch, tokens, heads, dim) in [(1, 65, 3, 16), (1, 7, 2, 4), (5, 33, 2, 24), (64, 17, 3, 8)] {
+    for (i, (batch, tokens, heads, dim)) in
+        [(1, 65, 3, 16), (1, 7, 2, 4), (5, 33, 2, 24), (64, 17, 3, 8), (3, 300, 2, 16), (1, 131, 1, 32)]
+            .into_iter()
+            .enumerate()
+    {
         let d = heads * dim;
         let [xs, scale, shift] = [random(1, &[batch, tokens, d]), random(2, &[d]), random(3, &[d])];
         let weights = [4, 5, 6, 7].map(|seed| random(seed, &[d, d]));
-        let place = NormPlace::Before;
+        let place = if i % 2 == 0 { NormPlace::Before } else { NormPlace::After };
+        let mask = Tensor::from_iter((0..batch * tokens).map(|i| u8::from(i % 7 != 3)), &Cpu)?;
+        let mask = mask.reshape((batch, tokens))?;
+        let drop = |seed| (i > 2).then_some(Dropout { p: 0.2, seed });
         let inputs = [&[xs, scale, shift][..], &weights].concat();
         same_bits(&inputs, |x| {
             let affine = |i: usize| Affine { weight: &x[i], bias: Some(&x[1]), packed: None };
@@ -85,15 +92,20 @@ fn sublayers_keep_their_bits() -> Result<()> {
                 key: affine(4),
                 value: affine(5),
                 output: affine(6),
-                attention: Attention::full(heads),
-                dropout: None,
+                attention: Attention {
+                    heads,
+                    causal: i > 3,
+                    key_mask: (i > 1).then_some(&mask),
+                    dropout: drop(1),
+                },
+                dropout: drop(2),
             };
             let feed = FeedForward {
                 norm,
                 up: affine(3),
                 down: affine(6),
                 activation: Activation::Gelu,
-                dropout: None,
+                dropout: drop(3),
             };
             feed_forward(&self_attention(&x[0], &attend)?, &feed)
         })?;

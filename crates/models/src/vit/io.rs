@@ -151,7 +151,11 @@ impl Vit {
         }
         let config = VitConfig { num_hidden_layers: depth, ..self.config.clone() };
         let model = Self::build(config, Builder::model(&params))?.0;
-        Ok(if self.frozen { model.frozen() } else { model })
+        if !self.frozen {
+            return Ok(model);
+        }
+        // The same blocks, packed ones too.
+        Ok(Self { blocks: self.blocks[..depth].to_vec(), ..model.frozen() })
     }
 }
 

@@ -76,10 +76,12 @@ impl Vit {
         }
     }
 
-    /// The same model for serving: frozen, with weights of its own that are laid out for matrix products once instead of at
-    /// each of them. The fewer rows a batch has, the more that saves; it takes the memory of the weights once more.
+    /// The same model for serving: frozen, a copy whose weights are laid out for matrix products once instead of at each of
+    /// them. The fewer rows a batch has, the more that saves. Until this model is dropped, the weights are in memory three
+    /// times.
     ///
-    /// Later updates of this model's parameters are not seen.
+    /// Later updates of this model's parameters are not seen. Leave those of the packed model as they are: what is laid out
+    /// would not follow.
     ///
     /// # Errors
     ///
