@@ -5,7 +5,7 @@
 
 mod cases;
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::time::Duration;
 
 use candle_core::{DType, Device::Cpu, Var};
 use clap::Parser;
@@ -15,36 +15,21 @@ use layerwise::{
     ops::init,
     train::{AdamW, Gradients, StepScale},
 };
-use layerwise_example_common::in_pool;
 use serde_json::json;
 
-use crate::cases::{median, peak_rss_mib, timed};
+use crate::cases::{Measured, Timing, peak_rss_mib, run, timed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 struct Args {
-    /// Time the step and print a line of JSON, instead of running criterion.
-    #[arg(long)]
-    json: bool,
-    #[arg(long, default_value = "2")]
-    threads: NonZeroUsize,
-    #[arg(long, default_value_t = 2)]
-    warmup: usize,
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// What `cargo bench` passes on.
-    #[arg(long)]
-    bench: bool,
+    #[command(flatten)]
+    timing: Timing,
 }
 
 fn main() -> anyhow::Result<()> {
-    if std::env::args().any(|arg| arg == "--json") {
-        let args = Args::parse();
-        return in_pool(Some(args.threads), || print_json(&args));
-    }
-    in_pool(None, bench)
+    run(|args: &Args| &args.timing, measure, bench)
 }
 
 fn bench() -> anyhow::Result<()> {
@@ -70,20 +55,8 @@ fn step() -> anyhow::Result<impl FnMut() -> anyhow::Result<()>> {
     Ok(move || Ok(optimiser.step(&params, &gradients, StepScale::default())?))
 }
 
-#[allow(clippy::print_stdout, reason = "the line is the result")]
-fn print_json(args: &Args) -> anyhow::Result<()> {
-    let base_rss_mib = peak_rss_mib()?;
-    let (seconds, ()) = timed(args.warmup, args.rounds, step()?)?;
-    let line = json!({
-        "engine": concat!("layerwise ", env!("CARGO_PKG_VERSION")),
-        "case": "adamw",
-        "mode": "train",
-        "threads": args.threads,
-        "median_s": median(&seconds),
-        "seconds": seconds,
-        "base_rss_mib": base_rss_mib,
-        "peak_rss_mib": peak_rss_mib()?,
-    });
-    println!("{line}");
-    Ok(())
+fn measure(args: &Args) -> anyhow::Result<Measured> {
+    let (seconds, ()) = timed(&args.timing, step()?)?;
+    let more = json!({ "case": "adamw", "mode": "train" });
+    Ok(Measured { seconds, peak_rss_mib: peak_rss_mib()?, more })
 }

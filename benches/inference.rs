@@ -5,45 +5,30 @@
 
 mod cases;
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::time::Duration;
 
 use clap::Parser;
 use criterion::{BenchmarkId, Criterion};
 use layerwise::models::{Pass, tap};
-use layerwise_example_common::in_pool;
 use serde_json::json;
 
-use crate::cases::{Case, Use, gemm_gflops, median, peak_rss_mib, timed};
+use crate::cases::{Bench, Case, Measured, Timing, Use, gemm_gflops, peak_rss_mib, run, timed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 struct Args {
-    /// Time one case and print a line of JSON, instead of running criterion.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    timing: Timing,
     #[arg(long, value_enum, default_value = "vit_384_65")]
     case: Case,
     #[arg(long, default_value_t = 8)]
     batch: usize,
-    #[arg(long, default_value = "2")]
-    threads: NonZeroUsize,
-    #[arg(long, default_value_t = 2)]
-    warmup: usize,
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// What `cargo bench` passes on.
-    #[arg(long)]
-    bench: bool,
 }
 
 fn main() -> anyhow::Result<()> {
-    if std::env::args().any(|arg| arg == "--json") {
-        let args = Args::parse();
-        return in_pool(Some(args.threads), || print_json(&args));
-    }
-    in_pool(None, bench)
+    run(|args: &Args| &args.timing, measure, bench)
 }
 
 fn bench() -> anyhow::Result<()> {
@@ -63,25 +48,15 @@ fn bench() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[allow(clippy::print_stdout, reason = "the line is the result")]
-fn print_json(args: &Args) -> anyhow::Result<()> {
-    let base_rss_mib = peak_rss_mib()?;
-    let bench = args.case.load(args.batch, Use::Serve)?;
-    let logits = || Ok(tap::forward(&*bench.model, &bench.batch, Pass::EVAL)?);
-    let (seconds, _) = timed(args.warmup, args.rounds, logits)?;
+fn measure(args: &Args) -> anyhow::Result<Measured> {
+    let Bench { model, batch, .. } = args.case.load(args.batch, Use::Serve)?;
+    let (seconds, _) = timed(&args.timing, || Ok(tap::forward(&*model, &batch, Pass::EVAL)?))?;
     let peak_rss_mib = peak_rss_mib()?;
-    let line = json!({
-        "engine": concat!("layerwise ", env!("CARGO_PKG_VERSION")),
+    let more = json!({
         "case": args.case.name(),
         "mode": "infer",
         "batch": args.batch,
-        "threads": args.threads,
-        "median_s": median(&seconds),
-        "seconds": seconds,
-        "base_rss_mib": base_rss_mib,
-        "peak_rss_mib": peak_rss_mib,
         "limit_s": args.case.gflop(args.batch, 1) / gemm_gflops()?,
     });
-    println!("{line}");
-    Ok(())
+    Ok(Measured { seconds, peak_rss_mib, more })
 }

@@ -5,7 +5,7 @@
 
 mod cases;
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use criterion::{BenchmarkId, Criterion};
@@ -14,10 +14,9 @@ use layerwise::{
     ops::backward,
     train::{self, AdamW, StepScale, loss, take_gradients},
 };
-use layerwise_example_common::in_pool;
 use serde_json::json;
 
-use crate::cases::{Bench, Case, Use, gemm_gflops, median, peak_rss_mib, timed};
+use crate::cases::{Bench, Case, Measured, Timing, Use, gemm_gflops, peak_rss_mib, run, timed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -30,9 +29,8 @@ enum Objective {
 
 #[derive(Parser)]
 struct Args {
-    /// Time one case and print a line of JSON, instead of running criterion.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    timing: Timing,
     #[arg(long, value_enum, default_value = "vit_192")]
     case: Case,
     #[arg(long, value_enum, default_value = "aligned")]
@@ -40,23 +38,10 @@ struct Args {
     /// Samples of a step; the case's own by default.
     #[arg(long)]
     batch: Option<usize>,
-    #[arg(long, default_value = "2")]
-    threads: NonZeroUsize,
-    #[arg(long, default_value_t = 2)]
-    warmup: usize,
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// What `cargo bench` passes on.
-    #[arg(long)]
-    bench: bool,
 }
 
 fn main() -> anyhow::Result<()> {
-    if std::env::args().any(|arg| arg == "--json") {
-        let args = Args::parse();
-        return in_pool(Some(args.threads), || print_json(&args));
-    }
-    in_pool(None, bench)
+    run(|args: &Args| &args.timing, measure, bench)
 }
 
 fn bench() -> anyhow::Result<()> {
@@ -99,28 +84,18 @@ fn step(
     })
 }
 
-#[allow(clippy::print_stdout, reason = "the line is the result")]
-fn print_json(args: &Args) -> anyhow::Result<()> {
-    let base_rss_mib = peak_rss_mib()?;
+fn measure(args: &Args) -> anyhow::Result<Measured> {
     let batch = args.batch.unwrap_or(args.case.train_batch());
-    let mut step = step(args.case, args.objective, batch)?;
-    let (seconds, loss) = timed(args.warmup, args.rounds, &mut step)?;
-    let exits = if args.objective == Objective::Aligned { args.case.depth() } else { 1 };
+    let (seconds, loss) = timed(&args.timing, step(args.case, args.objective, batch)?)?;
     let peak_rss_mib = peak_rss_mib()?;
-    let line = json!({
-        "engine": concat!("layerwise ", env!("CARGO_PKG_VERSION")),
+    let exits = if args.objective == Objective::Aligned { args.case.depth() } else { 1 };
+    let more = json!({
         "case": args.case.name(),
         "mode": "train",
         "objective": format!("{:?}", args.objective).to_lowercase(),
         "batch": batch,
-        "threads": args.threads,
-        "median_s": median(&seconds),
-        "seconds": seconds,
-        "base_rss_mib": base_rss_mib,
-        "peak_rss_mib": peak_rss_mib,
         "limit_s": 3. * args.case.gflop(batch, exits) / gemm_gflops()?,
         "loss": loss,
     });
-    println!("{line}");
-    Ok(())
+    Ok(Measured { seconds, peak_rss_mib, more })
 }

@@ -6,13 +6,17 @@ mod bert;
 mod gpt;
 mod weights;
 
+use std::num::NonZeroUsize;
+
 use anyhow::Context;
 use candle_core::{DType, Device::Cpu, Tensor};
-use clap::ValueEnum;
+use clap::{Args, Parser, ValueEnum};
 use layerwise::{
     models::{Batch, Params, Tapped, Vit, VitConfig},
     ops::{self, init},
 };
+use layerwise_example_common::in_pool;
+use serde_json::{Value, json};
 
 /// A model's shape, batch and number of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -141,13 +145,69 @@ pub(crate) fn peak_rss_mib() -> anyhow::Result<f64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.)
 }
 
+/// Flags of every bench.
+#[derive(Args)]
+pub(crate) struct Timing {
+    /// Time one case and print a line of JSON, instead of running criterion.
+    #[arg(long)]
+    json: bool,
+    #[arg(long, default_value = "2")]
+    pub(crate) threads: NonZeroUsize,
+    #[arg(long, default_value_t = 2)]
+    pub(crate) warmup: usize,
+    #[arg(long, default_value_t = 5)]
+    pub(crate) rounds: usize,
+    /// What `cargo bench` passes on.
+    #[arg(long)]
+    bench: bool,
+}
+
+/// A bench's `main`: with `--json` one line of what `line` measures and `more` says, otherwise `criterion`.
+#[allow(clippy::print_stdout, reason = "the line is the result")]
+pub(crate) fn run<A: Parser + Sync>(
+    timing: fn(&A) -> &Timing,
+    line: fn(&A) -> anyhow::Result<Measured>,
+    criterion: fn() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if !std::env::args().any(|arg| arg == "--json") {
+        return in_pool(None, criterion);
+    }
+    let args = A::parse();
+    let threads = timing(&args).threads;
+    in_pool(Some(threads), || {
+        let base_rss_mib = peak_rss_mib()?;
+        let Measured { seconds, peak_rss_mib, more } = line(&args)?;
+        let mut line = json!({
+            "engine": concat!("layerwise ", env!("CARGO_PKG_VERSION")),
+            "threads": threads,
+            "median_s": median(&seconds),
+            "seconds": seconds,
+            "base_rss_mib": base_rss_mib,
+            "peak_rss_mib": peak_rss_mib,
+        });
+        if let (Some(line), Value::Object(more)) = (line.as_object_mut(), more) {
+            line.extend(more);
+        }
+        println!("{line}");
+        Ok(())
+    })
+}
+
+/// What one run of a bench has measured.
+pub(crate) struct Measured {
+    pub(crate) seconds: Vec<f64>,
+    /// Before anything else was computed to be told beside it.
+    pub(crate) peak_rss_mib: f64,
+    /// Further keys of the line.
+    pub(crate) more: Value,
+}
+
 /// Times `f` after a warm-up: the seconds of each round, and what the last call gave.
 pub(crate) fn timed<T>(
-    warmup: usize,
-    rounds: usize,
+    timing: &Timing,
     mut f: impl FnMut() -> anyhow::Result<T>,
 ) -> anyhow::Result<(Vec<f64>, T)> {
-    for _ in 0..warmup {
+    for _ in 0..timing.warmup {
         f()?;
     }
     let mut seconds = Vec::new();
@@ -155,13 +215,13 @@ pub(crate) fn timed<T>(
         let start = std::time::Instant::now();
         let last = f()?;
         seconds.push(start.elapsed().as_secs_f64());
-        if seconds.len() >= rounds {
+        if seconds.len() >= timing.rounds {
             return Ok((seconds, last));
         }
     }
 }
 
-pub(crate) fn median(values: &[f64]) -> f64 {
+fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
