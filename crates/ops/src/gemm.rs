@@ -103,6 +103,11 @@ pub(crate) enum Threads {
 }
 
 impl Threads {
+    /// One for so few multiplications that waking another would take longer.
+    pub(crate) fn worth(self, multiplications: usize) -> Self {
+        if multiplications < 48 * 48 * 256 { Self::One } else { self }
+    }
+
     /// How many there are.
     ///
     /// Not candle's `get_num_threads`: it parses /proc/cpuinfo at every call unless `RAYON_NUM_THREADS` is set.

@@ -175,7 +175,7 @@ impl Panels {
             let weight = Mat::rows(self.values(), inputs).t();
             return gemm(out, add, x, weight, inputs, scale, threads);
         };
-        let threads = threads.count();
+        let threads = threads.worth(rows * outputs * inputs).count();
         let panel = kernel.panel();
         if threads == 1 {
             return self.block(kernel, out, add, x, scale, 0);

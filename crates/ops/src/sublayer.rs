@@ -202,7 +202,8 @@ impl<M: Middle> Sublayer<M> {
         let mut kept =
             Kept { projected: kept(true, inner), middle: kept(M::KEPT, outer), sum: kept(after, width) };
 
-        let (part, threads) = share(rows, self.middle.group());
+        let weights = width * inner + width * outer;
+        let (part, threads) = share(rows, self.middle.group(), weights);
         let parts = x
             .chunks(part * width)
             .zip(y.chunks_mut(part * width))
@@ -432,8 +433,12 @@ fn vector(values: Vec<f32>) -> Result<Tensor> {
     Tensor::from_vec(values, n, &Cpu)
 }
 
-/// Rows of a part, and who works on it: a thread where there is enough for all, else all of them on one part after the other.
-fn share(rows: usize, group: usize) -> (usize, Threads) {
+/// Rows of a part, and who works on it: a thread where there is enough for all, else all of them on one part after the other;
+/// or this thread alone, where there is little. A row is multiplied by so many `weights`.
+fn share(rows: usize, group: usize, weights: usize) -> (usize, Threads) {
+    if Threads::All.worth(rows * weights) == Threads::One {
+        return (rows, Threads::One);
+    }
     let threads = rayon::current_num_threads();
     let groups = rows / group;
     let at_once = ROWS.div_ceil(group).min(groups.div_ceil(threads));
