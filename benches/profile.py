@@ -12,9 +12,9 @@ import os
 import re
 import subprocess
 import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from peers import compare
+
 KINDS = [
     ("setup", r"rand|StandardNormal|ZiggTables"),
     ("products: micro-kernels", r"microkernel|horizontal"),
@@ -29,20 +29,13 @@ KINDS = [
 ]
 
 
-def build():
-    command = ["cargo", "bench", "--bench", "train_step", "--no-run", "--message-format", "json"]
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
-    messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    return next(m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == "train_step")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", help="of benches/cases")
     parser.add_argument("--bench", help="the built bench")
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()
-    bench = args.bench or build()
+    bench = args.bench or compare.build()["train_step"]
     env = os.environ | {"CANDLE_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "MIMALLOC_PURGE_DELAY": "-1"}
     with tempfile.TemporaryDirectory() as folder:
         data = f"{folder}/perf.data"

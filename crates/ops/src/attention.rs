@@ -114,7 +114,7 @@ impl CustomOp3 for Op {
     ) -> Result<(CpuStorage, Shape)> {
         let inputs = [slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?];
         let mut out = vec![0.; inputs[0].len()];
-        let outs = self.0.split(&mut out, self.0.queries, 0, self.0.width());
+        let outs = self.0.split(&mut out, self.0.queries);
         outs.into_par_iter()
             .enumerate()
             .with_min_len(rows_per_task(self.0.work()))
@@ -138,10 +138,10 @@ impl CustomOp3 for Op {
         with_slices([q, k, v, &gradient], |[q, k, v, g]| {
             let width = heads.width();
             let outs = heads
-                .split(&mut dq, heads.queries, 0, width)
+                .split(&mut dq, heads.queries)
                 .into_iter()
-                .zip(heads.split(&mut dk, heads.keys, 0, width))
-                .zip(heads.split(&mut dv, heads.keys, 0, width));
+                .zip(heads.split(&mut dk, heads.keys))
+                .zip(heads.split(&mut dv, heads.keys));
             let outs: Vec<_> = outs.map(|((q, k), v)| Gradients { q, k, v }).collect();
             outs.into_par_iter().enumerate().with_min_len(rows_per_task(heads.work())).for_each_init(
                 Scratch::default,

@@ -62,16 +62,9 @@ impl Heads {
         self.queries * (self.keys + self.dim)
     }
 
-    /// The parts of `data` `(samples * tokens, stride)` that belong to each head of each sample, from column `first` on.
-    pub(crate) fn split<'a>(
-        &self,
-        data: &'a mut [f32],
-        tokens: usize,
-        first: usize,
-        stride: usize,
-    ) -> Vec<MatMut<'a>> {
-        let all = MatMut::new(&mut data[first..], self.width(), stride);
-        all.blocks(tokens, self.dim).collect()
+    /// The parts of `data` `(samples * tokens, width)` that belong to each head of each sample.
+    pub(crate) fn split<'a>(&self, data: &'a mut [f32], tokens: usize) -> Vec<MatMut<'a>> {
+        MatMut::rows(data, self.width()).blocks(tokens, self.dim).collect()
     }
 
     /// `softmax(q k^T / sqrt(dim)) v` of head `i`, counted over samples and their heads.

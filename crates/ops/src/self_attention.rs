@@ -32,9 +32,9 @@ pub struct SelfAttention<'a> {
 /// `norm(x + drop(output(attention(x))))`.
 ///
 /// `xs` is `(batch, tokens, width)`, and so is the result. This is one operation: samples go through all of it one after the
-/// other on each thread, and of what lies between, queries, keys, values and the heads' result (and the sum before a norm that stands last) are kept for the backward
-/// pass. [`plain::self_attention`](crate::plain::self_attention) is the same in single operations, which is also what runs
-/// where there is no kernel.
+/// other on each thread, and of what lies between, queries, keys, values and the heads' result (and the sum before a norm that
+/// stands last) are kept for the backward pass. [`plain::self_attention`](crate::plain::self_attention) is the same in single
+/// operations, which is also what runs where there is no kernel.
 ///
 /// # Errors
 ///
@@ -88,7 +88,7 @@ impl Middle for Heads {
         threads: Threads,
     ) {
         let before = first / self.queries * self.heads;
-        let outs = self.split(middle, self.queries, 0, self.width());
+        let outs = self.split(middle, self.queries);
         let run = |scratch: &mut Scratch, (i, out): (usize, MatMut<'_>)| {
             Heads::forward(self, before + i, self.head(projected, i), out, scratch);
         };

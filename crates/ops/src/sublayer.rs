@@ -117,11 +117,9 @@ pub(crate) fn sublayer<M: Middle>(
     last: &Affine<'_>,
     dropout: Option<Dropout>,
 ) -> Result<Tensor> {
-    let mut inputs = vec![xs, norm.weight, norm.bias];
-    for affine in first.iter().chain([&last]) {
-        inputs.push(affine.weight);
-        inputs.extend(affine.bias);
-    }
+    let affines = first.iter().copied().chain([last]);
+    let inputs: Vec<&Tensor> =
+        [xs].into_iter().chain(norm.tensors()).chain(affines.flat_map(Affine::tensors)).collect();
     let sublayer = Sublayer {
         middle,
         xs: xs.detach().contiguous()?,
@@ -138,9 +136,6 @@ pub(crate) fn sublayer<M: Middle>(
     };
     let keep = inputs.iter().any(|xs| xs.track_op());
     let (ys, kept) = sublayer.forward(keep)?;
-    if !keep {
-        return Tensor::from_vec(ys, xs.shape(), &Cpu);
-    }
     *sublayer.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
     record(&inputs, ys, xs.shape(), sublayer)
 }

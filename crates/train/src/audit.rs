@@ -50,5 +50,5 @@ pub fn audit<M: Tapped + ?Sized>(
     idle: &[String],
 ) -> Result<()> {
     let loss = loss(model, batch, labels, weights, 0., Pass::EVAL)?;
-    audit_gradients(params, &take_gradients(loss.total.backward()?, params), idle)
+    audit_gradients(params, &take_gradients(layerwise_ops::backward(&loss.total)?, params), idle)
 }
