@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use candle_core::Tensor;
-use layerwise::similarity::{Centring, Error, Estimator, Measure, tensor::pairwise};
+use layerwise::similarity::{Centring, Error, Estimator, Measure, pairwise};
 
 /// `(L + 1) x (L + 1)` each; NaN where a measure is undefined.
 pub(crate) struct Matrices {

@@ -11,7 +11,7 @@ use layerwise::{
     exit::{ExitReport, LayerScores, evaluate, measure, minimal_depth},
     models::{Pass, Vit, VitConfig, tap},
     ops::init,
-    similarity::{Centring, Estimator, Measure, tensor::pairwise},
+    similarity::{Centring, Estimator, Measure, pairwise},
     train::{AdamWConfig, Evaluation, Event, Hooks, Objective, Schedule, TrainConfig, train},
 };
 use layerwise_example_common::{
