@@ -1,9 +1,9 @@
 use ndarray::Array2;
 
 use crate::{
-    Error, Measure, Representation, Result,
+    Centring, Error, Measure, Representation, Result,
     error::in_layer,
-    frame::{Frame, centred},
+    frame::{Frame, centred, check_samples, frames},
     gram::{Kernel, gram_sums, median_squared_distance},
     in_memory::by_moments,
     pairwise::similarity,
@@ -131,15 +131,16 @@ pub(crate) fn linear(
     pairs: &[(usize, usize)],
     estimator: Estimator,
 ) -> Result<Vec<f64>> {
-    let frames = centred(layers, pairs, estimator.samples())?;
-    let (n, width) = (frames[0].samples, |l: usize| frames[l].width as f64);
-    let gram = n as f64 * (0..frames.len()).map(width).sum::<f64>();
-    let itself = (0..frames.len()).map(|l| width(l) * width(l)).sum::<f64>();
+    check_samples(layers, pairs, estimator.samples())?;
+    let dims = layers.iter().map(|xs| xs.dims()).collect::<Result<Vec<_>>>()?;
+    let (n, width) = (dims[0].0 as f64, |l: usize| dims[l].1 as f64);
+    let gram = n * (0..dims.len()).map(width).sum::<f64>();
+    let itself = (0..dims.len()).map(|l| width(l) * width(l)).sum::<f64>();
     let others = pairs.iter().filter(|(i, j)| i != j).map(|&(i, j)| 2. * width(i) * width(j));
     if gram < itself + others.sum::<f64>() {
-        from_gram(&frames, pairs, estimator)
+        from_gram(&frames(layers, Centring::Samples)?, pairs, estimator)
     } else {
-        by_moments(&frames, pairs, Measure::Cka(estimator), &|_| None)
+        by_moments(layers, pairs, Measure::Cka(estimator), &|_| None)
     }
 }
 

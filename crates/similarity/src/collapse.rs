@@ -2,10 +2,11 @@ use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
 use crate::{
     Error, Representation, Result,
-    frame::{safe_scale, size_of},
+    frame::{SAFE, safe_scale, size_of},
     linalg::{add_product, eigen, product},
     mean::{Mean, read_batch, rounding, stack_widths},
     moments::{CHUNK, LIMIT},
+    probe::check_labels,
     representation::{chunks, finite_rows, shape},
     spectral::RANK,
     state::{State, StateReader},
@@ -80,15 +81,20 @@ fn accumulate(
     scale: f64,
 ) -> Result<ClassAccumulator> {
     let (n, width) = shape(x)?;
-    if labels.len() != n {
-        return Err(Error::Labels { labels: labels.len(), samples: n });
+    if classes < 2 {
+        return Err(Error::Classes { found: classes, expected: 2 });
+    }
+    check_labels(n, labels, classes)?;
+    // Before room for them is made.
+    if classes > n {
+        let found = labels.iter().collect::<std::collections::HashSet<_>>().len();
+        return Err(Error::Classes { found, expected: classes });
     }
     let mut sums = ClassAccumulator::new(width, classes)?;
     for rows in chunks(n, CHUNK) {
         let first = rows.start;
         let part = finite_rows(x, rows.clone())? * scale;
         sums.push(&part, &labels[rows]).map_err(|error| match error {
-            Error::Label { row, label, classes } => Error::Label { row: first + row, label, classes },
             Error::Magnitude { row, column, limit } => Error::Magnitude { row: first + row, column, limit },
             other => other,
         })?;
@@ -159,13 +165,7 @@ impl ClassAccumulator {
     pub fn push(&mut self, x: &dyn Representation, labels: &[usize]) -> Result<()> {
         let read = read_batch(&[x], stack_widths(&[self.shift.len()])?, LIMIT);
         let mut xs = read.map_err(crate::pairwise::without_layer)?.swap_remove(0);
-        if labels.len() != xs.nrows() {
-            return Err(Error::Labels { labels: labels.len(), samples: xs.nrows() });
-        }
-        let classes = self.counts.len();
-        if let Some((row, &label)) = labels.iter().enumerate().find(|(_, label)| **label >= classes) {
-            return Err(Error::Label { row, label, classes });
-        }
+        check_labels(xs.nrows(), labels, self.counts.len())?;
         self.largest = self.largest.max(crate::frame::largest(xs.view()));
         if self.samples() == 0 {
             let mut mean = Mean::new(xs.ncols());
@@ -231,7 +231,8 @@ impl ClassAccumulator {
     ///
     /// # Errors
     ///
-    /// [`Error::Classes`] when a class has no samples, [`Error::Degenerate`] when there is nothing between classes.
+    /// [`Error::Classes`] when a class has no samples, [`Error::Degenerate`] when there is nothing between classes,
+    /// [`Error::Tiny`] below 1e-60.
     pub fn collapse(&self) -> Result<Collapse> {
         let means = self.shifted_means()?;
         let between = self.between(&means)?;
@@ -296,9 +297,9 @@ impl ClassAccumulator {
         let mut state = State::new("class", self.samples());
         let counts: Vec<String> = self.counts.iter().map(usize::to_string).collect();
         state.note("counts", counts.join(" "));
-        state.add("shift".into(), &self.shift);
-        state.add("sums".into(), &self.sums);
-        state.add("scatter".into(), &self.scatter);
+        state.add("shift".into(), self.shift.view());
+        state.add("sums".into(), self.sums.view());
+        state.add("scatter".into(), self.scatter.view());
         state.add_numbers("largest".into(), &[self.largest]);
         state.into_bytes()
     }
@@ -329,6 +330,7 @@ impl ClassAccumulator {
             shift,
             counts,
         })
+        .and_then(|all| state.holds(4).map(|()| all))
     }
 
     /// Relative to the shift.
@@ -345,6 +347,9 @@ impl ClassAccumulator {
     fn between(&self, means: &Array2<f64>) -> Result<Array2<f64>> {
         let between = means - &(self.sums.sum_axis(Axis(0)) / self.samples() as f64);
         let largest = crate::frame::largest(between.view());
+        if self.largest > 0. && self.largest < SAFE.start {
+            return Err(Error::Tiny { largest: self.largest });
+        }
         if largest > rounding(self.largest) {
             Ok(between)
         } else {

@@ -5,7 +5,7 @@ use crate::{
     Centring, Error, MeanAccumulator, Representation, Result,
     cos::row_cosines,
     frame::{Centre, unit_rows},
-    mean::{Mean, read_batch, stack_widths},
+    mean::{LARGEST, Mean, read_batch, stack_widths},
     state::{State, StateReader},
 };
 
@@ -61,12 +61,15 @@ impl CosAccumulator {
     ///
     /// # Errors
     ///
-    /// [`Error::TooFewLayers`] without layers, [`Error::Widths`] when they differ in width, [`Error::NotFinite`] for a NaN (row 0
-    /// of the means).
+    /// [`Error::TooFewLayers`] without layers, [`Error::Widths`] when they differ in width, [`Error::NotFinite`] for a NaN or,
+    /// above 1e280, [`Error::Magnitude`] (row 0 of the means).
     pub fn with_means(means: Vec<Array1<f64>>) -> Result<Self> {
         for mean in &means {
             if let Some(column) = mean.iter().position(|x| !x.is_finite()) {
                 return Err(Error::NotFinite { row: 0, column });
+            }
+            if let Some(column) = mean.iter().position(|x| x.abs() > LARGEST) {
+                return Err(Error::Magnitude { row: 0, column, limit: LARGEST });
             }
         }
         Self::new(means.into_iter().map(|mean| Centre::Columns(Mean::given(mean))).collect())
@@ -114,10 +117,11 @@ impl CosAccumulator {
     ///
     /// # Errors
     ///
-    /// [`Error::Layers`], or [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`] or [`Error::NotFinite`].
+    /// [`Error::Layers`], or [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`], [`Error::NotFinite`] or, above
+    /// 1e280, [`Error::Magnitude`].
     pub fn push<R: Representation>(&mut self, batch: &[R]) -> Result<()> {
         let layers = self.centres.len();
-        let mut batch = read_batch(batch, &vec![self.width; layers], f64::INFINITY)?;
+        let mut batch = read_batch(batch, &vec![self.width; layers], LARGEST)?;
         batch.par_iter_mut().zip(&self.centres).for_each(|(xs, centre)| {
             centre.apply(xs);
             unit_rows(xs);
@@ -180,12 +184,12 @@ impl CosAccumulator {
         for (i, centre) in self.centres.iter().enumerate() {
             if let Centre::Columns(mean) = centre {
                 state.note(&format!("mean_samples.{i}"), mean.samples.to_string());
-                state.add(format!("shift.{i}"), &mean.shift);
-                state.add(format!("sum.{i}"), &mean.sum);
-                state.add(format!("largest.{i}"), &mean.largest);
+                state.add(format!("shift.{i}"), mean.shift.view());
+                state.add(format!("sum.{i}"), mean.sum.view());
+                state.add(format!("largest.{i}"), mean.largest.view());
             }
         }
-        state.add("cosines".into(), &self.sums);
+        state.add("cosines".into(), self.sums.view());
         state.into_bytes()
     }
 
@@ -213,6 +217,8 @@ impl CosAccumulator {
         if layers == 0 || width == 0 {
             return Err(Error::State("no layers, or of width 0".into()));
         }
+        let means = centres.iter().filter(|centre| matches!(centre, Centre::Columns(_))).count();
+        state.holds(1 + 3 * means)?;
         Ok(Self { centres, width, samples: state.samples(), sums })
     }
 }

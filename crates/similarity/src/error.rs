@@ -63,6 +63,14 @@ pub enum Error {
         /// The largest absolute value that is accepted.
         limit: f64,
     },
+    /// Numbers whose second and fourth powers have no f64; a representation of that size can be multiplied by a constant.
+    #[error(
+        "no number is larger than {largest:.1e}, too small for sums of fourth powers; multiply the representation by a constant"
+    )]
+    Tiny {
+        /// The largest absolute value.
+        largest: f64,
+    },
     /// A representation that is the same for all samples or, to a debiased measure, keeps all of them equally far apart.
     #[error("a representation that does not tell samples apart (its similarity with itself is {spread:.1e})")]
     Degenerate {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Between these absolute values, fourth powers and their sums neither overflow nor vanish.
-const SAFE: Range<f64> = 1e-60..1e60;
+pub(crate) const SAFE: Range<f64> = 1e-60..1e60;
 
 /// A checked representation whose rows are read centred.
 ///
@@ -105,17 +105,26 @@ pub(crate) fn centred<'a>(
     pairs: &[(usize, usize)],
     needed: usize,
 ) -> Result<Vec<Frame<'a>>> {
-    for (layer, xs) in layers.iter().enumerate() {
+    check_samples(layers, pairs, needed)?;
+    frames(layers, Centring::Samples)
+}
+
+/// At least `needed` samples in each layer, as many in both of each pair.
+pub(crate) fn check_samples(
+    layers: &[&dyn Representation],
+    pairs: &[(usize, usize)],
+    needed: usize,
+) -> Result<()> {
+    let samples = layers.iter().enumerate().map(|(layer, &xs)| {
         let (samples, _) = in_layer(layer, xs.dims())?;
         if samples < needed {
             return in_layer(layer, Err(Error::Samples { samples, needed }));
         }
-    }
-    let frames = frames(layers, Centring::Samples)?;
-    for &(i, j) in pairs {
-        in_layer(j, same_rows(frames[i].samples, frames[j].samples))?;
-    }
-    Ok(frames)
+        in_layer(layer, shape(xs))?;
+        Ok(samples)
+    });
+    let samples = samples.collect::<Result<Vec<_>>>()?;
+    pairs.iter().try_for_each(|&(i, j)| in_layer(j, same_rows(samples[i], samples[j])))
 }
 
 /// Scales each row to length 1; rows of length 0 stay 0.

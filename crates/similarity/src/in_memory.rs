@@ -6,28 +6,29 @@ use rayon::prelude::*;
 use crate::{
     Centring, Error, Measure, Representation, Result,
     error::in_layer,
-    frame::{Frame, centred},
+    frame::{Frame, SAFE, check_samples, safe_scale, size_of},
     linalg::qr,
     moments::{CHUNK, MomentAccumulator},
-    representation::chunks,
+    representation::{chunks, finite_rows},
 };
 
 /// Numbers of f64 that the sums of pairs may take at a time: half a gigabyte.
 const BUDGET: usize = 1 << 26;
 
-/// The measure of each of `pairs` of centred layers, of as many pairs at a time as fit into [`BUDGET`].
+/// The measure of each of `pairs` of checked layers, of as many pairs at a time as fit into [`BUDGET`].
 pub(crate) fn by_moments<'a>(
-    frames: &[Frame<'_>],
+    all: &[&dyn Representation],
     pairs: &[(usize, usize)],
     measure: Measure,
     features: &(dyn Fn(usize) -> Option<&'a Array2<f64>> + Sync),
 ) -> Result<Vec<f64>> {
+    let widths = all.iter().map(|xs| Ok(xs.dims()?.1)).collect::<Result<Vec<_>>>()?;
     let mut scores = Vec::new();
     let mut rest = pairs;
     while !rest.is_empty() {
         let mut used = 0;
         let fits = rest.iter().take_while(|&&(i, j)| {
-            used += frames[i].width * frames[j].width;
+            used += widths[i] * widths[j];
             used <= BUDGET
         });
         let (part, after) = rest.split_at(fits.count().max(1));
@@ -37,8 +38,8 @@ pub(crate) fn by_moments<'a>(
         layers.dedup();
         let place = |layer: usize| layers.partition_point(|&other| other < layer);
         let part: Vec<_> = part.iter().map(|&(i, j)| (place(i), place(j))).collect();
-        let frames: Vec<_> = layers.iter().map(|&layer| &frames[layer]).collect();
-        let found = moments_of(&frames, &part)
+        let read: Vec<_> = layers.iter().map(|&layer| all[layer]).collect();
+        let found = moments_of(&read, &part)
             .and_then(|mut moments| moments.scores_of(&part, measure, &|layer| features(layers[layer])));
         scores.extend(found.map_err(|error| match error {
             Error::Layer { layer, source } => Error::Layer { layer: layers[layer], source },
@@ -48,11 +49,34 @@ pub(crate) fn by_moments<'a>(
     Ok(scores)
 }
 
-fn moments_of(frames: &[&Frame<'_>], pairs: &[(usize, usize)]) -> Result<MomentAccumulator> {
-    let widths: Vec<usize> = frames.iter().map(|frame| frame.width).collect();
+/// The sums of all samples. Numbers whose powers leave the range of f64 are noticed afterwards, and added up again on a scale of
+/// their own.
+fn moments_of(layers: &[&dyn Representation], pairs: &[(usize, usize)]) -> Result<MomentAccumulator> {
+    let moments = scaled_moments(layers, pairs, &vec![1.; layers.len()])?;
+    if moments.sizes().all(|size| size == 0. || SAFE.contains(&size)) {
+        return Ok(moments);
+    }
+    let scale = |(layer, &xs)| Ok(safe_scale(in_layer(layer, size_of(xs))?));
+    scaled_moments(layers, pairs, &layers.iter().enumerate().map(scale).collect::<Result<Vec<_>>>()?)
+}
+
+fn scaled_moments(
+    layers: &[&dyn Representation],
+    pairs: &[(usize, usize)],
+    scales: &[f64],
+) -> Result<MomentAccumulator> {
+    let dims = layers.iter().map(|xs| xs.dims()).collect::<Result<Vec<_>>>()?;
+    let widths: Vec<usize> = dims.iter().map(|(_, width)| *width).collect();
     let mut moments = MomentAccumulator::of_pairs(&widths, pairs, None)?;
-    for rows in chunks(frames[0].samples, CHUNK) {
-        let batch: Vec<_> = frames.par_iter().map(|frame| frame.rows(rows.clone())).collect();
+    for rows in chunks(dims[0].0, CHUNK) {
+        let read = |(&xs, &scale)| {
+            let mut xs = finite_rows(xs, rows.clone())?;
+            if scale != 1. {
+                xs *= scale;
+            }
+            Ok(xs)
+        };
+        let batch: Vec<Result<Array2<f64>>> = layers.par_iter().zip(scales).map(read).collect();
         let batch = batch.into_iter().enumerate().map(|(layer, xs)| in_layer(layer, xs));
         moments.push_checked(&batch.collect::<Result<Vec<_>>>()?);
     }
@@ -68,21 +92,25 @@ pub(crate) fn spectral_of(
     pairs: &[(usize, usize)],
     measure: Measure,
 ) -> Result<Vec<f64>> {
-    let frames = centred(layers, pairs, 2)?;
-    let narrow = |(layer, frame): (usize, &Frame<'_>)| {
-        if frame.width <= frame.samples {
-            return Ok(None);
-        }
-        let xs = in_layer(layer, frame.all())?;
-        let (q, r) = qr(&xs.reversed_axes());
-        Ok(Some((r.reversed_axes(), q.reversed_axes())))
+    check_samples(layers, pairs, 2)?;
+    let narrow = |(layer, &xs): (usize, &&dyn Representation)| {
+        let narrow = || {
+            let (samples, width) = xs.dims()?;
+            if width <= samples {
+                return Ok(None);
+            }
+            let (q, r) = qr(&Frame::new(xs, Centring::Samples)?.all()?.reversed_axes());
+            Ok(Some((r.reversed_axes(), q.reversed_axes())))
+        };
+        in_layer(layer, narrow())
     };
-    let narrow: Vec<_> = frames.par_iter().enumerate().map(narrow).collect();
+    let narrow: Vec<_> = layers.par_iter().enumerate().map(narrow).collect();
     let narrow = narrow.into_iter().collect::<Result<Vec<_>>>()?;
-    let both = frames.into_iter().zip(&narrow).map(|(frame, narrow)| match narrow {
-        Some((coordinates, _)) => Frame::new(coordinates, Centring::None),
-        None => Ok(frame),
+    let both = layers.iter().zip(&narrow).map(|(&xs, narrow)| match narrow {
+        Some((coordinates, _)) => coordinates as &dyn Representation,
+        None => xs,
     });
-    let frames = both.collect::<Result<Vec<_>>>()?;
-    by_moments(&frames, pairs, measure, &|layer| narrow[layer].as_ref().map(|(_, basis)| basis))
+    by_moments(&both.collect::<Vec<_>>(), pairs, measure, &|layer| {
+        narrow[layer].as_ref().map(|(_, basis)| basis)
+    })
 }

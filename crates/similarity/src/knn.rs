@@ -60,7 +60,8 @@ pub(crate) fn per_sample_of(
     let near = frames.iter().enumerate().map(|(layer, frame)| {
         let near = || {
             if frame.samples <= neighbours {
-                return Err(Error::Samples { samples: frame.samples, needed: neighbours + 1 });
+                let needed = neighbours.saturating_add(1);
+                return Err(Error::Samples { samples: frame.samples, needed });
             }
             let mut xs = frame.all()?;
             unit_rows(&mut xs);

@@ -7,6 +7,9 @@ use crate::{
     state::{State, StateReader},
 };
 
+/// The largest number of which sums of differences can be taken.
+pub(crate) const LARGEST: f64 = 1e280;
+
 /// Rows that are read at once where nothing else decides.
 pub(crate) const ROWS: usize = 512;
 
@@ -44,9 +47,10 @@ impl MeanAccumulator {
     ///
     /// # Errors
     ///
-    /// [`Error::Layers`], or [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`] or [`Error::NotFinite`].
+    /// [`Error::Layers`], or [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`], [`Error::NotFinite`] or, above
+    /// 1e280, [`Error::Magnitude`].
     pub fn push<R: Representation>(&mut self, batch: &[R]) -> Result<()> {
-        let batch = read_batch(batch, &self.widths(), f64::INFINITY)?;
+        let batch = read_batch(batch, &self.widths(), LARGEST)?;
         for (layer, xs) in self.layers.iter_mut().zip(&batch) {
             layer.push(xs.view());
         }
@@ -84,10 +88,11 @@ impl MeanAccumulator {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut state = State::new("mean", self.samples());
+        state.note("layers", self.layers.len().to_string());
         for (i, layer) in self.layers.iter().enumerate() {
-            state.add(format!("shift.{i}"), &layer.shift);
-            state.add(format!("sum.{i}"), &layer.sum);
-            state.add(format!("largest.{i}"), &layer.largest);
+            state.add(format!("shift.{i}"), layer.shift.view());
+            state.add(format!("sum.{i}"), layer.sum.view());
+            state.add(format!("largest.{i}"), layer.largest.view());
         }
         state.into_bytes()
     }
@@ -100,8 +105,7 @@ impl MeanAccumulator {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let state = StateReader::new("mean", bytes)?;
         let mut layers = Vec::new();
-        while layers.is_empty() || state.has(&format!("shift.{}", layers.len())) {
-            let i = layers.len();
+        for i in 0..state.number("layers")? {
             let shift: Array1<f64> = state.vector(&format!("shift.{i}"), None)?;
             let width = Some(shift.len());
             layers.push(Mean {
@@ -110,6 +114,10 @@ impl MeanAccumulator {
                 largest: state.vector(&format!("largest.{i}"), width)?,
                 shift,
             });
+        }
+        state.holds(3 * layers.len())?;
+        if layers.is_empty() {
+            return Err(Error::State("no layers".into()));
         }
         Ok(Self { layers })
     }

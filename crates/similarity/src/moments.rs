@@ -1,9 +1,12 @@
-use ndarray::{Array1, Array2, ArrayViewMut2, Axis, CowArray, Ix2, s};
+use std::ops::Range;
+
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use crate::{
-    Error, Measure, Representation, Result,
+    Error, Estimator, Measure, Representation, Result,
     error::in_layer,
+    frame::{SAFE, largest},
     linalg::add_product,
     mean::{Mean, read_batch, rounding, stack_widths},
     pairwise::{all_pairs, matrix, ordered_pairs, pairs_between},
@@ -48,13 +51,16 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct MomentAccumulator {
     layers: Vec<Layer>,
-    /// All layers with themselves first, then the pairs that were asked for, `i < j`.
+    /// All layers with themselves first, then the pairs that were asked for, `i < j`, in order.
     pairs: Vec<Pair>,
+    /// `X^T Y` of each layer with itself and with all its partners, side by side: `(d, sum of widths)`; of a layer with itself, the
+    /// upper triangle.
+    bands: Vec<Array2<f64>>,
     /// Layers of the left stack, when two are compared.
     left: Option<usize>,
     samples: usize,
-    /// Samples that wait for a product that is worth its while; the first `waiting` rows.
-    pending: Vec<Array2<f64>>,
+    /// Samples that wait for a product that is worth its while, all layers side by side; the first `waiting` rows.
+    pending: Array2<f64>,
     waiting: usize,
 }
 
@@ -67,6 +73,8 @@ pub(crate) const LIMIT: f64 = 1e60;
 /// What is kept of a layer; all of `x - shift`.
 #[derive(Clone, Debug, PartialEq)]
 struct Layer {
+    /// Where it stands among all layers side by side.
+    first: usize,
     shift: Array1<f64>,
     /// `sum_i x_i`.
     sum: Array1<f64>,
@@ -81,8 +89,8 @@ struct Layer {
 struct Pair {
     i: usize,
     j: usize,
-    /// `X^T Y`, `(d, d')`; of a layer with itself, the upper triangle.
-    cross: Array2<f64>,
+    /// Where `X^T Y` starts in the band of `i`.
+    column: usize,
     /// `u = sum_i x_i |y_i|^2`.
     u: Array1<f64>,
     /// `v = sum_i y_i |x_i|^2`.
@@ -115,27 +123,33 @@ impl MomentAccumulator {
     }
 
     pub(crate) fn of_pairs(widths: &[usize], pairs: &[(usize, usize)], left: Option<usize>) -> Result<Self> {
-        let layer = |&width: &usize| Layer {
-            shift: Array1::zeros(width),
-            sum: Array1::zeros(width),
-            squares: 0.,
-            largest: 0.,
-        };
-        let pair = |(i, j): (usize, usize)| Pair {
-            i,
-            j,
-            cross: Array2::zeros((widths[i], widths[j])),
-            u: Array1::zeros(widths[i]),
-            v: Array1::zeros(widths[j]),
-            products: 0.,
+        let mut total = 0;
+        let layer = |&width: &usize| {
+            let layer = Layer {
+                first: total,
+                shift: Array1::zeros(width),
+                sum: Array1::zeros(width),
+                squares: 0.,
+                largest: 0.,
+            };
+            total += width;
+            layer
         };
         let layers = stack_widths(widths)?.iter().map(layer).collect();
+        let mut band_widths = vec![0; widths.len()];
+        let pair = |(i, j): (usize, usize)| {
+            let column = band_widths[i];
+            band_widths[i] += widths[j];
+            Pair { i, j, column, u: Array1::zeros(widths[i]), v: Array1::zeros(widths[j]), products: 0. }
+        };
         let mut others: Vec<_> =
             pairs.iter().map(|&(i, j)| (i.min(j), i.max(j))).filter(|(i, j)| i < j).collect();
         others.sort_unstable();
         others.dedup();
         let pairs = (0..widths.len()).map(|l| (l, l)).chain(others).map(pair).collect();
-        Ok(Self { layers, pairs, left, samples: 0, pending: Vec::new(), waiting: 0 })
+        let bands = widths.iter().zip(&band_widths).map(|(&rows, &columns)| Array2::zeros((rows, columns)));
+        let bands = bands.collect();
+        Ok(Self { layers, pairs, bands, left, samples: 0, pending: Array2::zeros((0, total)), waiting: 0 })
     }
 
     /// Adds the next samples: their representation in every layer, `(rows, width)` each. When it fails, nothing was added.
@@ -155,14 +169,15 @@ impl MomentAccumulator {
     pub(crate) fn push_checked(&mut self, batch: &[Array2<f64>]) {
         let rows = batch[0].nrows();
         if self.pending.is_empty() {
-            self.pending = self.layers.iter().map(|layer| Array2::zeros((CHUNK, layer.sum.len()))).collect();
+            self.pending = Array2::zeros((CHUNK, self.pending.ncols()));
         }
         let mut start = 0;
         while start < rows {
             let end = rows.min(start + CHUNK - self.waiting);
             let free = self.waiting..self.waiting + end - start;
-            for (pending, xs) in self.pending.iter_mut().zip(batch) {
-                pending.slice_mut(s![free.clone(), ..]).assign(&xs.slice(s![start..end, ..]));
+            for (layer, xs) in self.layers.iter().zip(batch) {
+                let columns = layer.columns();
+                self.pending.slice_mut(s![free.clone(), columns]).assign(&xs.slice(s![start..end, ..]));
             }
             (self.waiting, start) = (free.end, end);
             if self.waiting == CHUNK {
@@ -179,47 +194,40 @@ impl MomentAccumulator {
         }
         let first = self.samples == 0;
         self.samples += n;
-        let squared: Vec<Array1<f64>> = self
-            .layers
-            .par_iter_mut()
-            .zip(&mut self.pending)
-            .map(|(layer, xs)| {
-                let mut xs = xs.slice_mut(s![..n, ..]);
-                layer.largest = layer.largest.max(crate::frame::largest(xs.view()));
-                if first {
-                    let mut mean = Mean::new(xs.ncols());
-                    mean.push(xs.view());
-                    layer.shift = &mean.shift + &mean.offset();
-                }
-                xs -= &layer.shift;
-                layer.sum += &xs.sum_axis(Axis(0));
-                let squared = xs.map_axis(Axis(1), |row| row.dot(&row));
-                layer.squares += squared.sum();
-                squared
-            })
-            .collect();
-        // `|x_i|^2`, one column a layer.
-        let views: Vec<_> = squared.iter().map(|squared| squared.view()).collect();
-        let norms = ndarray::stack(Axis(1), &views).expect("as many samples in each layer");
-        let xs: Vec<_> = self.pending.iter().map(|xs| xs.slice(s![..n, ..])).collect();
-        let weighted: Vec<Array2<f64>> = xs
-            .par_iter()
-            .map(|xs| {
-                let mut weighted = Array2::zeros((xs.ncols(), norms.ncols()));
-                add_product(weighted.view_mut(), xs.t(), norms.view());
-                weighted
-            })
-            .collect();
+        let mut views = Vec::new();
+        let mut rest = self.pending.slice_mut(s![..n, ..]);
+        for layer in &self.layers {
+            let (xs, after) = rest.split_at(Axis(1), layer.sum.len());
+            views.push(xs);
+            rest = after;
+        }
+        let layers = self.layers.par_iter_mut().zip(views);
+        // `|x_i|^2`, one row a layer.
+        let squared: Vec<Array1<f64>> = layers.map(|(layer, xs)| layer.add(xs, first)).collect();
+        let rows: Vec<_> = squared.iter().map(|squared| squared.view()).collect();
+        let norms = ndarray::stack(Axis(1), &rows).expect("as many samples in each layer");
+        let (layers, pending) = (&self.layers, self.pending.slice(s![..n, ..]));
+        let xs = |layer: &Layer| pending.slice_move(s![.., layer.columns()]);
+        let weighted = layers.par_iter().map(|layer| {
+            let mut weighted = Array2::zeros((layer.sum.len(), norms.ncols()));
+            add_product(weighted.view_mut(), xs(layer).t(), norms.view());
+            weighted
+        });
+        let weighted: Vec<Array2<f64>> = weighted.collect();
         for pair in &mut self.pairs {
             let (i, j) = (pair.i, pair.j);
             pair.u += &weighted[i].column(j);
             pair.v += &weighted[j].column(i);
             pair.products += squared[i].dot(&squared[j]);
         }
-        let strips: Vec<_> = self.pairs.iter_mut().flat_map(Pair::strips).collect();
-        strips.into_par_iter().for_each(|Strip { i, j, rows, first, sums }| {
-            let right = xs[j].slice(s![.., first..first + sums.ncols()]);
-            add_product(sums, xs[i].slice(s![.., ..rows]).t(), right);
+        let mut blocks = Vec::new();
+        for (i, band) in self.bands.iter_mut().enumerate() {
+            let partners = self.pairs.iter().filter(|pair| pair.i == i);
+            let columns: Vec<Range<usize>> = partners.map(|pair| layers[pair.j].columns()).collect();
+            blocks_of(layers[i].columns(), &columns, band.view_mut(), &mut blocks);
+        }
+        blocks.into_par_iter().for_each(|Block { left, right, sums }| {
+            add_product(sums, pending.slice(s![.., left]).t(), pending.slice(s![.., right]));
         });
     }
 
@@ -250,8 +258,10 @@ impl MomentAccumulator {
             ours.squares += theirs.squares;
             ours.largest = ours.largest.max(theirs.largest);
         }
+        for (ours, theirs) in self.bands.iter_mut().zip(&other.bands) {
+            *ours += theirs;
+        }
         for (ours, theirs) in self.pairs.iter_mut().zip(&other.pairs) {
-            ours.cross += &theirs.cross;
             ours.u += &theirs.u;
             ours.v += &theirs.v;
             ours.products += theirs.products;
@@ -263,9 +273,11 @@ impl MomentAccumulator {
     /// All sums as of `x - moves`.
     fn translate(&mut self, moves: &[Array1<f64>]) {
         let (layers, n) = (&self.layers, self.samples);
-        self.pairs.par_iter_mut().for_each(|pair| {
-            pair.translate((&layers[pair.i], &layers[pair.j]), (&moves[pair.i], &moves[pair.j]), n);
-        });
+        for pair in &mut self.pairs {
+            let (x, y) = (&layers[pair.i], &layers[pair.j]);
+            let cross = self.bands[pair.i].slice_mut(s![.., pair.column..pair.column + y.sum.len()]);
+            pair.translate(cross, (x, y), (&moves[pair.i], &moves[pair.j]), n);
+        }
         for (layer, by) in self.layers.iter_mut().zip(moves) {
             layer.squares = layer.squares_about(by, n);
             layer.sum -= &(by * n as f64);
@@ -284,7 +296,7 @@ impl MomentAccumulator {
     /// # Errors
     ///
     /// [`Error::Unsupported`] for a measure that is no function of moments, [`Error::Samples`] when there are too few,
-    /// [`Error::Layer`] around [`Error::Degenerate`] for a layer that does not tell samples apart.
+    /// [`Error::Layer`] around [`Error::Degenerate`] for a layer that does not tell samples apart or, below 1e-60, [`Error::Tiny`].
     pub fn pairwise(&mut self, measure: Measure) -> Result<Array2<f64>> {
         let layers = self.layers.len();
         let (shape, first, pairs) = match self.left {
@@ -327,18 +339,24 @@ impl MomentAccumulator {
         }
         match measure {
             Measure::Cka(estimator) => {
-                let hsic: Vec<f64> = self.pairs.par_iter().map(|pair| self.hsic(pair, estimator)).collect();
-                let roots = self.pairs[..self.layers.len()].iter().zip(&hsic).map(|(pair, &hsic)| {
-                    // Debiased, a difference of sums: where theory says 0 only rounding is left.
-                    let root = estimator.root(hsic, self.centred(pair).products);
-                    in_layer(pair.i, root)
-                });
+                let hsic: Vec<_> = self.pairs.par_iter().map(|pair| self.hsic(pair, estimator)).collect();
+                let itself = hsic[..self.layers.len()].iter().enumerate();
+                let roots =
+                    itself.map(|(layer, &(hsic, terms))| in_layer(layer, estimator.root(hsic, terms)));
                 let roots = roots.collect::<Result<Vec<_>>>()?;
-                let score = |&(i, j)| estimator.cka(hsic[self.place(i, j)], roots[i] * roots[j]);
+                let score = |&(i, j)| estimator.cka(hsic[self.place(i, j)].0, roots[i] * roots[j]);
                 Ok(pairs.iter().map(score).collect())
             }
             measure => spectral(measure, self.layers.len(), pairs, &|i, j| self.scatter(i, j), features),
         }
+    }
+
+    /// The largest absolute value of each layer.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = f64> {
+        let waiting = self.pending.slice(s![..self.waiting, ..]);
+        self.layers
+            .iter()
+            .map(move |layer| layer.largest.max(largest(waiting.slice(s![.., layer.columns()]))))
     }
 
     /// A layer whose samples differ by more than rounding.
@@ -346,6 +364,9 @@ impl MomentAccumulator {
         let Layer { sum, largest, .. } = &self.layers[layer];
         let squares = self.layers[layer].squares_about(&self.mean(layer), self.samples);
         let noise = (self.samples * sum.len()) as f64 * rounding(*largest).powi(2);
+        if *largest > 0. && *largest < SAFE.start {
+            return Err(Error::Tiny { largest: *largest });
+        }
         if squares > noise { Ok(()) } else { Err(Error::Degenerate { spread: squares }) }
     }
 
@@ -354,26 +375,35 @@ impl MomentAccumulator {
         &self.layers[layer].sum / self.samples as f64
     }
 
-    /// The sums of a pair about the means.
-    fn centred(&self, pair: &Pair) -> Pair {
+    /// The sums of a pair about the means: `X^T Y`, and the others.
+    fn centred(&self, pair: &Pair) -> (Array2<f64>, Pair) {
         let mut centred = pair.clone();
         let (i, j) = (pair.i, pair.j);
-        centred.translate((&self.layers[i], &self.layers[j]), (&self.mean(i), &self.mean(j)), self.samples);
-        centred
+        let mut cross = self.cross(pair).to_owned();
+        let layers = (&self.layers[i], &self.layers[j]);
+        centred.translate(cross.view_mut(), layers, (&self.mean(i), &self.mean(j)), self.samples);
+        if i == j {
+            cross = both_triangles(cross.view());
+        }
+        (cross, centred)
     }
 
-    fn hsic(&self, pair: &Pair, estimator: crate::Estimator) -> f64 {
-        let centred = self.centred(pair);
+    fn hsic(&self, pair: &Pair, estimator: Estimator) -> (f64, f64) {
+        let (cross, centred) = self.centred(pair);
         let squares = |l: usize| self.layers[l].squares_about(&self.mean(l), self.samples);
-        let trace = centred.whole().iter().map(|c| c * c).sum();
-        estimator.hsic(trace, centred.products, (squares(pair.i), squares(pair.j)), self.samples)
+        let trace = cross.iter().map(|c| c * c).sum();
+        let hsic = estimator.hsic(trace, centred.products, (squares(pair.i), squares(pair.j)), self.samples);
+        (hsic, centred.products)
     }
 
     /// `X^T Y` of the centred features of a pair.
     fn scatter(&self, i: usize, j: usize) -> Array2<f64> {
-        let centred = self.centred(&self.pairs[self.place(i, j)]);
-        let cross = if i == j { centred.whole().into_owned() } else { centred.cross };
+        let (cross, _) = self.centred(&self.pairs[self.place(i, j)]);
         if i <= j { cross } else { cross.reversed_axes() }
+    }
+
+    fn cross(&self, pair: &Pair) -> ArrayView2<'_, f64> {
+        self.bands[pair.i].slice(s![.., pair.column..pair.column + pair.v.len()])
     }
 
     /// Where a pair stands among ours.
@@ -396,18 +426,19 @@ impl MomentAccumulator {
     pub fn to_bytes(&mut self) -> Vec<u8> {
         self.flush();
         let mut state = State::new("moments", self.samples);
-        state.note("layers", self.layers.len().to_string());
-        state.note("left", self.left.unwrap_or(0).to_string());
+        let layers = self.layers.len();
+        let stacks = self.left.map_or(layers.to_string(), |left| format!("{left} {}", layers - left));
+        state.note("stacks", stacks);
         for (i, layer) in self.layers.iter().enumerate() {
-            state.add(format!("shift.{i}"), &layer.shift);
-            state.add(format!("sum.{i}"), &layer.sum);
+            state.add(format!("shift.{i}"), layer.shift.view());
+            state.add(format!("sum.{i}"), layer.sum.view());
             state.add_numbers(format!("scalars.{i}"), &[layer.squares, layer.largest]);
         }
         for pair in &self.pairs {
             let name = format!("{}-{}", pair.i, pair.j);
-            state.add(format!("cross.{name}"), &pair.cross);
-            state.add(format!("u.{name}"), &pair.u);
-            state.add(format!("v.{name}"), &pair.v);
+            state.add(format!("cross.{name}"), self.cross(pair));
+            state.add(format!("u.{name}"), pair.u.view());
+            state.add(format!("v.{name}"), pair.v.view());
             state.add_numbers(format!("products.{name}"), &[pair.products]);
         }
         state.into_bytes()
@@ -421,28 +452,32 @@ impl MomentAccumulator {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let state = StateReader::new("moments", bytes)?;
         let mut widths = Vec::new();
-        for i in 0..state.number("layers")? {
+        let stacks: Result<Vec<usize>, _> = state.text("stacks")?.split(' ').map(str::parse).collect();
+        let (layers, left) = match stacks.as_deref() {
+            Ok(&[layers]) => (layers, None),
+            Ok(&[left, right]) if left > 0 && right > 0 => (left.saturating_add(right), Some(left)),
+            _ => return Err(Error::State("stacks are not one or two numbers of layers".into())),
+        };
+        for i in 0..layers {
             widths.push(state.vector(&format!("shift.{i}"), None)?.len());
         }
-        let left = match state.number("left")? {
-            0 => None,
-            left if left < widths.len() => Some(left),
-            left => return Err(Error::State(format!("left is {left} of {} layers", widths.len()))),
-        };
         let pairs = match left {
             None => all_pairs(widths.len()),
             Some(left) => pairs_between(left, widths.len() - left),
         };
         // Before anything is allocated by the sizes that the file claims.
-        for &(i, j) in &pairs {
+        let itself = (0..widths.len()).map(|l| (l, l));
+        for (i, j) in itself.chain(pairs.iter().copied()) {
             state.matrix_shape(&format!("cross.{i}-{j}"), (widths[i], widths[j]))?;
         }
         let mut all = Self::of_pairs(&widths, &pairs, left).map_err(|e| Error::State(e.to_string()))?;
+        state.holds(3 * all.layers.len() + 4 * all.pairs.len())?;
         all.samples = state.samples();
         for (i, layer) in all.layers.iter_mut().enumerate() {
             let width = Some(widths[i]);
             let scalars = state.vector(&format!("scalars.{i}"), Some(2))?;
             *layer = Layer {
+                first: layer.first,
                 shift: state.vector(&format!("shift.{i}"), width)?,
                 sum: state.vector(&format!("sum.{i}"), width)?,
                 squares: scalars[0],
@@ -452,7 +487,8 @@ impl MomentAccumulator {
         for pair in &mut all.pairs {
             let (i, j) = (pair.i, pair.j);
             let name = format!("{i}-{j}");
-            pair.cross = state.matrix(&format!("cross.{name}"), (widths[i], widths[j]))?;
+            let cross = state.matrix(&format!("cross.{name}"), (widths[i], widths[j]))?;
+            all.bands[i].slice_mut(s![.., pair.column..pair.column + widths[j]]).assign(&cross);
             pair.u = state.vector(&format!("u.{name}"), Some(widths[i]))?;
             pair.v = state.vector(&format!("v.{name}"), Some(widths[j]))?;
             pair.products = state.vector(&format!("products.{name}"), Some(1))?[0];
@@ -462,57 +498,50 @@ impl MomentAccumulator {
 }
 
 impl Layer {
+    fn columns(&self) -> Range<usize> {
+        self.first..self.first + self.sum.len()
+    }
+
+    /// Adds samples, of which it leaves `x - shift` in place; their `|x_i|^2`. Of the first ones the mean becomes the shift.
+    fn add(&mut self, mut xs: ArrayViewMut2<'_, f64>, first: bool) -> Array1<f64> {
+        if first {
+            let mut mean = Mean::new(xs.ncols());
+            mean.push(xs.view());
+            self.shift = &mean.shift + &mean.offset();
+        }
+        let mut squared = Array1::zeros(xs.nrows());
+        for (mut x, squared) in xs.rows_mut().into_iter().zip(&mut squared) {
+            self.largest = self.largest.max(largest(x.view()));
+            x -= &self.shift;
+            self.sum += &x;
+            *squared = x.dot(&x);
+        }
+        self.squares += squared.sum();
+        squared
+    }
+
     /// `sum_i |x_i - by|^2`.
     fn squares_about(&self, by: &Array1<f64>, n: usize) -> f64 {
         self.squares - 2. * by.dot(&self.sum) + n as f64 * by.dot(by)
     }
 }
 
-/// Columns `first..` of the sums of a pair, and how many rows of them are needed.
-struct Strip<'a> {
-    i: usize,
-    j: usize,
-    rows: usize,
-    first: usize,
-    sums: ArrayViewMut2<'a, f64>,
-}
-
 impl Pair {
-    /// Shares of the sums, written independently; of a layer with itself narrow ones, without what is below the diagonal.
-    fn strips(&mut self) -> impl Iterator<Item = Strip<'_>> {
-        let (i, j, all) = (self.i, self.j, self.cross.nrows());
-        let width = if i == j { 192 } else { 512 };
-        let strips = self.cross.ncols().div_ceil(width);
-        let width = self.cross.ncols().div_ceil(strips);
-        let parts = self.cross.axis_chunks_iter_mut(Axis(1), width).enumerate();
-        parts.map(move |(strip, mut sums)| {
-            let first = strip * width;
-            let rows = if i == j { first + sums.ncols() } else { all };
-            sums.slice_collapse(s![..rows, ..]);
-            Strip { i, j, rows, first, sums }
-        })
-    }
-
-    /// `X^T Y`, both triangles.
-    fn whole(&self) -> CowArray<'_, f64, Ix2> {
-        if self.i != self.j {
-            return self.cross.view().into();
-        }
-        let mut cross = self.cross.clone();
-        for row in 1..cross.nrows() {
-            for column in 0..row {
-                cross[[row, column]] = cross[[column, row]];
-            }
-        }
-        cross.into()
-    }
-
     /// The sums of `x - dx` and `y - dy`, exactly, from those of `x` and `y`.
-    fn translate(&mut self, (x, y): (&Layer, &Layer), (dx, dy): (&Array1<f64>, &Array1<f64>), n: usize) {
+    fn translate(
+        &mut self,
+        mut cross: ArrayViewMut2<'_, f64>,
+        (x, y): (&Layer, &Layer),
+        (dx, dy): (&Array1<f64>, &Array1<f64>),
+        n: usize,
+    ) {
         let n = n as f64;
-        let cross = self.whole();
-        let (along, across) = (cross.dot(dy), cross.t().dot(dx));
-        drop(cross);
+        let (along, across) = if self.i == self.j {
+            let whole = both_triangles(cross.view());
+            (whole.dot(dy), whole.dot(dx))
+        } else {
+            (cross.dot(dy), cross.t().dot(dx))
+        };
         let (alpha, beta) = (dx.dot(dx), dy.dot(dy));
         let (xs, ys) = (dx.dot(&x.sum), dy.dot(&y.sum));
         self.products += -2. * (dy.dot(&self.v) + dx.dot(&self.u))
@@ -523,10 +552,74 @@ impl Pair {
             + n * alpha * beta;
         self.u += &(&along * -2. + &x.sum * beta - dx * (y.squares - 2. * ys + n * beta));
         self.v += &(&across * -2. + &y.sum * alpha - dy * (x.squares - 2. * xs + n * alpha));
-        for (mut row, (&s, &d)) in self.cross.rows_mut().into_iter().zip(x.sum.iter().zip(dx)) {
+        for (mut row, (&s, &d)) in cross.rows_mut().into_iter().zip(x.sum.iter().zip(dx)) {
             // -s_x d_y - d_x s_y + n d_x d_y
             row.scaled_add(n * d - s, dy);
             row.scaled_add(-d, &y.sum);
         }
     }
+}
+
+/// A share of the sums, written by one thread: columns `left` and `right` of all layers side by side.
+struct Block<'a> {
+    left: Range<usize>,
+    right: Range<usize>,
+    sums: ArrayViewMut2<'a, f64>,
+}
+
+/// Blocks of the band of a layer, at columns `own`: narrow ones of the upper triangle of the layer with itself, large ones of its
+/// partners, of which those that stand side by side are taken as one.
+fn blocks_of<'a>(
+    own: Range<usize>,
+    partners: &[Range<usize>],
+    band: ArrayViewMut2<'a, f64>,
+    blocks: &mut Vec<Block<'a>>,
+) {
+    const TRIANGLE: usize = 192;
+    const ROWS: usize = 1024;
+    const COLUMNS: usize = 2048;
+    let (itself, mut rest) = band.split_at(Axis(1), own.len());
+    for (mut sums, first) in cut(itself, Axis(1), TRIANGLE) {
+        let rows = first + sums.ncols();
+        sums.slice_collapse(s![..rows, ..]);
+        let (left, right) = (own.start..own.start + rows, own.start + first..own.start + rows);
+        blocks.push(Block { left, right, sums });
+    }
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for partner in &partners[1..] {
+        match runs.last_mut() {
+            Some(run) if run.end == partner.start => run.end = partner.end,
+            _ => runs.push(partner.clone()),
+        }
+    }
+    for run in runs {
+        let (sums, after) = rest.split_at(Axis(1), run.len());
+        rest = after;
+        for (sums, column) in cut(sums, Axis(1), COLUMNS) {
+            let right = run.start + column..run.start + column + sums.ncols();
+            for (sums, row) in cut(sums, Axis(0), ROWS) {
+                let left = own.start + row..own.start + row + sums.nrows();
+                blocks.push(Block { left, right: right.clone(), sums });
+            }
+        }
+    }
+}
+
+/// Nearly equal parts of at most `size`, and where they start.
+fn cut(xs: ArrayViewMut2<'_, f64>, axis: Axis, size: usize) -> Vec<(ArrayViewMut2<'_, f64>, usize)> {
+    let length = xs.len_of(axis);
+    let size = length.div_ceil(length.div_ceil(size));
+    let (mut parts, mut rest, mut first) = (Vec::new(), xs, 0);
+    while first < length {
+        let (part, after) = rest.split_at(axis, size.min(length - first));
+        rest = after;
+        parts.push((part, first));
+        first += size;
+    }
+    parts
+}
+
+/// A symmetric matrix from its upper triangle.
+fn both_triangles(upper: ArrayView2<'_, f64>) -> Array2<f64> {
+    Array2::from_shape_fn(upper.dim(), |(i, j)| upper[[i.min(j), i.max(j)]])
 }

@@ -1,4 +1,4 @@
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use argmin::{
     core::{CostFunction, Error as SolverError, Executor, Gradient},
@@ -95,16 +95,24 @@ pub fn fit_probe(
     check_labels(n, labels, classes)?;
     let frame = Frame::new(x, Centring::Samples)?;
     let mut xs = frame.all()?;
-    // Features that do not vary keep weight 0.
     let deviation = xs.map_axis(Axis(0), |feature| (feature.dot(&feature) / n as f64).sqrt());
-    let deviation = deviation.mapv(|deviation| if deviation > 0. { deviation } else { 1. });
-    xs /= &deviation;
-    let factor = deviation.mapv(|deviation| frame.scale() / deviation);
+    // Weights of features of unit variance are those of the features themselves, times their deviation.
+    let mut factor = deviation.mapv(|deviation| frame.scale() / deviation);
+    for (mut feature, factor) in xs.columns_mut().into_iter().zip(&mut factor) {
+        // Features that do not vary, or so little that no weight the penalty allows could use them, keep weight 0.
+        if *factor < 1e60 {
+            feature *= *factor / frame.scale();
+        } else {
+            feature.fill(0.);
+            *factor = 1.;
+        }
+    }
     let objective = Objective {
         penalty: factor.mapv(|factor| config.l2 * factor * factor),
         xs,
         labels,
         classes,
+        evaluations: Cell::new(config.iterations.saturating_mul(20).saturating_add(20)),
         last: RefCell::default(),
         best: RefCell::default(),
     };
@@ -171,7 +179,7 @@ impl Probe {
     }
 }
 
-fn check_labels(samples: usize, labels: &[usize], classes: usize) -> Result<()> {
+pub(crate) fn check_labels(samples: usize, labels: &[usize], classes: usize) -> Result<()> {
     if labels.len() != samples {
         return Err(Error::Labels { labels: labels.len(), samples });
     }
@@ -189,6 +197,8 @@ struct Objective<'a> {
     classes: usize,
     /// What `|W|^2` weighs in these coordinates.
     penalty: Array1<f64>,
+    /// How often it may be evaluated: a line search without success does not end by itself.
+    evaluations: Cell<usize>,
     /// The solver asks for cost and gradient of the same point one after the other.
     last: RefCell<Option<Point>>,
     best: RefCell<Option<Point>>,
@@ -208,17 +218,22 @@ impl Objective<'_> {
         (weights.expect("as many as there are parameters").to_owned(), Array1::from_vec(bias.to_vec()))
     }
 
-    fn at<T>(&self, param: &[f64], read: impl FnOnce(&Point) -> T) -> T {
+    fn at<T>(&self, param: &[f64], read: impl FnOnce(&Point) -> T) -> Result<T, SolverError> {
         let known = self.last.borrow().as_ref().is_some_and(|point| point.param == param);
         if !known {
+            let left = self.evaluations.get().checked_sub(1);
+            self.evaluations.set(left.ok_or_else(|| SolverError::msg("no lower point"))?);
             let point = self.evaluate(param);
+            if !point.cost.is_finite() {
+                return Err(SolverError::msg("no finite loss"));
+            }
             let mut best = self.best.borrow_mut();
-            if point.cost.is_finite() && best.as_ref().is_none_or(|best| point.cost <= best.cost) {
+            if best.as_ref().is_none_or(|best| point.cost <= best.cost) {
                 *best = Some(point.clone());
             }
             self.last.replace(Some(point));
         }
-        read(self.last.borrow().as_ref().expect("just evaluated"))
+        Ok(read(self.last.borrow().as_ref().expect("just evaluated")))
     }
 
     fn evaluate(&self, param: &[f64]) -> Point {
@@ -250,7 +265,7 @@ impl CostFunction for &Objective<'_> {
     type Output = f64;
 
     fn cost(&self, param: &Vec<f64>) -> Result<f64, SolverError> {
-        Ok(self.at(param, |point| point.cost))
+        self.at(param, |point| point.cost)
     }
 }
 
@@ -259,6 +274,6 @@ impl Gradient for &Objective<'_> {
     type Gradient = Vec<f64>;
 
     fn gradient(&self, param: &Vec<f64>) -> Result<Vec<f64>, SolverError> {
-        Ok(self.at(param, |point| point.gradient.clone()))
+        self.at(param, |point| point.gradient.clone())
     }
 }

@@ -33,7 +33,8 @@ pub fn quantiles(values: ArrayView1<'_, f64>, levels: &[f64]) -> Result<Vec<f64>
         }
         let at = level * (sorted.len() - 1) as f64;
         let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-        Ok(low + (high - low) * at.fract())
+        // Not `low + (high - low) f`: the difference may have no f64.
+        Ok(if low == high { low } else { low * (1. - at.fract()) + high * at.fract() })
     };
     levels.iter().map(quantile).collect()
 }

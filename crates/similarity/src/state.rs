@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-use ndarray::{Array, CowArray, Dimension, Ix1, Ix2, IxDyn};
+use ndarray::{Array, ArrayView, CowArray, Dimension, Ix1, Ix2, IxDyn};
 use safetensors::{Dtype, SafeTensors, View};
 
 use crate::{Error, Result};
@@ -28,8 +28,8 @@ impl<'a> State<'a> {
         self.metadata.insert(key.to_owned(), value);
     }
 
-    pub(crate) fn add<D: Dimension>(&mut self, name: String, xs: &'a Array<f64, D>) {
-        self.tensors.push((name, Numbers(xs.view().into_dyn().into())));
+    pub(crate) fn add<D: Dimension>(&mut self, name: String, xs: ArrayView<'a, f64, D>) {
+        self.tensors.push((name, Numbers(xs.into_dyn().into())));
     }
 
     pub(crate) fn add_numbers(&mut self, name: String, xs: &[f64]) {
@@ -99,8 +99,14 @@ impl<'a> StateReader<'a> {
         self.text(key)?.parse().map_err(|e| Error::State(format!("{key}: {e}")))
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.tensors.tensor(name).is_ok()
+    /// Nothing but what was read.
+    pub(crate) fn holds(&self, tensors: usize) -> Result<()> {
+        let found = self.tensors.len();
+        if found == tensors {
+            Ok(())
+        } else {
+            Err(Error::State(format!("{found} tensors; expected {tensors}")))
+        }
     }
 
     /// A vector of any or of this length.

@@ -1,29 +1,64 @@
 //! What cannot be measured is a typed error with one clear line, never a panic and never a NaN.
 
+use std::{collections::BTreeMap, fmt::Debug};
+
 use layerwise_similarity::{
-    Centring, Error, Estimator, Measure, Result, cka, cos, cos_per_sample, pairwise, pairwise_between,
+    Centring, ClassAccumulator, Collapse, CosAccumulator, Distance, Error, Estimator, MeanAccumulator,
+    Measure, MomentAccumulator, ProbeConfig, Result, block_influence, block_relations, cka, class_means, cos,
+    cos_per_sample, fit_probe, neural_collapse, pairwise, pairwise_between, pca, per_sample, quantiles,
+    saturation, similarity,
 };
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2, array, s};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
 
 const CENTRINGS: [Centring; 3] = [Centring::Samples, Centring::Features, Centring::None];
 const ESTIMATORS: [Estimator; 2] = [Estimator::Biased, Estimator::Debiased];
+const MEASURES: [Measure; 20] = [
+    Measure::Cos(Centring::Samples),
+    Measure::Cos(Centring::Features),
+    Measure::Cos(Centring::None),
+    Measure::AngularDistance(Centring::Samples),
+    Measure::AngularDistance(Centring::Features),
+    Measure::AngularDistance(Centring::None),
+    Measure::Cka(Estimator::Biased),
+    Measure::Cka(Estimator::Debiased),
+    Measure::RbfCka { estimator: Estimator::Biased, bandwidth: 0.5 },
+    Measure::RbfCka { estimator: Estimator::Debiased, bandwidth: 0.5 },
+    Measure::Cca,
+    Measure::Svcca { variance: 0.9 },
+    Measure::Pwcca,
+    Measure::Procrustes,
+    Measure::ProcrustesDistance,
+    Measure::Pnka,
+    Measure::Rsa(Distance::Correlation),
+    Measure::Rsa(Distance::Euclidean),
+    Measure::Rsa(Distance::Cosine),
+    Measure::MutualKnn { neighbours: 2 },
+];
+/// Of moments: those of a [`MomentAccumulator`].
+const OF_MOMENTS: [Measure; 7] = [
+    Measure::Cka(Estimator::Biased),
+    Measure::Cka(Estimator::Debiased),
+    Measure::Cca,
+    Measure::Svcca { variance: 0.9 },
+    Measure::Pwcca,
+    Measure::Procrustes,
+    Measure::ProcrustesDistance,
+];
 
 /// Different for each sample.
 fn good(n: usize, width: usize) -> Array2<f64> {
     Array2::from_shape_fn((n, width), |(i, j)| ((i * 3 + j * 5) as f64).sin())
 }
 
-/// The error of every measure of a pair.
-fn errors(x: &Array2<f64>, y: &Array2<f64>) -> Vec<Error> {
-    let cosines = CENTRINGS.iter().map(|&centring| cos(&x, &y, centring));
-    let ckas = ESTIMATORS.iter().map(|&estimator| cka(&x, &y, estimator));
-    cosines.chain(ckas).map(|result| result.expect_err("no error")).collect()
-}
-
 fn all_are(want: &Error, x: &Array2<f64>, y: &Array2<f64>) {
-    for error in errors(x, y) {
-        assert_eq!(&error, want);
+    for measure in MEASURES {
+        let error = similarity(x, y, measure).expect_err(measure.name());
+        assert_eq!(&error, want, "{measure:?}");
         assert_eq!(error.to_string().lines().count(), 1);
+        let each = per_sample(x, y, measure).expect_err(measure.name());
+        assert!(&each == want || matches!(each, Error::Unsupported { .. }), "{measure:?}: {each}");
     }
 }
 
@@ -36,37 +71,53 @@ fn numbers_of_rows_that_differ() {
 }
 
 #[test]
-fn widths_that_differ_have_no_cosine() {
-    for centring in CENTRINGS {
-        let error = cos_per_sample(&good(6, 3), &good(6, 4), centring).unwrap_err();
-        assert_eq!(error, Error::Widths { left: 3, right: 4 });
-        assert_eq!(error.to_string(), "representations are 3 and 4 wide; this measure needs equal widths");
+fn only_cosines_need_equal_widths() {
+    for measure in MEASURES {
+        let result = similarity(&good(6, 3), &good(6, 4), measure);
+        if let Measure::Cos(centring) | Measure::AngularDistance(centring) = measure {
+            let want = Error::Widths { left: 3, right: 4 };
+            assert_eq!(result, Err(want.clone()));
+            assert_eq!(cos_per_sample(&good(6, 3), &good(6, 4), centring), Err(want.clone()));
+            let text = "representations are 3 and 4 wide; this measure needs equal widths";
+            assert_eq!(want.to_string(), text);
+        } else {
+            assert!(result.is_ok_and(f64::is_finite), "{measure:?}");
+        }
     }
 }
 
 #[test]
 fn too_few_samples() -> Result<()> {
-    for (n, estimator, needed) in [
-        (0, Estimator::Biased, 2),
-        (1, Estimator::Biased, 2),
-        (0, Estimator::Debiased, 4),
-        (3, Estimator::Debiased, 4),
-    ] {
-        let error = cka(&good(n, 2), &good(n, 2), estimator).unwrap_err();
-        assert_eq!(error, Error::Samples { samples: n, needed });
+    for measure in MEASURES {
+        let needed = match measure {
+            Measure::Cos(_) | Measure::AngularDistance(_) => 1,
+            Measure::Cka(Estimator::Debiased) | Measure::RbfCka { estimator: Estimator::Debiased, .. } => 4,
+            Measure::Rsa(_) => 3,
+            Measure::MutualKnn { neighbours } => neighbours + 1,
+            _ => 2,
+        };
+        for samples in 0..needed {
+            let error = similarity(&good(samples, 3), &good(samples, 3), measure).unwrap_err();
+            match error {
+                Error::Samples { samples: 0, .. } if samples == 0 => {}
+                other => assert_eq!(other, Error::Samples { samples, needed }, "{measure:?}"),
+            }
+        }
+        // The least that will do.
+        assert!(similarity(&good(needed, 3), &good(needed, 3), measure)?.is_finite(), "{measure:?}");
     }
     let error = cos(&good(0, 2), &good(0, 2), Centring::None).unwrap_err();
     assert_eq!(error.to_string(), "0 samples; this measure needs at least 1");
-    // The least that will do.
-    assert!((cka(&good(2, 2), &good(2, 2), Estimator::Biased)? - 1.).abs() < 1e-14);
-    assert!((cka(&good(4, 2), &good(4, 2), Estimator::Debiased)? - 1.).abs() < 1e-14);
-    assert!((cos(&good(1, 2), &good(1, 2), Centring::None)? - 1.).abs() < 1e-14);
+    for estimator in ESTIMATORS {
+        assert!((cka(&good(4, 2), &good(4, 2), estimator)? - 1.).abs() < 1e-14);
+    }
     Ok(())
 }
 
 #[test]
 fn a_width_of_0() {
     all_are(&Error::Width, &good(5, 0), &good(5, 0));
+    all_are(&Error::Width, &good(5, 2), &good(5, 0));
 }
 
 #[test]
@@ -78,22 +129,440 @@ fn the_place_of_a_value_that_is_not_finite() {
         all_are(&want, &x, &good(6, 3));
         all_are(&want, &good(6, 3), &x);
         assert_eq!(want.to_string(), "row 4, column 1 is not finite");
+        let labels = [0, 0, 1, 1, 0, 1];
+        assert_eq!(neural_collapse(&x, &labels, 2), Err(want.clone()));
+        assert_eq!(class_means(&x, &labels, 2), Err(want.clone()));
+        assert_eq!(fit_probe(&x, &labels, 2, &ProbeConfig::default()).unwrap_err(), want);
+        assert_eq!(pca(&x, 1), Err(want.clone()));
+        let layer = Error::Layer { layer: 1, source: Box::new(want) };
+        assert_eq!(block_influence(&[good(6, 3), x]).unwrap_err(), layer);
     }
+    // Rows are read in pieces; they are counted from the first.
+    let mut long = good(3000, 2);
+    long[[2900, 1]] = f64::NAN;
+    let want = Error::NotFinite { row: 2900, column: 1 };
+    for measure in [Measure::Cos(Centring::None), Measure::Cka(Estimator::Biased), Measure::Cca] {
+        assert_eq!(similarity(&long, &good(3000, 2), measure), Err(want.clone()));
+    }
+    let labels: Vec<usize> = (0..3000).map(|i| i % 2).collect();
+    assert_eq!(neural_collapse(&long, &labels, 2), Err(want.clone()));
+    assert_eq!(class_means(&long, &labels, 2), Err(want));
 }
 
 /// 0.1 has no exact sum: a constant must be noticed although its mean is rounded.
 #[test]
 fn a_constant_representation() -> Result<()> {
     for value in [0., 0.1, 1e5 / 3., -1e300] {
-        let constant = Array2::from_elem((7, 3), value);
-        for estimator in ESTIMATORS {
-            for (x, y) in [(&constant, &good(7, 3)), (&good(7, 3), &constant), (&constant, &constant)] {
-                let error = cka(x, y, estimator).unwrap_err();
-                assert_eq!(error, Error::Degenerate { spread: 0. });
-                assert!(error.to_string().contains("does not tell samples apart"), "{error}");
+        let (constant, good) = (Array2::from_elem((7, 3), value), good(7, 3));
+        for measure in MEASURES {
+            for (x, y) in [(&constant, &good), (&good, &constant), (&constant, &constant)] {
+                let result = similarity(x, y, measure);
+                match measure {
+                    // No direction is left: at a right angle to everything.
+                    Measure::Cos(Centring::Samples | Centring::Features) => assert_eq!(result?, 0.),
+                    Measure::AngularDistance(Centring::Samples | Centring::Features) => {
+                        assert_eq!(result?, 0.5)
+                    }
+                    // One direction for all samples, and equally near neighbours.
+                    Measure::Cos(Centring::None)
+                    | Measure::AngularDistance(Centring::None)
+                    | Measure::MutualKnn { .. } => assert!(result?.is_finite()),
+                    _ => {
+                        let error = result.unwrap_err();
+                        assert_eq!(error, Error::Degenerate { spread: 0. }, "{measure:?}");
+                        assert!(error.to_string().contains("does not tell samples apart"), "{error}");
+                    }
+                }
             }
         }
-        assert_eq!(cos(&constant, &good(7, 3), Centring::Samples)?, 0.);
+        assert_eq!(pca(&constant, 1), Err(Error::Degenerate { spread: 0. }));
+        let collapse = neural_collapse(&constant, &[0, 1, 0, 1, 0, 1, 0], 2);
+        assert!(matches!(collapse, Err(Error::Degenerate { .. })), "{collapse:?}");
+    }
+    Ok(())
+}
+
+/// Of one side: the other one is fine. Each representation is finite; whatever comes of it is in range or a typed error.
+#[test]
+fn nasty_representations_give_no_nan() {
+    let mut failures = Vec::new();
+    for (name, x) in nasty() {
+        let (n, width) = x.dim();
+        let fine = good(n, width);
+        for measure in MEASURES {
+            let low = match measure {
+                Measure::Cos(_) | Measure::Pnka | Measure::Rsa(_) => -1.,
+                Measure::Cka(Estimator::Debiased)
+                | Measure::RbfCka { estimator: Estimator::Debiased, .. } => -1. - 1e-9,
+                _ => 0.,
+            };
+            for (x, y) in [(&x, &fine), (&fine, &x), (&x, &x)] {
+                if let Ok(value) = similarity(x, y, measure)
+                    && !(low..=1.5).contains(&value)
+                {
+                    failures.push(format!("{name}, {measure:?}: {value}"));
+                }
+                if let Ok(values) = per_sample(x, y, measure)
+                    && !values.iter().all(|value| (low..=1.).contains(value))
+                {
+                    failures.push(format!("{name}, {measure:?}: {values}"));
+                }
+            }
+        }
+        match nasty_elsewhere(&x, &fine) {
+            Ok(found) => failures.extend(found.into_iter().map(|what| format!("{name}, {what}"))),
+            Err(error) => failures.push(format!("{name}: {error}")),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// The same for what is no measure of a pair: what is not finite.
+fn nasty_elsewhere(x: &Array2<f64>, fine: &Array2<f64>) -> Result<Vec<String>> {
+    let mut failures = Vec::new();
+    let mut finite = |what: String, values: Vec<f64>| {
+        if !values.iter().all(|x| x.is_finite()) {
+            failures.push(format!("{what}: {values:?}"));
+        }
+    };
+    let labels: Vec<usize> = (0..x.nrows()).map(|i| i % 2).collect();
+    if let Ok(found) = neural_collapse(x, &labels, 2) {
+        finite("collapse".into(), vec![found.nc1, found.nc2_norms, found.nc2_angles]);
+    }
+    if let Ok(means) = class_means(x, &labels, 2) {
+        finite("class means".into(), means.into_iter().collect());
+    }
+    for components in 1..=2 {
+        if let Ok(found) = pca(x, components) {
+            let numbers = found.mean.iter().chain(&found.components).chain(&found.variances);
+            finite("pca".into(), numbers.copied().collect());
+            // A length of up to sqrt(width) times that may have no f64.
+            if x.iter().all(|x| x.abs() < 1e307) {
+                finite("projection".into(), found.project(x)?.into_iter().collect());
+            }
+        }
+    }
+    for centring in CENTRINGS {
+        for layers in [[x, fine], [fine, x], [x, x]] {
+            let found = block_relations(&layers, centring)?;
+            finite(format!("blocks, {centring:?}"), vec![found.adjacent_cos[0], found.branch_cos[0]]);
+            // Infinite where a block changes nothing.
+            let ratio = found.norm_ratio[0];
+            finite(format!("norm ratio, {centring:?}"), if ratio >= 0. { vec![] } else { vec![ratio] });
+        }
+    }
+    let mut moments = MomentAccumulator::new(&[x.ncols(), x.ncols()])?;
+    if moments.push(&[x, fine]).is_ok() {
+        for measure in OF_MOMENTS {
+            if let Ok(found) = moments.pairwise(measure) {
+                finite(format!("accumulated {measure:?}"), found.into_iter().collect());
+            }
+        }
+    }
+    Ok(failures)
+}
+
+#[test]
+fn nasty_batches_give_no_nan() -> Result<()> {
+    let mut failures = Vec::new();
+    for (name, x) in nasty() {
+        let (n, width) = x.dim();
+        let layers = [&x, &good(n, width)];
+        let mut finite = |what: &str, values: Vec<f64>| {
+            if !values.iter().all(|x| x.is_finite()) {
+                failures.push(format!("{name}, {what}: {values:?}"));
+            }
+        };
+        let mut means = MeanAccumulator::new(&[width, width])?;
+        let mut cosines = vec![
+            CosAccumulator::uncentred(2, width, Centring::Features)?,
+            CosAccumulator::uncentred(2, width, Centring::None)?,
+        ];
+        if means.push(&layers).is_ok() {
+            finite("means", means.means().into_iter().flatten().collect());
+            cosines.push(CosAccumulator::centred(means)?);
+        }
+        for mut cosines in cosines {
+            if cosines.push(&layers).is_ok() {
+                finite("accumulated cosines", cosines.pairwise()?.into_iter().collect());
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+/// Finite, and as unpleasant as that allows.
+fn nasty() -> Vec<(String, Array2<f64>)> {
+    fn of(n: usize, width: usize, value: impl Fn(usize, usize) -> f64) -> Array2<f64> {
+        Array2::from_shape_fn((n, width), |(i, j)| value(i, j))
+    }
+    let wave = |i: usize, j: usize| ((i * 3 + j * 5) as f64).sin();
+    let ends = |i, j| if (i + j) % 2 == 0 { f64::MAX } else { f64::MIN };
+    let named = [
+        ("zero", Array2::zeros((8, 3))),
+        ("negative zeros", of(8, 3, |i, j| if (i + j) % 2 == 0 { 0. } else { -0. })),
+        ("constant", Array2::from_elem((8, 3), 0.1)),
+        ("constant, wide", Array2::from_elem((5, 40), 0.3)),
+        ("equal rows", of(8, 3, |_, j| j as f64 + 0.1)),
+        ("equal columns", of(8, 3, |i, _| (i as f64).sin())),
+        ("one constant column", of(8, 3, |i, j| if j == 1 { 0.1 } else { wave(i, j) })),
+        ("pairs of rows", of(8, 3, |i, j| wave(i / 2, j))),
+        ("pairs of rows, wide", of(6, 40, |i, j| wave(i / 2, j))),
+        ("half of the rows equal", of(8, 3, |i, j| wave(i.saturating_sub(4), j))),
+        ("one row differs", of(8, 3, |i, j| f64::from(i == 5 && j == 1))),
+        ("one hot", Array2::eye(8)),
+        ("rank one", of(8, 3, |i, j| ((i + 1) * (j + 1)) as f64 / 7.)),
+        ("rank one, far", of(8, 3, |i, j| ((i + 1) * (j + 1)) as f64 / 7. + 1e12)),
+        ("width 1", good(8, 1)),
+        ("width 1, two values", of(8, 1, |i, _| (i % 2) as f64)),
+        ("wide", good(5, 40)),
+        ("rounding of 1", of(8, 3, |i, j| 1. + f64::EPSILON * ((i * i + j) % 3) as f64)),
+        ("ends of f64", of(8, 3, ends)),
+        ("one row at the end of f64", of(8, 3, |i, j| if i == 3 { f64::MAX } else { wave(i, j) })),
+        ("subnormal to huge", of(8, 3, |i, j| 10f64.powi(80 * i as i32 - 310 + j as i32))),
+        ("the smallest numbers", of(8, 3, |i, j| f64::from_bits(((i * 3 + j * j) % 5) as u64))),
+    ];
+    let mut all = named.map(|(name, x)| (name.to_owned(), x)).to_vec();
+    for scale in [1e-320, 1e-300, 1e-170, 1e-120, 1e-80, 1e-60, 1e60, 1e80, 1e120, 1e170, 1e300, f64::MAX] {
+        all.push((format!("scaled by {scale:e}"), good(8, 3) * scale));
+        let column = |i, j| wave(i, j) * if j == 1 { scale } else { 1. };
+        all.push((format!("a column scaled by {scale:e}"), of(8, 3, column)));
+    }
+    for n in 1..6 {
+        all.push((format!("{n} samples"), good(n, 3)));
+        all.push((format!("{n} samples of width 1"), good(n, 1)));
+        all.push((format!("{n} equal samples"), Array2::from_elem((n, 3), 0.7)));
+    }
+    all
+}
+
+/// No measure depends on the scale of a representation: neither end of f64 may change a value.
+#[test]
+fn scales_at_the_ends_of_f64_change_nothing() -> Result<()> {
+    let (x, y) = (good(8, 3), good(8, 3).mapv(|x| x * x + x / 3.));
+    for measure in MEASURES {
+        let want = similarity(&x, &y, measure)?;
+        for scale in [1e-300, 1e-200, 1e-100, 1e100, 1e200, 1e308] {
+            for (x, y) in [(&x * scale, y.clone()), (x.clone(), &y * scale), (&x * scale, &y / scale)] {
+                let got = similarity(&x, &y, measure)?;
+                assert!((got - want).abs() < 1e-9, "{measure:?} at {scale:e}: {got}, want {want}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sums that are kept as they come have no scale of their own: they say so, or they are right.
+#[test]
+fn moments_of_tiny_numbers_are_right_or_refused() -> Result<()> {
+    let layers = [good(9, 3), good(9, 3).mapv(|x| x * x + x / 3.)];
+    let mut failures = Vec::new();
+    for power in (-300..60).step_by(4) {
+        let mut moments = MomentAccumulator::new(&[3, 3])?;
+        moments.push(&layers.each_ref().map(|layer| layer * 10f64.powi(power)))?;
+        for measure in OF_MOMENTS {
+            let want = similarity(&layers[0], &layers[1], measure)?;
+            match moments.pairwise(measure).map(|found| found[[0, 1]]) {
+                Ok(got) if got.is_nan() || (got - want).abs() > 1e-6 => {
+                    failures.push(format!("{measure:?} at 1e{power}: {got}, want {want}"));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn collapse_of_tiny_numbers_is_right_or_refused() -> Result<()> {
+    let labels = [0, 1, 2, 0, 1, 2, 0, 1, 2];
+    let collapse = |scale: f64| -> Result<[Result<f64>; 4]> {
+        let mut classes = ClassAccumulator::new(3, 3)?;
+        classes.push(&(good(9, 3) * scale), &labels)?;
+        let found = classes.collapse();
+        let number = |of: fn(Collapse) -> f64| found.clone().map(of);
+        let nc3 = classes.nc3(good(3, 3).view());
+        Ok([number(|all| all.nc1), number(|all| all.nc2_norms), number(|all| all.nc2_angles), nc3])
+    };
+    let want = collapse(1.)?;
+    let mut failures = Vec::new();
+    for power in (-300..60).step_by(4) {
+        for (which, (got, want)) in collapse(10f64.powi(power))?.into_iter().zip(&want).enumerate() {
+            let want = want.clone()?;
+            match got {
+                Ok(got) if got.is_nan() || (got - want).abs() > 1e-6 * want.max(1.) => {
+                    failures.push(format!("number {which} at 1e{power}: {got}, want {want}"));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+/// Each in a thread of its own: a search for a step that never ends is a failure, not a test that never ends.
+#[test]
+fn a_probe_of_nasty_features_ends() {
+    for (name, x) in nasty().into_iter().filter(|(_, x)| x.nrows() > 1) {
+        let (send, result) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let labels: Vec<usize> = (0..x.nrows()).map(|i| i % 2).collect();
+            let config = ProbeConfig { iterations: 20, ..Default::default() };
+            let probe = fit_probe(&x, &labels, 2, &config);
+            send.send(probe.map(|probe| [probe.weights.sum(), probe.bias.sum(), probe.loss]))
+        });
+        match result.recv_timeout(std::time::Duration::from_secs(10)) {
+            Ok(Ok(numbers)) => assert!(numbers.iter().all(|x| x.is_finite()), "{name}: {numbers:?}"),
+            Ok(Err(_)) => {}
+            Err(_) => panic!("{name}: no result"),
+        }
+    }
+}
+
+fn setting<T: Debug>(result: Result<T>, want: &str) {
+    match result {
+        Err(Error::Setting { name, .. }) if name == want => {}
+        other => panic!("{want}: {other:?}"),
+    }
+}
+
+#[test]
+fn settings_out_of_range() {
+    let (x, y) = (good(8, 3), good(8, 4));
+    for measure in [
+        [0., -1., f64::NAN, f64::INFINITY, -0.]
+            .map(|bandwidth| Measure::RbfCka { estimator: Estimator::Biased, bandwidth }),
+        [0., -1., f64::NAN, f64::INFINITY, -0.]
+            .map(|bandwidth| Measure::RbfCka { estimator: Estimator::Debiased, bandwidth }),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        setting(similarity(&x, &y, measure), "bandwidth");
+        setting(pairwise(&[&x, &y], measure), "bandwidth");
+    }
+    for variance in [0., -0.5, 1.5, f64::NAN, f64::INFINITY] {
+        setting(similarity(&x, &y, Measure::Svcca { variance }), "variance");
+        setting(pairwise(&[&x, &y], Measure::Svcca { variance }), "variance");
+    }
+    assert!(similarity(&x, &y, Measure::Svcca { variance: 1. }).is_ok());
+    setting(similarity(&x, &y, Measure::MutualKnn { neighbours: 0 }), "neighbours");
+    setting(per_sample(&x, &y, Measure::MutualKnn { neighbours: 0 }), "neighbours");
+    for neighbours in [8, usize::MAX - 1] {
+        let result = similarity(&x, &y, Measure::MutualKnn { neighbours });
+        assert_eq!(result, Err(Error::Samples { samples: 8, needed: neighbours + 1 }));
+    }
+    let error = similarity(&x, &y, Measure::Svcca { variance: 1.5 }).unwrap_err();
+    assert_eq!(error.to_string(), "variance is 1.5; expected a share in (0, 1]");
+
+    let labels = [0, 1, 0, 1, 0, 1, 0, 1];
+    let probe = |config: ProbeConfig| fit_probe(&x, &labels, 2, &config);
+    for value in [0., -1., f64::NAN, f64::INFINITY] {
+        setting(probe(ProbeConfig { l2: value, ..Default::default() }), "l2");
+        setting(probe(ProbeConfig { tolerance: value, ..Default::default() }), "tolerance");
+    }
+    setting(probe(ProbeConfig { iterations: 0, ..Default::default() }), "iterations");
+
+    let line = Array2::from_shape_fn((8, 3), |(i, j)| (i * (j + 1)) as f64);
+    for (points, components) in [(&x, 0), (&x, 4), (&x, usize::MAX), (&line, 2), (&good(2, 3), 2)] {
+        setting(pca(points, components), "components");
+    }
+    assert_eq!(pca(&good(1, 3), 1), Err(Error::Samples { samples: 1, needed: 2 }));
+    let error = pca(&x, 1).and_then(|pca| pca.project(&y)).unwrap_err();
+    assert_eq!(error, Error::Widths { left: 3, right: 4 });
+
+    let values = array![1., 2.];
+    for level in [2., -0.1, f64::NAN] {
+        setting(quantiles(values.view(), &[0.5, level]), "level");
+    }
+    assert_eq!(quantiles(values.slice(s![..0]), &[0.5]), Err(Error::Samples { samples: 0, needed: 1 }));
+    let error = quantiles(array![1., f64::NAN].view(), &[0.5]).unwrap_err();
+    assert_eq!(error, Error::NotFinite { row: 1, column: 0 });
+}
+
+#[test]
+fn quantiles_between_the_ends_of_f64() -> Result<()> {
+    assert_eq!(quantiles(array![f64::MIN, f64::MAX].view(), &[0., 0.5, 1.])?, [f64::MIN, 0., f64::MAX]);
+    Ok(())
+}
+
+/// More neighbours and classes than there can be samples: no sum overflows, and no room is made for them.
+#[test]
+fn settings_as_large_as_they_get() {
+    let (x, labels) = (good(6, 3), [0, 1, 0, 1, 0, 1]);
+    assert!(similarity(&x, &x, Measure::MutualKnn { neighbours: usize::MAX }).is_err());
+    assert!(neural_collapse(&x, &labels, usize::MAX).is_err());
+    assert!(class_means(&x, &labels, usize::MAX).is_err());
+}
+
+#[test]
+fn labels_that_do_not_fit() -> Result<()> {
+    let x = good(6, 3);
+    let all = |labels: &[usize], classes: usize| -> Vec<Error> {
+        let mut accumulator = ClassAccumulator::new(3, classes);
+        let pushed = accumulator.as_mut().map_err(|e| e.clone()).and_then(|classes| {
+            classes.push(&x, labels)?;
+            classes.collapse().map(|_| ())
+        });
+        vec![
+            neural_collapse(&x, labels, classes).map(|_| ()).unwrap_err(),
+            class_means(&x, labels, classes).map(|_| ()).unwrap_err(),
+            pushed.unwrap_err(),
+        ]
+    };
+    let probe =
+        |labels: &[usize], classes| fit_probe(&x, labels, classes, &ProbeConfig::default()).map(|_| ());
+    for (labels, classes, want) in [
+        (&[0, 1, 0, 1, 0][..], 2, Error::Labels { labels: 5, samples: 6 }),
+        (&[0, 1, 0, 1, 0, 1, 0], 2, Error::Labels { labels: 7, samples: 6 }),
+        (&[], 2, Error::Labels { labels: 0, samples: 6 }),
+        (&[0, 1, 0, 2, 0, 1], 2, Error::Label { row: 3, label: 2, classes: 2 }),
+        (&[0, 1, 0, 1, 0, usize::MAX], 2, Error::Label { row: 5, label: usize::MAX, classes: 2 }),
+        (&[0, 0, 0, 0, 0, 0], 1, Error::Classes { found: 1, expected: 2 }),
+        (&[0, 0, 0, 0, 0, 0], 0, Error::Classes { found: 0, expected: 2 }),
+    ] {
+        for error in all(labels, classes) {
+            assert_eq!(error, want);
+        }
+        assert_eq!(probe(labels, classes), Err(want));
+    }
+    // A class without samples has no mean; a probe does without.
+    for (labels, found) in [([0, 0, 2, 2, 0, 2], 2), ([1; 6], 1)] {
+        for error in all(&labels, 3) {
+            assert_eq!(error, Error::Classes { found, expected: 3 });
+        }
+    }
+    assert!(probe(&[0, 0, 2, 2, 0, 2], 3).is_ok());
+    let found = fit_probe(&x, &[0, 1, 0, 1, 0, 1], 2, &ProbeConfig::default())?;
+    assert_eq!(found.accuracy(&x, &[0; 5]), Err(Error::Labels { labels: 5, samples: 6 }));
+    assert_eq!(found.accuracy(&x, &[2; 6]), Err(Error::Label { row: 0, label: 2, classes: 2 }));
+    assert_eq!(found.predict(&good(6, 4)), Err(Error::Widths { left: 3, right: 4 }));
+
+    // The row of a label is counted from the first, although samples are added in pieces.
+    let (long, mut labels) = (good(3000, 2), [0, 1].repeat(1500));
+    labels[2500] = 2;
+    let want = Error::Label { row: 2500, label: 2, classes: 2 };
+    assert_eq!(neural_collapse(&long, &labels, 2), Err(want.clone()));
+    assert_eq!(class_means(&long, &labels, 2), Err(want));
+    Ok(())
+}
+
+#[test]
+fn classifiers_that_do_not_fit() -> Result<()> {
+    let mut classes = ClassAccumulator::new(3, 2)?;
+    classes.push(&good(6, 3), &[0, 1, 0, 1, 0, 1])?;
+    let mut broken = good(2, 3);
+    broken[[1, 2]] = f64::INFINITY;
+    for (weights, want) in [
+        (good(3, 3), Error::Rows { left: 2, right: 3 }),
+        (good(2, 4), Error::Widths { left: 3, right: 4 }),
+        (broken, Error::NotFinite { row: 1, column: 2 }),
+        (Array2::zeros((2, 3)), Error::Degenerate { spread: 0. }),
+    ] {
+        assert_eq!(classes.nc3(weights.view()), Err(want));
     }
     Ok(())
 }
@@ -101,11 +570,24 @@ fn a_constant_representation() -> Result<()> {
 #[test]
 fn a_stack_without_layers() {
     let (none, one) = ([] as [ArrayView2<'_, f64>; 0], good(5, 2));
-    for measure in [Measure::Cos(Centring::None), Measure::Cka(Estimator::Biased)] {
-        let want = Err(Error::TooFewLayers { found: 0, needed: 1 });
-        assert_eq!(pairwise(&none, measure), want);
-        assert_eq!(pairwise_between(&none, &[&one], measure), want);
-        assert_eq!(pairwise_between(&[&one], &none, measure), want);
+    let want = || Error::TooFewLayers { found: 0, needed: 1 };
+    for measure in MEASURES {
+        assert_eq!(pairwise(&none, measure), Err(want()));
+        assert_eq!(pairwise_between(&none, &[&one], measure), Err(want()));
+        assert_eq!(pairwise_between(&[&one], &none, measure), Err(want()));
+    }
+    assert_eq!(saturation(Array2::zeros((0, 4)).view()), Err(want()));
+    assert_eq!(saturation(Array2::zeros((3, 0)).view()).map(|layers| layers.len()), Ok(0));
+    assert_eq!(MomentAccumulator::new(&[]).unwrap_err(), want());
+    assert_eq!(MomentAccumulator::between(&[], &[2]).unwrap_err(), want());
+    assert_eq!(MomentAccumulator::between(&[2], &[]).unwrap_err(), want());
+    assert_eq!(MeanAccumulator::new(&[]).unwrap_err(), want());
+    assert_eq!(CosAccumulator::with_means(vec![]).unwrap_err(), want());
+    assert_eq!(CosAccumulator::uncentred(0, 3, Centring::None).unwrap_err(), want());
+    for (found, layers) in [(0, &[][..]), (1, std::slice::from_ref(&one))] {
+        let want = Error::TooFewLayers { found, needed: 2 };
+        assert_eq!(block_relations(layers, Centring::Samples).unwrap_err(), want);
+        assert_eq!(block_influence(layers).unwrap_err(), want);
     }
 }
 
@@ -114,21 +596,36 @@ fn the_first_bad_layer_of_a_stack_is_named() {
     let (fine, wide, short, mut broken) = (good(6, 3), good(6, 4), good(5, 3), good(6, 3));
     broken[[2, 0]] = f64::NAN;
     let constant = Array2::ones((6, 3));
-    let (cos, cka) = (Measure::Cos(Centring::Samples), Measure::Cka(Estimator::Debiased));
-    let cases = [
-        (cos, &broken, Error::NotFinite { row: 2, column: 0 }),
-        (cka, &broken, Error::NotFinite { row: 2, column: 0 }),
-        (cos, &short, Error::Rows { left: 6, right: 5 }),
-        (cka, &short, Error::Rows { left: 6, right: 5 }),
-        (cos, &wide, Error::Widths { left: 3, right: 4 }),
-        (cka, &constant, Error::Degenerate { spread: 0. }),
-    ];
-    for (measure, bad, source) in cases {
-        let want = Error::Layer { layer: 2, source: Box::new(source.clone()) };
-        assert_eq!(want.to_string(), format!("layer 2: {source}"));
-        let stack = [&fine, &fine, bad, bad];
-        assert_eq!(pairwise(&stack, measure), Err(want.clone()));
-        assert_eq!(pairwise_between(&stack[..2], &stack[2..], measure), Err(want));
+    let not_finite = Error::NotFinite { row: 2, column: 0 };
+    for measure in MEASURES {
+        let mut cases = vec![(&broken, not_finite.clone()), (&short, Error::Rows { left: 6, right: 5 })];
+        match measure {
+            Measure::Cos(_) | Measure::AngularDistance(_) => {
+                cases.push((&wide, Error::Widths { left: 3, right: 4 }))
+            }
+            Measure::MutualKnn { .. } => {}
+            _ => cases.push((&constant, Error::Degenerate { spread: 0. })),
+        }
+        for (bad, source) in cases {
+            let want = Error::Layer { layer: 2, source: Box::new(source.clone()) };
+            assert_eq!(want.to_string(), format!("layer 2: {source}"));
+            let stack = [&fine, &fine, bad, bad];
+            assert_eq!(pairwise(&stack, measure), Err(want.clone()), "{measure:?}");
+            assert_eq!(pairwise_between(&stack[..2], &stack[2..], measure), Err(want), "{measure:?}");
+        }
+    }
+    for (bad, source) in [
+        (&broken, not_finite),
+        (&short, Error::Rows { left: 6, right: 5 }),
+        (&wide, Error::Widths { left: 3, right: 4 }),
+        (&good(0, 3), Error::Samples { samples: 0, needed: 1 }),
+        (&good(6, 0), Error::Width),
+    ] {
+        let want = Error::Layer { layer: 2, source: Box::new(source) };
+        for centring in CENTRINGS {
+            assert_eq!(block_relations(&[&fine, &fine, bad], centring).unwrap_err(), want);
+        }
+        assert_eq!(block_influence(&[&fine, &fine, bad]).unwrap_err(), want);
     }
 }
 
@@ -140,9 +637,11 @@ fn tensors_that_are_no_float_matrices() -> std::result::Result<(), Box<dyn std::
     let fine = Tensor::ones((5, 2), DType::F32, &Cpu)?;
     let integers = Tensor::ones((5, 2), DType::U32, &Cpu)?;
     let cube = Tensor::ones((5, 2, 3), DType::F32, &Cpu)?;
-    let error = cos(&fine, &integers, Centring::None).unwrap_err();
-    let text = "tensor of shape [5, 2] and type u32; expected a float matrix (samples, width)";
-    assert_eq!(error.to_string(), text);
+    for measure in MEASURES {
+        let error = similarity(&fine, &integers, measure).unwrap_err();
+        let text = "tensor of shape [5, 2] and type u32; expected a float matrix (samples, width)";
+        assert_eq!(error.to_string(), text);
+    }
     let error = cka(&cube, &fine, Estimator::Biased).unwrap_err();
     let text = "tensor of shape [5, 2, 3] and type f32; expected a float matrix (samples, width)";
     assert_eq!(error.to_string(), text);
@@ -154,4 +653,401 @@ fn tensors_that_are_no_float_matrices() -> std::result::Result<(), Box<dyn std::
     assert_eq!(between.to_string(), format!("layer 2: {text}"));
     assert_eq!(pairwise::<Tensor>(&[], measure), Err(Error::TooFewLayers { found: 0, needed: 1 }));
     Ok(())
+}
+
+// Accumulators.
+
+/// What an accumulator does, whichever it is.
+trait Accumulator: Sized + Clone {
+    fn push(&mut self, batch: &[Array2<f64>]) -> Result<()>;
+    fn merge(&mut self, other: Self) -> Result<()>;
+    fn to_bytes(&mut self) -> Vec<u8>;
+    fn from_bytes(bytes: &[u8]) -> Result<Self>;
+    /// Asks for results, whatever they are.
+    fn evaluate(&mut self);
+
+    /// Name, shape and bytes of each tensor, and the notes beside them, whose order in the file is not fixed.
+    fn state(&self) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+        let bytes = self.clone().to_bytes();
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let tensors =
+            file.iter().map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), view.data().to_vec())));
+        let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
+        let notes = header
+            .metadata()
+            .iter()
+            .flatten()
+            .map(|(key, note)| (key.clone(), (vec![], note.clone().into_bytes())));
+        tensors.chain(notes).collect()
+    }
+
+    fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.state().into_iter().map(|(name, (shape, _))| (name, shape)).collect()
+    }
+}
+
+macro_rules! accumulator {
+    ($type:ty, |$push:ident, $batch:ident| $pushed:expr, |$it:ident| $evaluate:expr) => {
+        impl Accumulator for $type {
+            fn push(&mut self, $batch: &[Array2<f64>]) -> Result<()> {
+                let $push = self;
+                $pushed
+            }
+            fn merge(&mut self, other: Self) -> Result<()> {
+                self.merge(other)
+            }
+            fn to_bytes(&mut self) -> Vec<u8> {
+                <$type>::to_bytes(self)
+            }
+            fn from_bytes(bytes: &[u8]) -> Result<Self> {
+                <$type>::from_bytes(bytes)
+            }
+            fn evaluate(&mut self) {
+                let $it = self;
+                $evaluate
+            }
+        }
+    };
+}
+accumulator!(MeanAccumulator, |it, batch| it.push(batch), |it| drop(it.means()));
+accumulator!(CosAccumulator, |it, batch| it.push(batch), |it| drop(it.pairwise()));
+accumulator!(MomentAccumulator, |it, batch| it.push(batch), |it| {
+    OF_MOMENTS.into_iter().for_each(|measure| drop(it.pairwise(measure)));
+});
+// Of the first layer.
+accumulator!(
+    ClassAccumulator,
+    |it, batch| {
+        let labels: Vec<usize> = (0..batch[0].nrows()).map(|i| i % 2).collect();
+        it.push(&batch[0], &labels)
+    },
+    |it| drop((it.means(), it.collapse(), it.nc3(good(2, 3).view())))
+);
+
+/// Three layers of width 3.
+fn batch(first: usize, rows: usize) -> Vec<Array2<f64>> {
+    (1..4)
+        .map(|l| good(20, 3).slice(s![first..first + rows, ..]).mapv(|x| (l as f64 * x).cos() - 0.3))
+        .collect()
+}
+
+/// Each kind, in every form that its state has, with 7 samples.
+fn means() -> Result<MeanAccumulator> {
+    filled(MeanAccumulator::new(&[3; 3])?)
+}
+
+fn cosines() -> Result<[CosAccumulator; 3]> {
+    Ok([
+        filled(CosAccumulator::centred(means()?)?)?,
+        filled(CosAccumulator::uncentred(3, 3, Centring::Features)?)?,
+        filled(CosAccumulator::uncentred(3, 3, Centring::None)?)?,
+    ])
+}
+
+fn moments() -> Result<[MomentAccumulator; 2]> {
+    Ok([filled(MomentAccumulator::new(&[3; 3])?)?, filled(MomentAccumulator::between(&[3], &[3; 2])?)?])
+}
+
+fn classes() -> Result<ClassAccumulator> {
+    filled(ClassAccumulator::new(3, 2)?)
+}
+
+fn filled<A: Accumulator>(mut empty: A) -> Result<A> {
+    empty.push(&batch(0, 7))?;
+    Ok(empty)
+}
+
+/// Each of `batches` is refused, and leaves no trace, before the first sample and after some.
+fn refuses<A: Accumulator + Debug>(empty: A, batches: &[(Vec<Array2<f64>>, Error)]) -> Result<()> {
+    for accumulator in [empty.clone(), filled(empty)?] {
+        for (bad, want) in batches {
+            let mut accumulator = accumulator.clone();
+            let before = accumulator.state();
+            assert_eq!(accumulator.push(bad), Err(want.clone()));
+            assert_eq!(accumulator.state(), before, "{want}");
+            accumulator.push(&batch(7, 3))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_of_a_bad_batch_is_added() -> Result<()> {
+    let with = |layer: usize, change: &dyn Fn(&mut Array2<f64>)| {
+        let mut batch = batch(0, 4);
+        change(&mut batch[layer]);
+        batch
+    };
+    let named = |layer: usize, source: Error| Error::Layer { layer, source: Box::new(source) };
+    let not_finite = Error::NotFinite { row: 2, column: 1 };
+    let layers = |layers| (with(0, &|_| {})[..layers].to_vec(), Error::Layers { found: layers, expected: 3 });
+    let mut bad = vec![
+        layers(0),
+        layers(2),
+        (with(2, &|xs| *xs = good(4, 2)), named(2, Error::Widths { left: 3, right: 2 })),
+        (with(1, &|xs| *xs = good(4, 0)), named(1, Error::Widths { left: 3, right: 0 })),
+        (with(2, &|xs| *xs = good(5, 3)), named(2, Error::Rows { left: 4, right: 5 })),
+        (with(2, &|xs| xs[[2, 1]] = f64::NAN), named(2, not_finite.clone())),
+        (with(1, &|xs| xs[[2, 1]] = f64::INFINITY), named(1, not_finite.clone())),
+    ];
+    refuses(MeanAccumulator::new(&[3; 3])?, &bad)?;
+    refuses(CosAccumulator::centred(means()?)?, &bad)?;
+    refuses(CosAccumulator::uncentred(3, 3, Centring::Features)?, &bad)?;
+    refuses(CosAccumulator::uncentred(3, 3, Centring::None)?, &bad)?;
+    let huge = Error::Magnitude { row: 2, column: 1, limit: 1e60 };
+    bad.push((with(1, &|xs| xs[[2, 1]] = -1.1e60), named(1, huge.clone())));
+    refuses(MomentAccumulator::new(&[3; 3])?, &bad)?;
+    refuses(MomentAccumulator::between(&[3, 3], &[3])?, &bad)?;
+    let of_one = [
+        (with(0, &|xs| *xs = good(4, 2)), Error::Widths { left: 3, right: 2 }),
+        (with(0, &|xs| xs[[2, 1]] = f64::NAN), not_finite),
+        (with(0, &|xs| xs[[2, 1]] = 1.1e60), huge),
+    ];
+    refuses(ClassAccumulator::new(3, 2)?, &of_one)?;
+    let mut classes = classes()?;
+    let before = classes.state();
+    for (labels, want) in [
+        (&[0, 1, 0][..], Error::Labels { labels: 3, samples: 4 }),
+        (&[0, 1, 0, 2], Error::Label { row: 3, label: 2, classes: 2 }),
+    ] {
+        assert_eq!(classes.push(&good(4, 3), labels), Err(want));
+        assert_eq!(classes.state(), before);
+    }
+    Ok(())
+}
+
+/// A batch without samples is none: nothing changes, and nothing can be asked.
+#[test]
+fn accumulators_without_samples() -> Result<()> {
+    let empty = batch(0, 0);
+    let mut moments = MomentAccumulator::new(&[3; 3])?;
+    moments.push(&empty)?;
+    for measure in OF_MOMENTS {
+        assert!(matches!(moments.pairwise(measure), Err(Error::Samples { samples: 0, .. })), "{measure:?}");
+    }
+    moments.push(&batch(0, 3))?;
+    let needed = Err(Error::Samples { samples: 3, needed: 4 });
+    assert_eq!(moments.pairwise(Measure::Cka(Estimator::Debiased)), needed);
+    for measure in MEASURES.into_iter().filter(|measure| !OF_MOMENTS.contains(measure)) {
+        let want = Error::Unsupported { measure: measure.name(), what: "form as moments" };
+        assert_eq!(moments.pairwise(measure), Err(want));
+    }
+    let mut means = MeanAccumulator::new(&[3; 3])?;
+    means.push(&empty)?;
+    assert_eq!(means.means(), vec![Array1::<f64>::zeros(3); 3]);
+    let none = Error::Samples { samples: 0, needed: 1 };
+    assert_eq!(CosAccumulator::centred(means.clone()).unwrap_err(), none);
+    means.push(&batch(0, 2))?;
+    let mut cosines = CosAccumulator::centred(means)?;
+    cosines.push(&empty)?;
+    assert_eq!(cosines.pairwise(), Err(none));
+    let mut classes = ClassAccumulator::new(3, 2)?;
+    classes.push(&empty[0], &[])?;
+    assert_eq!(classes.collapse(), Err(Error::Classes { found: 0, expected: 2 }));
+    assert_eq!(classes.means(), Err(Error::Classes { found: 0, expected: 2 }));
+    Ok(())
+}
+
+#[test]
+fn accumulators_that_cannot_be_made() -> Result<()> {
+    let layer = |layer| Error::Layer { layer, source: Box::new(Error::Width) };
+    assert_eq!(MomentAccumulator::new(&[3, 0]).unwrap_err(), layer(1));
+    assert_eq!(MeanAccumulator::new(&[0]).unwrap_err(), layer(0));
+    assert!(MomentAccumulator::between(&[3], &[0]).is_err());
+    assert!(CosAccumulator::uncentred(2, 0, Centring::None).is_err());
+    let unsupported = CosAccumulator::uncentred(2, 3, Centring::Samples).unwrap_err();
+    assert!(matches!(unsupported, Error::Unsupported { measure: "COS", .. }), "{unsupported}");
+    let widths = Error::Widths { left: 3, right: 2 };
+    assert_eq!(CosAccumulator::with_means(vec![Array1::zeros(3), Array1::zeros(2)]).unwrap_err(), widths);
+    let mean = array![0., f64::NAN];
+    assert_eq!(CosAccumulator::with_means(vec![mean]).unwrap_err(), Error::NotFinite { row: 0, column: 1 });
+    assert_eq!(ClassAccumulator::new(0, 2), Err(Error::Width));
+    assert_eq!(ClassAccumulator::new(3, 1), Err(Error::Classes { found: 1, expected: 2 }));
+    Ok(())
+}
+
+#[test]
+fn only_equal_accumulators_are_merged() -> Result<()> {
+    fn refused<A: Accumulator>(ours: &A, theirs: A) {
+        let (mut merged, before) = (ours.clone(), ours.state());
+        assert!(matches!(merged.merge(theirs), Err(Error::Mismatch { .. })));
+        assert_eq!(merged.state(), before);
+    }
+    for other in [&[3, 3][..], &[3, 3, 2], &[3, 3, 3, 3]] {
+        refused(&means()?, MeanAccumulator::new(other)?);
+        refused(&moments()?[0], MomentAccumulator::new(other)?);
+        refused(&moments()?[1], MomentAccumulator::between(&other[..1], &other[1..])?);
+    }
+    let [all, between] = moments()?;
+    refused(&all, between.clone());
+    refused(&between, all);
+    refused(&between, MomentAccumulator::between(&[3, 3], &[3])?);
+    let [centred, features, none] = cosines()?;
+    let other = CosAccumulator::with_means(vec![Array1::ones(3); 3])?;
+    for (ours, theirs) in [(&centred, &features), (&features, &none), (&none, &centred), (&centred, &other)] {
+        refused(ours, theirs.clone());
+    }
+    refused(&none, CosAccumulator::uncentred(2, 3, Centring::None)?);
+    refused(&none, CosAccumulator::uncentred(3, 2, Centring::None)?);
+    refused(&classes()?, ClassAccumulator::new(2, 2)?);
+    refused(&classes()?, ClassAccumulator::new(3, 3)?);
+    Ok(())
+}
+
+type Reader = fn(&[u8]) -> Result<()>;
+
+/// `from_bytes` of every kind.
+fn readers() -> [Reader; 4] {
+    [
+        |bytes| MeanAccumulator::from_bytes(bytes).map(drop),
+        |bytes| CosAccumulator::from_bytes(bytes).map(drop),
+        |bytes| MomentAccumulator::from_bytes(bytes).map(drop),
+        |bytes| ClassAccumulator::from_bytes(bytes).map(drop),
+    ]
+}
+
+/// The states of every kind, by the index of their reader.
+fn states() -> Result<Vec<(usize, Vec<u8>)>> {
+    let mut states = vec![(0, means()?.to_bytes()), (3, classes()?.to_bytes())];
+    states.extend(cosines()?.iter().map(|cosines| (1, cosines.to_bytes())));
+    states.extend(moments()?.iter_mut().map(|moments| (2, moments.to_bytes())));
+    Ok(states)
+}
+
+#[test]
+fn what_is_no_state_is_not_read() -> Result<()> {
+    let numbers = safetensors::tensor::TensorView::new(safetensors::Dtype::F64, vec![1], &[0; 8]);
+    let other = safetensors::serialize([("shift.0", numbers.expect("8 bytes"))], None).expect("a file");
+    let mut claims_much = u64::MAX.to_le_bytes().to_vec();
+    claims_much.extend(b"{}");
+    let garbage: Vec<u8> = (0..1000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for read in readers() {
+        for bytes in [&[][..], b"{}", &[0; 8], &[0xff; 64], &other, &claims_much, &garbage] {
+            assert!(matches!(read(bytes), Err(Error::State(_))));
+        }
+    }
+    for (kind, bytes) in states()? {
+        for (reader, read) in readers().into_iter().enumerate() {
+            assert_eq!(read(&bytes).is_ok(), reader == kind, "state of kind {kind}, reader {reader}");
+        }
+        for length in (0..bytes.len()).step_by(3) {
+            assert!(matches!(readers()[kind](&bytes[..length]), Err(Error::State(_))), "{length} bytes");
+        }
+        let longer = [&bytes[..], &[0; 8]].concat();
+        assert!(matches!(readers()[kind](&longer), Err(Error::State(_))));
+    }
+    Ok(())
+}
+
+#[test]
+fn states_are_read_as_they_were() -> Result<()> {
+    fn check<A: Accumulator>(accumulator: &A) -> Result<()> {
+        let read = A::from_bytes(&accumulator.clone().to_bytes())?;
+        assert_eq!(read.state(), accumulator.state());
+        Ok(())
+    }
+    check(&means()?)?;
+    cosines()?.iter().try_for_each(check)?;
+    moments()?.iter().try_for_each(check)?;
+    check(&classes()?)
+}
+
+/// With one byte changed: an error, or an accumulator of the same shape that answers. Which number of samples is right no file can
+/// tell.
+fn survives<A: Accumulator>(accumulator: &A, at: usize, byte: u8, mut bytes: Vec<u8>) {
+    let around = |bytes: &[u8]| String::from_utf8_lossy(&bytes[at.saturating_sub(15)..at + 1]).into_owned();
+    let before = around(&bytes);
+    bytes[at] = byte;
+    match A::from_bytes(&bytes) {
+        Ok(mut read) => {
+            assert_eq!(read.shapes(), accumulator.shapes(), "{before:?} became {:?}", around(&bytes));
+            read.evaluate();
+        }
+        Err(error) => assert!(matches!(error, Error::State(_)), "{error:?}"),
+    }
+}
+
+fn header(bytes: &[u8]) -> usize {
+    8 + u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize
+}
+
+/// Digits and what JSON is made of, everywhere in the header.
+#[test]
+fn a_corrupted_header_is_refused_or_has_the_same_shape() -> Result<()> {
+    fn check<A: Accumulator>(accumulator: &A) -> Result<()> {
+        let bytes = accumulator.clone().to_bytes();
+        for at in 0..header(&bytes) {
+            for byte in *b"01239x\" ,]\0\xff" {
+                survives(accumulator, at, byte, bytes.clone());
+            }
+        }
+        Ok(())
+    }
+    check(&means()?)?;
+    cosines()?.iter().try_for_each(check)?;
+    moments()?.iter().try_for_each(check)?;
+    check(&classes()?)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn corrupted_numbers_are_refused_or_have_the_same_shape(place in 0f64..1., byte in any::<u8>()) {
+        fn check<A: Accumulator>(accumulator: &A, place: f64, byte: u8) {
+            let bytes = accumulator.clone().to_bytes();
+            let header = header(&bytes);
+            let at = header + (place * (bytes.len() - header) as f64) as usize;
+            survives(accumulator, at, byte, bytes);
+        }
+        check(&means()?, place, byte);
+        cosines()?.iter().for_each(|cosines| check(cosines, place, byte));
+        // Numbers of huge exponents: see below.
+        prop_assume!(byte % 128 != 127);
+        moments()?.iter().for_each(|moments| check(moments, place, byte));
+        check(&classes()?, place, byte);
+    }
+}
+
+/// A state is as large as what it holds: one of two layers of `WIDTH` and of 1 that leaves out the square of the first, 1.3 TB, is
+/// refused before room for it is made.
+#[test]
+fn a_state_that_claims_more_than_it_holds_takes_no_memory() {
+    const WIDTH: usize = 400_000;
+    let zeros = vec![0; 8 * WIDTH];
+    let tensor = |shape: Vec<usize>| {
+        let len = 8 * shape.iter().product::<usize>();
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F64, shape, &zeros[..len])
+            .expect("as many bytes")
+    };
+    let layers = [("0", WIDTH), ("1", 1)].into_iter().flat_map(|(name, width)| {
+        let own = [("shift", vec![width]), ("sum", vec![width]), ("scalars", vec![2])];
+        own.map(|(what, shape)| (format!("{what}.{name}"), tensor(shape)))
+    });
+    let pair = [("cross", vec![WIDTH, 1]), ("u", vec![WIDTH]), ("v", vec![1]), ("products", vec![1])]
+        .map(|(what, shape)| (format!("{what}.0-1"), tensor(shape)));
+    let notes = [("layerwise_accumulator", "moments"), ("version", "1"), ("samples", "5"), ("stacks", "1 1")];
+    let notes = notes.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let bytes = safetensors::serialize(layers.chain(pair), Some(notes.into())).expect("a file");
+    assert!(matches!(MomentAccumulator::from_bytes(&bytes), Err(Error::State(_))));
+}
+
+/// Finite, and not what any samples have: sums that overflow give an error or no number, never a panic.
+#[test]
+fn a_state_of_huge_numbers_answers() -> Result<()> {
+    fn check<A: Accumulator>(accumulator: &A) -> Result<()> {
+        let bytes = accumulator.clone().to_bytes();
+        for last_byte in (header(&bytes) + 7..bytes.len()).step_by(8) {
+            let mut bytes = bytes.clone();
+            bytes[last_byte] = 0x7f; // 1e304 and more
+            if let Ok(mut read) = A::from_bytes(&bytes) {
+                read.evaluate();
+            }
+        }
+        Ok(())
+    }
+    check(&means()?)?;
+    check(&classes()?)?;
+    cosines()?.iter().try_for_each(check)?;
+    moments()?.iter().try_for_each(check)
 }

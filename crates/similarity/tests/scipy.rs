@@ -1,4 +1,4 @@
-//! Every measure but COS and linear CKA (`numpy.rs`) against `fixtures/measures.py`: textbook forms in NumPy and SciPy.
+//! Every measure but COS and linear CKA (`numpy.rs`) against `fixtures/measures.py`: textbook forms in `NumPy` and `SciPy`.
 
 mod fixture;
 
@@ -74,7 +74,7 @@ fn every_measure_of_every_pair() -> Result {
             close(&case, &[similarity(&y, &x, Measure::Pwcca)?], &[want], TOLERANCE);
             let both = pairwise(&[&x, &y], Measure::Pwcca)?;
             let forth = FIXTURE.scalar(&format!("{case}/pwcca"))?;
-            close(&case, &both.slice(s![0..2, 0..2]), &[1., forth, want, 1.], TOLERANCE);
+            close(&case, both.slice(s![0..2, 0..2]), &[1., forth, want, 1.], TOLERANCE);
         }
     }
     assert!(checked > 15 * 15, "only {checked} results were in the file");
@@ -93,7 +93,7 @@ fn check(name: &str, x: &Array2<f64>, y: &Array2<f64>, measure: Measure, want: &
     close(name, &pairwise_between(&[x], &[y], measure)?, &[mean], tolerance);
     close(name, &[pairwise(&[x, y], measure)?[[0, 1]]], &[mean], tolerance);
     let (first, second) = (x.mapv(|x| x as f32), y.mapv(|y| y as f32));
-    if &first.mapv(f64::from) == x && &second.mapv(f64::from) == y {
+    if first.mapv(f64::from) == *x && second.mapv(f64::from) == *y {
         close(name, &[similarity(&first, &second, measure)?], &[mean], tolerance);
     }
     Ok(())
@@ -186,7 +186,7 @@ fn principal_components() -> Result {
         close(case, &found.mean, &FIXTURE.vector(&format!("{case}/mean"))?, TOLERANCE);
         close(case, &found.components, &FIXTURE.matrix(&format!("{case}/components"))?, TOLERANCE);
         let variances = FIXTURE.vector(&format!("{case}/variances"))?;
-        close(case, &found.variances, &variances.slice(s![..2]), TOLERANCE);
+        close(case, &found.variances, variances.slice(s![..2]), TOLERANCE);
         close(case, &found.project(&x)?, &FIXTURE.matrix(&format!("{case}/projected"))?, TOLERANCE);
     }
     Ok(())
