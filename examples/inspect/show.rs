@@ -67,7 +67,8 @@ pub(crate) fn write(
     results.write(out)?;
 
     let heat = [("COS", cos), ("linear CKA, biased", cka_biased), ("linear CKA, debiased", cka_debiased)];
-    let heat = heat.map(|(title, matrix)| plots::heat_map(title, "layer", matrix, 0, (0., 1.))).into();
+    let heat =
+        heat.map(|(title, matrix)| plots::heat_map(title, ("layer", "layer"), matrix, 0, (0., 1.))).into();
     let heat = plots::write(&out.join("similarity"), heat, 3)?;
     let neighbours = |matrix: &[Vec<f64>]| -> Vec<f64> {
         (1..matrix.len()).map(|layer| matrix[layer - 1][layer]).collect()

@@ -101,7 +101,9 @@ fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
     ];
     let heat = studied
         .iter()
-        .map(|model| plots::heat_map(&format!("COS, {}", model.name), "layer", &model.cos, 1, (0., 1.)))
+        .map(|model| {
+            plots::heat_map(&format!("COS, {}", model.name), ("layer", "layer"), &model.cos, 1, (0., 1.))
+        })
         .collect();
     let depth = studied.first().context("no model")?.scores.accuracy.len();
     let names: Vec<String> = (1..=depth).map(|layer| layer.to_string()).collect();
