@@ -6,12 +6,14 @@ use anyhow::Result;
 use layerwise::exit::LayerScores;
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
+    input::Input,
+    layers::Measured,
     plots::{self, Series},
     table::{decimals, percent},
 };
 use serde_json::json;
 
-use crate::{input::Input, matrices::Matrices};
+use crate::matrices::Matrices;
 
 /// One row a layer.
 pub(crate) fn table(matrices: &Matrices, scores: Option<&LayerScores>) -> Table {
@@ -89,7 +91,7 @@ pub(crate) fn write(
     ];
     let curves = plots::write(&out.join("curves"), curves, 2)?;
 
-    let samples = input.len();
+    let samples = input.samples();
     Report::new(&format!("The layers of {name}"))
         .paragraph(&format!(
             "Hidden states of {samples} samples at the token that the prediction reads: layer 0 is the embedding, layer l \

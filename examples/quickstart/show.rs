@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
-    digits::TEST_BATCH,
+    images::TEST_BATCH,
     plots::{self, Series},
     table::{decimals, percent},
 };

@@ -1,4 +1,4 @@
-//! What `--input` names, turned into what the model takes.
+//! Images of a folder, turned into what a checkpoint takes.
 
 use std::{
     ops::Range,
@@ -7,13 +7,16 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
-use layerwise::{
-    data::{Error, ImageSet, Preprocess, Size, Split, cifar10, digits, idx, image_files, read_image},
-    models::VitConfig,
+use layerwise_data::{
+    Error, ImageSet, Preprocess, Size, Split, cifar10, digits, idx, image_files, read_image,
 };
+use layerwise_models::{Batch, VitConfig};
+
+use crate::layers::Measured;
 
 /// Samples in order, and how they are prepared.
-pub(crate) struct Input {
+#[derive(Debug)]
+pub struct Input {
     source: Source,
     preprocess: Preprocess,
     /// Channels and edge of the model's images: one that has this edge already is not resampled.
@@ -21,14 +24,20 @@ pub(crate) struct Input {
     model_size: usize,
 }
 
+#[derive(Debug)]
 enum Source {
     Files(Vec<PathBuf>),
     Set(ImageSet),
 }
 
 impl Input {
-    /// Opens `input` for a model of this configuration, whose folder may have a `preprocessor_config.json`.
-    pub(crate) fn open(input: &Path, limit: Option<usize>, model: &Path, config: &VitConfig) -> Result<Self> {
+    /// Opens `input` for a model of this configuration, whose folder may have a `preprocessor_config.json`: a folder of PNG and
+    /// JPEG files, or of MNIST's or CIFAR-10's files, whose test part is taken, or the word `digits`.
+    ///
+    /// # Errors
+    ///
+    /// When it is none of these; the message names it.
+    pub fn open(input: &Path, limit: Option<usize>, model: &Path, config: &VitConfig) -> Result<Self> {
         let limit = limit.unwrap_or(usize::MAX);
         let source = match source(input)? {
             Source::Files(files) => Source::Files(files.into_iter().take(limit).collect()),
@@ -48,50 +57,40 @@ impl Input {
         Ok(Self { source, preprocess, channels, model_size })
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// How images are prepared.
+    #[must_use]
+    pub fn preprocess(&self) -> &Preprocess {
+        &self.preprocess
+    }
+
+    /// Names of the files, in the order of the rows; none for a data set.
+    #[must_use]
+    pub fn files(&self) -> Option<Vec<String>> {
+        let Source::Files(files) = &self.source else { return None };
+        Some(files.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into()).collect())
+    }
+
+    /// What the folder's settings made of an image must be what its model takes.
+    fn check(&self, found: &[usize]) -> Result<()> {
+        let expected = [self.channels, self.model_size, self.model_size];
+        ensure!(
+            found == expected,
+            "prepared as {found:?}, but the model takes {expected:?} (channels, height, width); does preprocessor_config.json \
+             belong to this model?"
+        );
+        Ok(())
+    }
+}
+
+impl Measured for Input {
+    fn samples(&self) -> usize {
         match &self.source {
             Source::Files(files) => files.len(),
             Source::Set(set) => set.len(),
         }
     }
 
-    /// How images are prepared.
-    pub(crate) fn preprocess(&self) -> &Preprocess {
-        &self.preprocess
-    }
-
-    /// What to call a sample.
-    pub(crate) fn name(&self, sample: usize) -> String {
-        match &self.source {
-            Source::Files(files) => files[sample].display().to_string(),
-            Source::Set(_) => format!("sample {sample}"),
-        }
-    }
-
-    /// Names of the files, in the order of the rows.
-    pub(crate) fn files(&self) -> Option<Vec<String>> {
-        let Source::Files(files) = &self.source else { return None };
-        Some(files.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into()).collect())
-    }
-
-    /// Labels of a data set, `(samples)`.
-    pub(crate) fn labels(&self, device: &Device) -> Result<Option<Tensor>> {
-        match &self.source {
-            Source::Files(_) => Ok(None),
-            Source::Set(set) => Ok(Some(Tensor::new(set.labels(), device)?)),
-        }
-    }
-
-    /// Number of the data set's classes; 0 for files.
-    pub(crate) fn classes(&self) -> usize {
-        match &self.source {
-            Source::Files(_) => 0,
-            Source::Set(set) => set.classes().len(),
-        }
-    }
-
-    /// Samples `rows` as `(rows, channels, height, width)`.
-    pub(crate) fn batch(&self, rows: Range<usize>, device: &Device) -> Result<Tensor> {
+    fn batch(&self, rows: Range<usize>, device: &Device) -> Result<Batch> {
         let as_it_is = Preprocess { do_resize: false, do_center_crop: false, ..self.preprocess.clone() };
         let prepare = |height: usize, width: usize| {
             let fits = (height, width) == (self.model_size, self.model_size);
@@ -106,27 +105,37 @@ impl Input {
                     self.check(pixels.dims()).with_context(|| path.display().to_string())?;
                     Ok(pixels)
                 });
-                Ok(Tensor::stack(&images.collect::<Result<Vec<_>>>()?, 0)?)
+                Ok(Tensor::stack(&images.collect::<Result<Vec<_>>>()?, 0)?.into())
             }
             Source::Set(set) => {
                 let indices: Vec<usize> = rows.collect();
                 let prepare = prepare(set.shape().height, set.shape().width);
                 let pixels = prepare.apply_set(set, &indices, device)?;
                 self.check(&pixels.dims()[1..])?;
-                Ok(pixels)
+                Ok(pixels.into())
             }
         }
     }
 
-    /// What the folder's settings made of an image must be what its model takes.
-    fn check(&self, found: &[usize]) -> Result<()> {
-        let expected = [self.channels, self.model_size, self.model_size];
-        ensure!(
-            found == expected,
-            "prepared as {found:?}, but the model takes {expected:?} (channels, height, width); does preprocessor_config.json \
-             belong to this model?"
-        );
-        Ok(())
+    fn name(&self, sample: usize) -> String {
+        match &self.source {
+            Source::Files(files) => files[sample].display().to_string(),
+            Source::Set(_) => format!("sample {sample}"),
+        }
+    }
+
+    fn labels(&self) -> Option<&[u32]> {
+        match &self.source {
+            Source::Files(_) => None,
+            Source::Set(set) => Some(set.labels()),
+        }
+    }
+
+    fn classes(&self) -> &[String] {
+        match &self.source {
+            Source::Files(_) => &[],
+            Source::Set(set) => set.classes(),
+        }
     }
 }
 
