@@ -11,7 +11,7 @@ use layerwise::{
     exit::{ExitReport, LayerScores, evaluate, measure, minimal_depth},
     models::{Pass, Vit, tap},
     ops::init,
-    similarity::{Centring, Estimator, Measure, tensor::pairwise},
+    similarity::{Centring, Estimator, Measure},
     train::{AdamWConfig, Evaluation, Objective, Schedule, TrainConfig},
 };
 use layerwise_example_common::{
@@ -19,6 +19,7 @@ use layerwise_example_common::{
     data_sets::{digits_vit, embedded_digits},
     images::{Images, TEST_BATCH},
     interrupt, progress, run_main,
+    similarity::all_pairs,
     training::trained,
 };
 use serde_json::json;
@@ -111,11 +112,8 @@ fn study(
     let scores = evaluate(&packed, data.test_batches())?;
     // The embedding's [CLS] token is the same for every image: layers 1..L only.
     let features = tap::features(&packed, inputs, Pass::EVAL)?.split_off(1);
-    let matrix = |measure| -> Result<Vec<Vec<f64>>> {
-        Ok(pairwise(&features, measure)?.rows().into_iter().map(|row| row.to_vec()).collect())
-    };
-    let cos = matrix(Measure::Cos(Centring::Samples))?;
-    let cka = matrix(Measure::Cka(Estimator::Biased))?;
+    let cos = all_pairs(&features, Measure::Cos(Centring::Samples))?;
+    let cka = all_pairs(&features, Measure::Cka(Estimator::Biased))?;
     let exits = measure(&packed, || data.test_batches(), &THRESHOLDS, rounds)?;
     Ok(Studied { name, model, scores, cos, cka, exits, curve })
 }

@@ -1,12 +1,13 @@
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::Array2;
 
 use crate::{
-    Error, Real, Result,
-    representation::{centre_samples, largest, same_rows, widen},
+    Error, Measure, Representation, Result,
+    error::in_layer,
+    frame::{Frame, centred},
+    gram::{Kernel, gram_sums, median_squared_distance},
+    in_memory::by_moments,
+    pairwise::similarity,
 };
-
-/// Below this share of its terms, a difference is rounding.
-const ROUNDING: f64 = 1e-12;
 
 /// How the Hilbert-Schmidt independence criterion of a finite sample is estimated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,8 +27,10 @@ pub enum Estimator {
 /// ```
 ///
 /// `x` is `(n, d)`, `y` is `(n, d')`. Biased: `HSIC = |Y^T X|_F^2` of column-centred features, result in `[0, 1]`.
-/// Debiased: `HSIC_1` of Song et al. (2012) on both sums. A representation wider than it has samples is replaced by its Gram
-/// matrix (`n x n`) first.
+/// Debiased: `HSIC_1` of Song et al. (2012) on all three. From the smaller of the `d x d'` and the `n x n` matrices, which are never
+/// held as a whole where they are large.
+///
+/// Unchanged by a rotation, a shift or a scaling of either; not by a general linear map.
 ///
 /// # Errors
 ///
@@ -42,118 +45,148 @@ pub enum Estimator {
 /// use ndarray::array;
 ///
 /// let x = array![[1., 2.], [0., 1.], [4., -1.], [2., 2.], [0., 3.]];
-/// let same = cka(x.view(), (&x * 3. + 1.).view(), Estimator::Biased)?;
+/// let same = cka(&x, &(&x * 3. + 1.), Estimator::Biased)?;
 /// assert!((same - 1.).abs() < 1e-12);
 /// # Ok::<(), layerwise_similarity::Error>(())
 /// ```
-pub fn cka<T: Real, U: Real>(
-    x: ArrayView2<'_, T>,
-    y: ArrayView2<'_, U>,
+pub fn cka(x: &dyn Representation, y: &dyn Representation, estimator: Estimator) -> Result<f64> {
+    similarity(x, y, Measure::Cka(estimator))
+}
+
+/// Centred kernel alignment with a Gaussian kernel (Kornblith et al. 2019, section 3).
+///
+/// ```text
+/// k(x_i, x_j) = exp(-|x_i - x_j|^2 / (2 s^2)),  s = bandwidth * median of |x_i - x_j| over all pairs i < j
+/// ```
+///
+/// Small bandwidths compare neighbourhoods; as the bandwidth grows the result becomes that of linear [`cka`]. Kornblith et al. try
+/// 0.2, 0.4 and 0.8. Each representation has its own median. Time is `O(n^2 d)`, memory that of the features in f64.
+///
+/// Unchanged by a rotation, a shift or a scaling of either.
+///
+/// # Errors
+///
+/// As [`cka`]; [`Error::Setting`] for a bandwidth that is not positive, [`Error::Degenerate`], too, when half of all pairs of
+/// samples coincide, so that there is no scale.
+pub fn rbf_cka(
+    x: &dyn Representation,
+    y: &dyn Representation,
     estimator: Estimator,
+    bandwidth: f64,
 ) -> Result<f64> {
-    Features::new(x, estimator)?.cka(&Features::new(y, estimator)?)
+    similarity(x, y, Measure::RbfCka { estimator, bandwidth })
 }
 
-/// A centred representation with what all its pairs share.
-pub(crate) struct Features {
-    held: Held,
-    /// `|x_i|^2`.
-    norms: Array1<f64>,
-    estimator: Estimator,
-    /// `sqrt(HSIC(X, X))`, positive.
-    root: f64,
-}
-
-impl Features {
-    pub(crate) fn new<T: Real>(xs: ArrayView2<'_, T>, estimator: Estimator) -> Result<Self> {
-        let needed = match estimator {
-            Estimator::Biased => 2,
-            Estimator::Debiased => 4,
-        };
-        if xs.nrows() < needed {
-            return Err(Error::Samples { samples: xs.nrows(), needed });
-        }
-        let mut xs = centre_samples(widen(xs)?);
-        // CKA does not depend on scale; near 1, no product overflows.
-        let largest = largest(xs.view());
-        if largest > 0. {
-            xs /= largest;
-        }
-        let norms = xs.map_axis(Axis(1), |row| row.dot(&row));
-        let features = Self { held: Held::smaller(xs), norms, estimator, root: 1. };
-        let hsic = features.hsic(&features)?;
-        // Debiased, a difference of sums: where theory says 0 (all samples equally far apart) only rounding is left.
-        if hsic > ROUNDING * features.norms.dot(&features.norms) {
-            Ok(Self { root: hsic.sqrt(), ..features })
-        } else {
-            Err(Error::Degenerate { hsic })
+impl Estimator {
+    /// The least number of samples.
+    pub(crate) fn samples(self) -> usize {
+        match self {
+            Self::Biased => 2,
+            Self::Debiased => 4,
         }
     }
 
-    pub(crate) fn cka(&self, other: &Self) -> Result<f64> {
-        let cka = self.hsic(other)? / (self.root * other.root);
-        Ok(match self.estimator {
-            Estimator::Biased => cka.min(1.),
-            Estimator::Debiased => cka,
-        })
-    }
-
-    /// `tr(K L)` of the Gram matrices, or `HSIC_1` times `n (n - 3)`.
+    /// `tr(K L)` of the Gram matrices of centred features, or `n (n - 3)` times `HSIC_1`.
     ///
     /// The rows of a centred Gram matrix sum to 0; of the three terms of `HSIC_1` that leaves
     /// `tr(K L) - n / (n - 2) sum_i K_ii L_ii + tr(K) tr(L) / ((n - 1) (n - 2))`.
-    fn hsic(&self, other: &Self) -> Result<f64> {
-        let (a, b) = (&self.norms, &other.norms);
-        same_rows(a.len(), b.len())?;
-        let (n, trace) = (a.len() as f64, self.held.trace(&other.held));
-        Ok(match self.estimator {
-            Estimator::Biased => trace,
-            Estimator::Debiased => {
-                trace - n / (n - 2.) * a.dot(b) + a.sum() * b.sum() / ((n - 1.) * (n - 2.))
-            }
-        })
-    }
-}
-
-/// What is kept of a representation for its pairs: the smaller of the centred features `X`, `(n, d)`, and their Gram matrix
-/// `K = X X^T`, `(n, n)`. A pair needs no more.
-enum Held {
-    Features(Array2<f64>),
-    Gram(Array2<f64>),
-}
-
-impl Held {
-    fn smaller(xs: Array2<f64>) -> Self {
-        if xs.ncols() <= xs.nrows() { Self::Features(xs) } else { Self::Gram(xs.dot(&xs.t())) }
+    pub(crate) fn hsic(self, trace: f64, diagonals: f64, traces: (f64, f64), samples: usize) -> f64 {
+        let n = samples as f64;
+        match self {
+            Self::Biased => trace,
+            Self::Debiased => trace - n / (n - 2.) * diagonals + traces.0 * traces.1 / ((n - 1.) * (n - 2.)),
+        }
     }
 
-    /// `tr(K L)`.
-    fn trace(&self, other: &Self) -> f64 {
-        match (self, other) {
-            (Self::Features(x), Self::Features(y)) => x.t().dot(y).iter().map(|c| c * c).sum(),
-            (Self::Gram(k), Self::Gram(l)) => k.flatten().dot(&l.flatten()),
-            (Self::Gram(k), Self::Features(x)) | (Self::Features(x), Self::Gram(k)) => (k.dot(x) * x).sum(),
+    /// The same of Gram matrices with zeros on the diagonal that are not centred, from the sum of their products, the products of
+    /// their rows' sums, and their sums.
+    fn hsic_of_sums(self, products: f64, rows: f64, sums: (f64, f64), samples: usize) -> f64 {
+        let n = samples as f64;
+        match self {
+            Self::Biased => products - 2. / n * rows + sums.0 * sums.1 / (n * n),
+            Self::Debiased => products + sums.0 * sums.1 / ((n - 1.) * (n - 2.)) - 2. / (n - 2.) * rows,
+        }
+    }
+
+    /// `sqrt(HSIC(X, X))`, of which `terms` is the size of the sums that it is the difference of.
+    pub(crate) fn root(self, hsic: f64, terms: f64) -> Result<f64> {
+        // Debiased, where theory says 0 (all samples equally far apart) only rounding is left.
+        if hsic > ROUNDING * terms { Ok(hsic.sqrt()) } else { Err(Error::Degenerate { spread: hsic }) }
+    }
+
+    pub(crate) fn cka(self, hsic: f64, roots: f64) -> f64 {
+        match self {
+            Self::Biased => (hsic / roots).clamp(0., 1.),
+            Self::Debiased => hsic / roots,
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use ndarray::Array2;
+/// Below this share of its terms, a difference is rounding.
+const ROUNDING: f64 = 1e-12;
 
-    use super::{Estimator, Features, Held};
-    use crate::Result;
-
-    /// Each pair of a stack takes what its layers hold: a product of `n x n x d` a pair would be work done again.
-    #[test]
-    fn a_representation_is_held_in_its_smaller_form() -> Result<()> {
-        for (n, width, gram) in [(5, 4, false), (5, 5, false), (5, 6, true), (5, 40, true)] {
-            let xs = Array2::from_shape_fn((n, width), |(i, j)| ((i * 3 + j * 5) as f64).sin());
-            match Features::new(xs.view(), Estimator::Biased)?.held {
-                Held::Features(xs) => assert!(!gram && xs.dim() == (n, width)),
-                Held::Gram(k) => assert!(gram && k.dim() == (n, n)),
-            }
-        }
-        Ok(())
+/// Linear CKA of each of `pairs` of layers, in the form that takes fewer operations.
+pub(crate) fn linear(
+    layers: &[&dyn Representation],
+    pairs: &[(usize, usize)],
+    estimator: Estimator,
+) -> Result<Vec<f64>> {
+    let frames = centred(layers, pairs, estimator.samples())?;
+    let (n, width) = (frames[0].samples, |l: usize| frames[l].width as f64);
+    let gram = n as f64 * (0..frames.len()).map(width).sum::<f64>();
+    let itself = (0..frames.len()).map(|l| width(l) * width(l)).sum::<f64>();
+    let others = pairs.iter().filter(|(i, j)| i != j).map(|&(i, j)| 2. * width(i) * width(j));
+    if gram < itself + others.sum::<f64>() {
+        from_gram(&frames, pairs, estimator)
+    } else {
+        by_moments(&frames, pairs, Measure::Cka(estimator), &|_| None)
     }
+}
+
+/// CKA with a Gaussian kernel of each of `pairs` of layers.
+pub(crate) fn rbf(
+    layers: &[&dyn Representation],
+    pairs: &[(usize, usize)],
+    estimator: Estimator,
+    bandwidth: f64,
+) -> Result<Vec<f64>> {
+    if !(bandwidth > 0. && bandwidth.is_finite()) {
+        return Err(Error::Setting { name: "bandwidth", value: bandwidth, expected: "a positive number" });
+    }
+    let xs = features(&centred(layers, pairs, estimator.samples())?)?;
+    let n = xs[0].nrows();
+    let gamma = |(layer, xs)| {
+        let median = median_squared_distance(xs);
+        let gamma = 0.5 / (bandwidth * bandwidth * median);
+        let scale = if gamma.is_finite() { Ok(gamma) } else { Err(Error::Degenerate { spread: median }) };
+        in_layer(layer, scale)
+    };
+    let gamma = xs.iter().enumerate().map(gamma).collect::<Result<Vec<_>>>()?;
+    let sums = gram_sums(&xs, &Kernel::Gaussian(gamma));
+    let hsic = |i: usize, j: usize| {
+        let (left, right) = (&sums.rows[i], &sums.rows[j]);
+        estimator.hsic_of_sums(sums.products[[i, j]], left.dot(right), (left.sum(), right.sum()), n)
+    };
+    let root = |l: usize| in_layer(l, estimator.root(hsic(l, l), sums.products[[l, l]]));
+    let roots = (0..xs.len()).map(root).collect::<Result<Vec<_>>>()?;
+    Ok(pairs.iter().map(|&(i, j)| estimator.cka(hsic(i, j), roots[i] * roots[j])).collect())
+}
+
+fn from_gram(frames: &[Frame<'_>], pairs: &[(usize, usize)], estimator: Estimator) -> Result<Vec<f64>> {
+    let xs = features(frames)?;
+    let sums = gram_sums(&xs, &Kernel::Linear);
+    let hsic = |i: usize, j: usize| {
+        let (left, right) = (&sums.diagonals[i], &sums.diagonals[j]);
+        estimator.hsic(sums.products[[i, j]], left.dot(right), (left.sum(), right.sum()), left.len())
+    };
+    let root = |l: usize| {
+        let terms = sums.diagonals[l].dot(&sums.diagonals[l]);
+        in_layer(l, estimator.root(hsic(l, l), terms))
+    };
+    let roots = (0..xs.len()).map(root).collect::<Result<Vec<_>>>()?;
+    Ok(pairs.iter().map(|&(i, j)| estimator.cka(hsic(i, j), roots[i] * roots[j])).collect())
+}
+
+fn features(frames: &[Frame<'_>]) -> Result<Vec<Array2<f64>>> {
+    frames.iter().enumerate().map(|(layer, frame)| in_layer(layer, frame.all())).collect()
 }

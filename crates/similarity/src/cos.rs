@@ -1,8 +1,14 @@
-use ndarray::{Array1, Array2, ArrayView2};
+use std::f64::consts::PI;
+
+use ndarray::{Array1, Array2};
+use rayon::prelude::*;
 
 use crate::{
-    Error, Real, Result,
-    representation::{centre_features, centre_samples, largest, same_rows, widen},
+    Error, Measure, Representation, Result,
+    error::in_layer,
+    frame::{Frame, unit_rows},
+    pairwise::similarity,
+    representation::{chunks, same_rows},
 };
 
 /// What is subtracted from a representation before cosines are taken.
@@ -25,6 +31,9 @@ pub enum Centring {
 ///
 /// `x` and `y` are `(n, d)`; the result is in `[-1, 1]`. A sample that is 0 after centring has cosine 0 with everything.
 ///
+/// Unchanged by a rotation of both, by scaling either and, centred over the samples, by shifting either; not by a rotation of one
+/// of them.
+///
 /// # Errors
 ///
 /// [`Error::Rows`] and [`Error::Widths`] when shapes differ, [`Error::NotFinite`] for a NaN, [`Error::Samples`] without
@@ -37,12 +46,11 @@ pub enum Centring {
 /// use ndarray::array;
 ///
 /// let x = array![[3., 4.], [1., 0.]];
-/// assert_eq!(cos(x.view(), (&x * 2.).view(), Centring::None)?, 1.);
+/// assert_eq!(cos(&x, &(&x * 2.), Centring::None)?, 1.);
 /// # Ok::<(), layerwise_similarity::Error>(())
 /// ```
-pub fn cos<T: Real>(x: ArrayView2<'_, T>, y: ArrayView2<'_, T>, centring: Centring) -> Result<f64> {
-    let values = cos_per_sample(x, y, centring)?;
-    Ok(values.sum() / values.len() as f64)
+pub fn cos(x: &dyn Representation, y: &dyn Representation, centring: Centring) -> Result<f64> {
+    similarity(x, y, Measure::Cos(centring))
 }
 
 /// The cosine of each sample, `(n)`, in the order of the samples; see [`cos`].
@@ -50,39 +58,97 @@ pub fn cos<T: Real>(x: ArrayView2<'_, T>, y: ArrayView2<'_, T>, centring: Centri
 /// # Errors
 ///
 /// As [`cos`].
-pub fn cos_per_sample<T: Real>(
-    x: ArrayView2<'_, T>,
-    y: ArrayView2<'_, T>,
+pub fn cos_per_sample(
+    x: &dyn Representation,
+    y: &dyn Representation,
     centring: Centring,
 ) -> Result<Array1<f64>> {
-    row_products(&directions(x, centring)?, &directions(y, centring)?)
+    let (x, y) = (Frame::new(x, centring)?, Frame::new(y, centring)?);
+    same_shape(&x, &y)?;
+    let mut cosines = Vec::with_capacity(x.samples);
+    for rows in chunks(x.samples, ROWS) {
+        let (x, y) = (directions(&x, rows.clone())?, directions(&y, rows)?);
+        cosines.extend(row_cosines(&x, &y));
+    }
+    Ok(cosines.into())
 }
 
-/// Rows centred and scaled to length 1; rows of length 0 stay 0.
-pub(crate) fn directions<T: Real>(xs: ArrayView2<'_, T>, centring: Centring) -> Result<Array2<f64>> {
-    let xs = widen(xs)?;
-    let mut xs = match centring {
-        Centring::Samples => centre_samples(xs),
-        Centring::Features => centre_features(xs),
-        Centring::None => xs,
-    };
-    for mut row in xs.rows_mut() {
-        // Scaled first, so that squares neither overflow nor vanish.
-        let largest = largest(row.view());
-        if largest > 0. {
-            row /= largest;
-            let norm = row.dot(&row).sqrt();
-            row /= norm;
+/// Angle between the two vectors of each sample, as a share of 180 degrees, averaged over samples.
+///
+/// ```text
+/// d(X, Y) = 1/n sum_i arccos(<x_i, y_i> / (|x_i| |y_i|)) / pi
+/// ```
+///
+/// In `[0, 1]`, 0 for the same directions. With [`Centring::None`] and two layers of a stack it is the distance by which Gromov et
+/// al. (2024) choose the blocks to prune. A sample that is 0 after centring is at a right angle to everything.
+///
+/// # Errors
+///
+/// As [`cos`].
+///
+/// # Example
+///
+/// ```
+/// use layerwise_similarity::{Centring, angular_distance};
+/// use ndarray::array;
+///
+/// let (x, y) = (array![[2., 0.]], array![[0., 5.]]);
+/// assert_eq!(angular_distance(&x, &y, Centring::None)?, 0.5);
+/// # Ok::<(), layerwise_similarity::Error>(())
+/// ```
+pub fn angular_distance(x: &dyn Representation, y: &dyn Representation, centring: Centring) -> Result<f64> {
+    similarity(x, y, Measure::AngularDistance(centring))
+}
+
+/// `arccos(cosine) / pi`.
+pub(crate) fn angle(cosine: f64) -> f64 {
+    cosine.acos() / PI
+}
+
+/// Mean of `of(cosine)` over the samples for each of `pairs` of layers.
+pub(crate) fn mean_cosines(
+    layers: &[Frame<'_>],
+    pairs: &[(usize, usize)],
+    of: fn(f64) -> f64,
+) -> Result<Vec<f64>> {
+    for &(i, j) in pairs {
+        in_layer(j, same_shape(&layers[i], &layers[j]))?;
+    }
+    let samples = layers.first().map_or(0, |layer| layer.samples);
+    let parts: Vec<_> = chunks(samples, ROWS).collect();
+    let sums: Vec<Result<Vec<f64>>> = parts
+        .into_par_iter()
+        .map(|rows| {
+            let read = layers.iter().enumerate();
+            let rows = read.map(|(layer, xs)| in_layer(layer, directions(xs, rows.clone())));
+            let rows = rows.collect::<Result<Vec<_>>>()?;
+            Ok(pairs.iter().map(|&(i, j)| row_cosines(&rows[i], &rows[j]).map(of).sum()).collect())
+        })
+        .collect();
+    let mut means = vec![0.; pairs.len()];
+    for sums in sums {
+        for (mean, sum) in means.iter_mut().zip(sums?) {
+            *mean += sum / samples as f64;
         }
     }
+    Ok(means)
+}
+
+/// `<x_i, y_i>` of each row of length 1.
+pub(crate) fn row_cosines(x: &Array2<f64>, y: &Array2<f64>) -> impl Iterator<Item = f64> {
+    x.rows().into_iter().zip(y.rows()).map(|(x, y)| x.dot(&y).clamp(-1., 1.))
+}
+
+/// Few enough that those of a dozen layers stay in the cache while all pairs are taken.
+const ROWS: usize = 64;
+
+fn directions(xs: &Frame<'_>, rows: std::ops::Range<usize>) -> Result<Array2<f64>> {
+    let mut xs = xs.rows(rows)?;
+    unit_rows(&mut xs);
     Ok(xs)
 }
 
-/// `<x_i, y_i>` of each row.
-pub(crate) fn row_products(x: &Array2<f64>, y: &Array2<f64>) -> Result<Array1<f64>> {
-    same_rows(x.nrows(), y.nrows())?;
-    if x.ncols() != y.ncols() {
-        return Err(Error::Widths { left: x.ncols(), right: y.ncols() });
-    }
-    Ok(x.rows().into_iter().zip(y.rows()).map(|(x, y)| x.dot(&y).clamp(-1., 1.)).collect())
+pub(crate) fn same_shape(x: &Frame<'_>, y: &Frame<'_>) -> Result<()> {
+    same_rows(x.samples, y.samples)?;
+    if x.width == y.width { Ok(()) } else { Err(Error::Widths { left: x.width, right: y.width }) }
 }

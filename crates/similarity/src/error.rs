@@ -10,7 +10,7 @@ pub enum Error {
         /// Rows of the second.
         right: usize,
     },
-    /// A measure that pairs coordinates got different widths.
+    /// A measure that pairs coordinates got different widths, or an accumulator another width than it was made for.
     #[error("representations are {left} and {right} wide; this measure needs equal widths")]
     Widths {
         /// Width of the first.
@@ -26,9 +26,22 @@ pub enum Error {
         /// How many are needed.
         needed: usize,
     },
-    /// A stack without layers.
-    #[error("a stack of 0 layers; there must be at least one")]
-    NoLayers,
+    /// A stack without layers, or without the second one that a relation of neighbours needs.
+    #[error("a stack of {found} layers; there must be at least {needed}")]
+    TooFewLayers {
+        /// How many there are.
+        found: usize,
+        /// How many are needed.
+        needed: usize,
+    },
+    /// A batch with another number of layers than its accumulator was made for.
+    #[error("a batch of {found} layers; the accumulator has {expected}")]
+    Layers {
+        /// How many there are.
+        found: usize,
+        /// How many were expected.
+        expected: usize,
+    },
     /// A representation without features.
     #[error("representation of width 0")]
     Width,
@@ -40,12 +53,78 @@ pub enum Error {
         /// Feature.
         column: usize,
     },
-    /// A representation that is the same for all samples or, debiased, keeps all of them equally far apart.
-    #[error("a representation that does not tell samples apart (HSIC with itself is {hsic:.1e}) has no CKA")]
-    Degenerate {
-        /// Its HSIC with itself.
-        hsic: f64,
+    /// A number whose fourth power an accumulator could not add up.
+    #[error("row {row}, column {column} is larger than {limit:.1e}; divide the representation by a constant")]
+    Magnitude {
+        /// Sample.
+        row: usize,
+        /// Feature.
+        column: usize,
+        /// The largest absolute value that is accepted.
+        limit: f64,
     },
+    /// A representation that is the same for all samples or, to a debiased measure, keeps all of them equally far apart.
+    #[error("a representation that does not tell samples apart (its similarity with itself is {spread:.1e})")]
+    Degenerate {
+        /// Its unnormalised similarity with itself: the HSIC, the squared norm or the variance of distances.
+        spread: f64,
+    },
+    /// A parameter of a measure outside of its range.
+    #[error("{name} is {value}; expected {expected}")]
+    Setting {
+        /// Which one.
+        name: &'static str,
+        /// What it is.
+        value: f64,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// What was asked for does not exist for this measure.
+    #[error("{measure} has no {what}")]
+    Unsupported {
+        /// Name of the measure.
+        measure: &'static str,
+        /// What it does not have.
+        what: &'static str,
+    },
+    /// Another number of labels than of samples.
+    #[error("{labels} labels for {samples} samples")]
+    Labels {
+        /// How many labels there are.
+        labels: usize,
+        /// How many samples there are.
+        samples: usize,
+    },
+    /// A label that names no class.
+    #[error("label {label} of row {row} is not below the number of classes, {classes}")]
+    Label {
+        /// Sample.
+        row: usize,
+        /// Its label.
+        label: usize,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// A class without samples, or too few classes.
+    #[error("{found} classes have samples; expected {expected}")]
+    Classes {
+        /// How many classes have samples.
+        found: usize,
+        /// How many should.
+        expected: usize,
+    },
+    /// Two accumulators that were not made for the same layers.
+    #[error("accumulators differ in {what}; only equal ones can be merged")]
+    Mismatch {
+        /// In what.
+        what: &'static str,
+    },
+    /// Bytes that hold no state of this accumulator.
+    #[error("no accumulator state: {0}")]
+    State(String),
+    /// A decomposition did not converge.
+    #[error("the {0} did not converge")]
+    Convergence(&'static str),
     /// One layer of a stack failed.
     #[error("layer {layer}: {source}")]
     Layer {
@@ -69,3 +148,8 @@ pub enum Error {
 
 /// Results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Names the layer that a result belongs to.
+pub(crate) fn in_layer<T>(layer: usize, result: Result<T>) -> Result<T> {
+    result.map_err(|source| Error::Layer { layer, source: Box::new(source) })
+}

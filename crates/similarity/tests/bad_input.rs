@@ -15,8 +15,8 @@ fn good(n: usize, width: usize) -> Array2<f64> {
 
 /// The error of every measure of a pair.
 fn errors(x: &Array2<f64>, y: &Array2<f64>) -> Vec<Error> {
-    let cosines = CENTRINGS.iter().map(|&centring| cos(x.view(), y.view(), centring));
-    let ckas = ESTIMATORS.iter().map(|&estimator| cka(x.view(), y.view(), estimator));
+    let cosines = CENTRINGS.iter().map(|&centring| cos(&x, &y, centring));
+    let ckas = ESTIMATORS.iter().map(|&estimator| cka(&x, &y, estimator));
     cosines.chain(ckas).map(|result| result.expect_err("no error")).collect()
 }
 
@@ -38,7 +38,7 @@ fn numbers_of_rows_that_differ() {
 #[test]
 fn widths_that_differ_have_no_cosine() {
     for centring in CENTRINGS {
-        let error = cos_per_sample(good(6, 3).view(), good(6, 4).view(), centring).unwrap_err();
+        let error = cos_per_sample(&good(6, 3), &good(6, 4), centring).unwrap_err();
         assert_eq!(error, Error::Widths { left: 3, right: 4 });
         assert_eq!(error.to_string(), "representations are 3 and 4 wide; this measure needs equal widths");
     }
@@ -52,15 +52,15 @@ fn too_few_samples() -> Result<()> {
         (0, Estimator::Debiased, 4),
         (3, Estimator::Debiased, 4),
     ] {
-        let error = cka(good(n, 2).view(), good(n, 2).view(), estimator).unwrap_err();
+        let error = cka(&good(n, 2), &good(n, 2), estimator).unwrap_err();
         assert_eq!(error, Error::Samples { samples: n, needed });
     }
-    let error = cos(good(0, 2).view(), good(0, 2).view(), Centring::None).unwrap_err();
+    let error = cos(&good(0, 2), &good(0, 2), Centring::None).unwrap_err();
     assert_eq!(error.to_string(), "0 samples; this measure needs at least 1");
     // The least that will do.
-    assert!((cka(good(2, 2).view(), good(2, 2).view(), Estimator::Biased)? - 1.).abs() < 1e-14);
-    assert!((cka(good(4, 2).view(), good(4, 2).view(), Estimator::Debiased)? - 1.).abs() < 1e-14);
-    assert!((cos(good(1, 2).view(), good(1, 2).view(), Centring::None)? - 1.).abs() < 1e-14);
+    assert!((cka(&good(2, 2), &good(2, 2), Estimator::Biased)? - 1.).abs() < 1e-14);
+    assert!((cka(&good(4, 2), &good(4, 2), Estimator::Debiased)? - 1.).abs() < 1e-14);
+    assert!((cos(&good(1, 2), &good(1, 2), Centring::None)? - 1.).abs() < 1e-14);
     Ok(())
 }
 
@@ -88,12 +88,12 @@ fn a_constant_representation() -> Result<()> {
         let constant = Array2::from_elem((7, 3), value);
         for estimator in ESTIMATORS {
             for (x, y) in [(&constant, &good(7, 3)), (&good(7, 3), &constant), (&constant, &constant)] {
-                let error = cka(x.view(), y.view(), estimator).unwrap_err();
-                assert_eq!(error, Error::Degenerate { hsic: 0. });
+                let error = cka(x, y, estimator).unwrap_err();
+                assert_eq!(error, Error::Degenerate { spread: 0. });
                 assert!(error.to_string().contains("does not tell samples apart"), "{error}");
             }
         }
-        assert_eq!(cos(constant.view(), good(7, 3).view(), Centring::Samples)?, 0.);
+        assert_eq!(cos(&constant, &good(7, 3), Centring::Samples)?, 0.);
     }
     Ok(())
 }
@@ -102,9 +102,10 @@ fn a_constant_representation() -> Result<()> {
 fn a_stack_without_layers() {
     let (none, one) = ([] as [ArrayView2<'_, f64>; 0], good(5, 2));
     for measure in [Measure::Cos(Centring::None), Measure::Cka(Estimator::Biased)] {
-        assert_eq!(pairwise(&none, measure), Err(Error::NoLayers));
-        assert_eq!(pairwise_between(&none, &[one.view()], measure), Err(Error::NoLayers));
-        assert_eq!(pairwise_between(&[one.view()], &none, measure), Err(Error::NoLayers));
+        let want = Err(Error::TooFewLayers { found: 0, needed: 1 });
+        assert_eq!(pairwise(&none, measure), want);
+        assert_eq!(pairwise_between(&none, &[&one], measure), want);
+        assert_eq!(pairwise_between(&[&one], &none, measure), want);
     }
 }
 
@@ -120,12 +121,12 @@ fn the_first_bad_layer_of_a_stack_is_named() {
         (cos, &short, Error::Rows { left: 6, right: 5 }),
         (cka, &short, Error::Rows { left: 6, right: 5 }),
         (cos, &wide, Error::Widths { left: 3, right: 4 }),
-        (cka, &constant, Error::Degenerate { hsic: 0. }),
+        (cka, &constant, Error::Degenerate { spread: 0. }),
     ];
     for (measure, bad, source) in cases {
         let want = Error::Layer { layer: 2, source: Box::new(source.clone()) };
         assert_eq!(want.to_string(), format!("layer 2: {source}"));
-        let stack = [fine.view(), fine.view(), bad.view(), bad.view()];
+        let stack = [&fine, &fine, bad, bad];
         assert_eq!(pairwise(&stack, measure), Err(want.clone()));
         assert_eq!(pairwise_between(&stack[..2], &stack[2..], measure), Err(want));
     }
@@ -135,23 +136,22 @@ fn the_first_bad_layer_of_a_stack_is_named() {
 #[test]
 fn tensors_that_are_no_float_matrices() -> std::result::Result<(), Box<dyn std::error::Error>> {
     use candle_core::{DType, Device::Cpu, Tensor};
-    use layerwise_similarity::tensor;
 
     let fine = Tensor::ones((5, 2), DType::F32, &Cpu)?;
     let integers = Tensor::ones((5, 2), DType::U32, &Cpu)?;
     let cube = Tensor::ones((5, 2, 3), DType::F32, &Cpu)?;
-    let error = tensor::cos(&fine, &integers, Centring::None).unwrap_err();
+    let error = cos(&fine, &integers, Centring::None).unwrap_err();
     let text = "tensor of shape [5, 2] and type u32; expected a float matrix (samples, width)";
     assert_eq!(error.to_string(), text);
-    let error = tensor::cka(&cube, &fine, Estimator::Biased).unwrap_err();
+    let error = cka(&cube, &fine, Estimator::Biased).unwrap_err();
     let text = "tensor of shape [5, 2, 3] and type f32; expected a float matrix (samples, width)";
     assert_eq!(error.to_string(), text);
 
     let measure = Measure::Cos(Centring::None);
     let stack = [fine.clone(), fine, cube];
-    assert_eq!(tensor::pairwise(&stack, measure).unwrap_err().to_string(), format!("layer 2: {text}"));
-    let between = tensor::pairwise_between(&stack[..2], &stack[2..], measure).unwrap_err();
+    assert_eq!(pairwise(&stack, measure).unwrap_err().to_string(), format!("layer 2: {text}"));
+    let between = pairwise_between(&stack[..2], &stack[2..], measure).unwrap_err();
     assert_eq!(between.to_string(), format!("layer 2: {text}"));
-    assert_eq!(tensor::pairwise(&[], measure), Err(Error::NoLayers));
+    assert_eq!(pairwise::<Tensor>(&[], measure), Err(Error::TooFewLayers { found: 0, needed: 1 }));
     Ok(())
 }

@@ -1,16 +1,34 @@
-//! The functions on tensors give the numbers of those on arrays, bit for bit.
+//! Tensors give the numbers of arrays, bit for bit.
 #![cfg(feature = "candle")]
 
 use std::error::Error;
 
 use candle_core::{DType, Device::Cpu, Tensor};
-use layerwise_similarity::{Centring, Estimator, Measure, Real, tensor};
-use ndarray::{Array2, ArrayView2};
+use layerwise_similarity::{
+    Centring, Distance, Estimator, Measure, MomentAccumulator, Representation, pairwise, pairwise_between,
+    per_sample, similarity,
+};
+use ndarray::Array2;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
-const CENTRINGS: [Centring; 3] = [Centring::Samples, Centring::Features, Centring::None];
-const ESTIMATORS: [Estimator; 2] = [Estimator::Biased, Estimator::Debiased];
+const MEASURES: [Measure; 15] = [
+    Measure::Cos(Centring::Samples),
+    Measure::Cos(Centring::Features),
+    Measure::Cos(Centring::None),
+    Measure::AngularDistance(Centring::None),
+    Measure::Cka(Estimator::Biased),
+    Measure::Cka(Estimator::Debiased),
+    Measure::RbfCka { estimator: Estimator::Biased, bandwidth: 0.5 },
+    Measure::Cca,
+    Measure::Svcca { variance: 0.9 },
+    Measure::Pwcca,
+    Measure::Procrustes,
+    Measure::ProcrustesDistance,
+    Measure::Pnka,
+    Measure::Rsa(Distance::Correlation),
+    Measure::MutualKnn { neighbours: 2 },
+];
 
 /// Values that need all the digits of an f64.
 fn array(n: usize, width: usize, phase: f64) -> Array2<f64> {
@@ -21,23 +39,16 @@ fn tensor(xs: &Array2<f64>) -> Result<Tensor> {
     Ok(Tensor::from_iter(xs.iter().copied(), &Cpu)?.reshape(xs.dim())?)
 }
 
-fn agree<T: Real>(x: &Tensor, y: &Tensor, ax: ArrayView2<'_, T>, ay: ArrayView2<'_, T>) -> Result {
-    use layerwise_similarity as on_arrays;
-    for centring in CENTRINGS {
-        assert_eq!(tensor::cos(x, y, centring)?, on_arrays::cos(ax, ay, centring)?);
-        assert_eq!(tensor::cos_per_sample(x, y, centring)?, on_arrays::cos_per_sample(ax, ay, centring)?);
-    }
-    let ckas = ESTIMATORS.map(Measure::Cka);
-    for measure in CENTRINGS.map(Measure::Cos).into_iter().chain(ckas) {
-        let (stack, arrays) = ([x.clone(), y.clone()], [ax, ay]);
-        assert_eq!(tensor::pairwise(&stack, measure)?, on_arrays::pairwise(&arrays, measure)?);
-        assert_eq!(
-            tensor::pairwise_between(&stack[..1], &stack, measure)?,
-            on_arrays::pairwise_between(&arrays[..1], &arrays, measure)?
-        );
-    }
-    for estimator in ESTIMATORS {
-        assert_eq!(tensor::cka(x, y, estimator)?, on_arrays::cka(ax, ay, estimator)?);
+fn agree<R: Representation>(x: &Tensor, y: &Tensor, ax: &R, ay: &R) -> Result {
+    for measure in MEASURES {
+        assert_eq!(similarity(x, y, measure)?, similarity(ax, ay, measure)?, "{measure:?}");
+        assert_eq!(pairwise(&[x, y], measure)?, pairwise(&[ax, ay], measure)?, "{measure:?}");
+        let mixed = pairwise_between(&[ax], &[x, y], measure)?;
+        assert_eq!(mixed, pairwise_between(&[ax], &[ax, ay], measure)?, "{measure:?}");
+        match (per_sample(x, y, measure), per_sample(ax, ay, measure)) {
+            (Ok(got), Ok(want)) => assert_eq!(got, want, "{measure:?}"),
+            (got, want) => assert_eq!(got, want, "{measure:?}"),
+        }
     }
     Ok(())
 }
@@ -46,9 +57,9 @@ fn agree<T: Real>(x: &Tensor, y: &Tensor, ax: ArrayView2<'_, T>, ay: ArrayView2<
 fn f64_and_f32() -> Result {
     let (ax, ay) = (array(9, 5, 0.), array(9, 5, 2.));
     let (x, y) = (tensor(&ax)?, tensor(&ay)?);
-    agree(&x, &y, ax.view(), ay.view())?;
+    agree(&x, &y, &ax, &ay)?;
     let (ax, ay) = (ax.mapv(|x| x as f32), ay.mapv(|y| y as f32));
-    agree(&x.to_dtype(DType::F32)?, &y.to_dtype(DType::F32)?, ax.view(), ay.view())
+    agree(&x.to_dtype(DType::F32)?, &y.to_dtype(DType::F32)?, &ax, &ay)
 }
 
 /// Multiples of 1/64 below 1 have an exact f16 and bf16.
@@ -58,17 +69,19 @@ fn half_precision_is_widened_first() -> Result {
     let (ax, ay) = (array(9, 5, 0.).mapv(exact), array(9, 5, 2.).mapv(exact));
     for dtype in [DType::F16, DType::BF16] {
         let (x, y) = (tensor(&ax)?.to_dtype(dtype)?, tensor(&ay)?.to_dtype(dtype)?);
-        agree(&x, &y, ax.view(), ay.view())?;
+        agree(&x, &y, &ax, &ay)?;
     }
     Ok(())
 }
 
 #[test]
-fn widths_may_differ_for_cka() -> Result {
+fn widths_may_differ() -> Result {
     let (ax, ay) = (array(9, 5, 0.), array(9, 20, 2.));
-    for estimator in ESTIMATORS {
-        let want = layerwise_similarity::cka(ax.view(), ay.view(), estimator)?;
-        assert_eq!(tensor::cka(&tensor(&ax)?, &tensor(&ay)?, estimator)?, want);
+    for measure in
+        MEASURES.into_iter().filter(|m| !matches!(m, Measure::Cos(_) | Measure::AngularDistance(_)))
+    {
+        let want = similarity(&ax, &ay, measure)?;
+        assert_eq!(similarity(&tensor(&ax)?, &tensor(&ay)?, measure)?, want, "{measure:?}");
     }
     Ok(())
 }
@@ -80,5 +93,18 @@ fn tensors_that_are_not_contiguous() -> Result {
     let wider = Tensor::cat(&[tensor(&array(9, 3, 1.))?, tensor(&ay)?, tensor(&array(9, 2, 1.))?], 1)?;
     let narrowed = wider.narrow(1, 3, 5)?;
     assert!(!transposed.is_contiguous() && !narrowed.is_contiguous());
-    agree(&transposed, &narrowed, ax.view(), ay.view())
+    agree(&transposed, &narrowed, &ax, &ay)
+}
+
+#[test]
+fn accumulators_take_tensors() -> Result {
+    let layers = [array(30, 5, 0.), array(30, 4, 2.)];
+    let tensors = [tensor(&layers[0])?, tensor(&layers[1])?];
+    let (mut on_arrays, mut on_tensors) =
+        (MomentAccumulator::new(&[5, 4])?, MomentAccumulator::new(&[5, 4])?);
+    on_arrays.push(&layers)?;
+    on_tensors.push(&tensors)?;
+    let measure = Measure::Cka(Estimator::Debiased);
+    assert_eq!(on_tensors.pairwise(measure)?, on_arrays.pairwise(measure)?);
+    Ok(())
 }

@@ -14,6 +14,7 @@ pub mod progress;
 pub mod report;
 pub mod results;
 pub mod run;
+pub mod similarity;
 pub mod table;
 pub mod training;
 pub mod vision;

@@ -1,0 +1,218 @@
+use ndarray::{Array1, Array2};
+use rayon::prelude::*;
+
+use crate::{
+    Centring, Error, MeanAccumulator, Representation, Result,
+    cos::row_cosines,
+    frame::{Centre, unit_rows},
+    mean::{Mean, read_batch, stack_widths},
+    state::{State, StateReader},
+};
+
+/// COS of all pairs of layers of a stack, from samples that come batch by batch.
+///
+/// Centred over the samples it needs their means first: take them in a first pass with [`MeanAccumulator`], or give means that are
+/// known from elsewhere. To compare two models, make one stack of their layers.
+///
+/// # Example
+///
+/// ```
+/// use layerwise_similarity::{Centring, CosAccumulator, MeanAccumulator, Measure, pairwise};
+/// use ndarray::{array, s};
+///
+/// let layers = [array![[1., 2.], [3., 5.], [0., 1.]], array![[2., 2.], [4., 6.], [1., -1.]]];
+/// let batches = || (0..3).map(|i| layers.each_ref().map(|layer| layer.slice(s![i..=i, ..])));
+///
+/// let mut means = MeanAccumulator::new(&[2, 2])?;
+/// for batch in batches() {
+///     means.push(&batch)?;
+/// }
+/// let mut cos = CosAccumulator::centred(means)?;
+/// for batch in batches() {
+///     cos.push(&batch)?;
+/// }
+/// let whole = pairwise(&layers, Measure::Cos(Centring::Samples))?;
+/// assert!((cos.pairwise()? - whole).iter().all(|difference| difference.abs() < 1e-12));
+/// # Ok::<(), layerwise_similarity::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct CosAccumulator {
+    centres: Vec<Centre>,
+    width: usize,
+    samples: usize,
+    /// Sum of the cosines of each pair.
+    sums: Array2<f64>,
+}
+
+impl CosAccumulator {
+    /// Centred by the means of the same samples, taken before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Samples`] when the means have seen no samples, [`Error::Widths`] when layers differ in width.
+    pub fn centred(means: MeanAccumulator) -> Result<Self> {
+        if means.samples() == 0 {
+            return Err(Error::Samples { samples: 0, needed: 1 });
+        }
+        Self::new(means.into_layers().into_iter().map(Centre::Columns).collect())
+    }
+
+    /// Centred by given means, `(width)` for each layer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooFewLayers`] without layers, [`Error::Widths`] when they differ in width, [`Error::NotFinite`] for a NaN (row 0
+    /// of the means).
+    pub fn with_means(means: Vec<Array1<f64>>) -> Result<Self> {
+        for mean in &means {
+            if let Some(column) = mean.iter().position(|x| !x.is_finite()) {
+                return Err(Error::NotFinite { row: 0, column });
+            }
+        }
+        Self::new(means.into_iter().map(|mean| Centre::Columns(Mean::given(mean))).collect())
+    }
+
+    /// For `layers` layers of one width, not centred over the samples.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] for [`Centring::Samples`], which needs means.
+    pub fn uncentred(layers: usize, width: usize, centring: Centring) -> Result<Self> {
+        let centre = match centring {
+            Centring::Samples => {
+                return Err(Error::Unsupported {
+                    measure: "COS",
+                    what: "centring over samples without means",
+                });
+            }
+            Centring::Features => Centre::Rows,
+            Centring::None => Centre::Nothing,
+        };
+        Self::of_width(vec![centre; layers], width)
+    }
+
+    fn new(centres: Vec<Centre>) -> Result<Self> {
+        let widths = centres.iter().filter_map(|centre| match centre {
+            Centre::Columns(mean) => Some(mean.shift.len()),
+            _ => None,
+        });
+        let widths: Vec<usize> = widths.collect();
+        let width = stack_widths(&widths)?[0];
+        if let Some(&other) = widths.iter().find(|&&other| other != width) {
+            return Err(Error::Widths { left: width, right: other });
+        }
+        Self::of_width(centres, width)
+    }
+
+    fn of_width(centres: Vec<Centre>, width: usize) -> Result<Self> {
+        let layers = centres.len();
+        stack_widths(&vec![width; layers])?;
+        Ok(Self { centres, width, samples: 0, sums: Array2::zeros((layers, layers)) })
+    }
+
+    /// Adds the next samples: their representation in every layer, `(rows, width)` each. When it fails, nothing was added.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Layers`], or [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`] or [`Error::NotFinite`].
+    pub fn push<R: Representation>(&mut self, batch: &[R]) -> Result<()> {
+        let layers = self.centres.len();
+        let mut batch = read_batch(batch, &vec![self.width; layers], f64::INFINITY)?;
+        batch.par_iter_mut().zip(&self.centres).for_each(|(xs, centre)| {
+            centre.apply(xs);
+            unit_rows(xs);
+        });
+        self.samples += batch[0].nrows();
+        // Pair by pair, so that the order of additions does not depend on the number of threads or the size of batches.
+        self.sums.indexed_iter_mut().filter(|((i, j), _)| i <= j).par_bridge().for_each(|((i, j), sum)| {
+            for cosine in row_cosines(&batch[i], &batch[j]) {
+                *sum += cosine;
+            }
+        });
+        Ok(())
+    }
+
+    /// Adds what another accumulator, with the same means, has seen.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] when layers or means differ.
+    pub fn merge(&mut self, other: Self) -> Result<()> {
+        if self.width != other.width || self.centres != other.centres {
+            return Err(Error::Mismatch { what: "layers or means" });
+        }
+        self.samples += other.samples;
+        self.sums += &other.sums;
+        Ok(())
+    }
+
+    /// Samples seen.
+    #[must_use]
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// COS of all pairs of layers, `(L, L)`, symmetric.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Samples`] before any sample.
+    pub fn pairwise(&self) -> Result<Array2<f64>> {
+        if self.samples == 0 {
+            return Err(Error::Samples { samples: 0, needed: 1 });
+        }
+        let mean = |i: usize, j: usize| self.sums[[i.min(j), i.max(j)]] / self.samples as f64;
+        Ok(Array2::from_shape_fn(self.sums.dim(), |(i, j)| mean(i, j)))
+    }
+
+    /// The state as a safetensors file.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut state = State::new("cos", self.samples);
+        let centring = match self.centres[0] {
+            Centre::Columns(_) => "samples",
+            Centre::Rows => "features",
+            Centre::Nothing => "none",
+        };
+        state.note("centring", centring.into());
+        state.note("width", self.width.to_string());
+        state.note("layers", self.centres.len().to_string());
+        for (i, centre) in self.centres.iter().enumerate() {
+            if let Centre::Columns(mean) = centre {
+                state.note(&format!("mean_samples.{i}"), mean.samples.to_string());
+                state.add(format!("shift.{i}"), &mean.shift);
+                state.add(format!("sum.{i}"), &mean.sum);
+                state.add(format!("largest.{i}"), &mean.largest);
+            }
+        }
+        state.add("cosines".into(), &self.sums);
+        state.to_bytes()
+    }
+
+    /// Reads a state that [`to_bytes`](Self::to_bytes) wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::State`] for anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let state = StateReader::new("cos", bytes)?;
+        let (layers, width) = (state.number("layers")?, state.number("width")?);
+        let sums = state.matrix("cosines", (layers, layers))?;
+        let centre = |i: usize| match state.text("centring")? {
+            "samples" => Ok(Centre::Columns(Mean {
+                samples: state.number(&format!("mean_samples.{i}"))?,
+                shift: state.vector(&format!("shift.{i}"), Some(width))?,
+                sum: state.vector(&format!("sum.{i}"), Some(width))?,
+                largest: state.vector(&format!("largest.{i}"), Some(width))?,
+            })),
+            "features" => Ok(Centre::Rows),
+            "none" => Ok(Centre::Nothing),
+            other => Err(Error::State(format!("centring is {other:?}"))),
+        };
+        let centres = (0..layers).map(centre).collect::<Result<Vec<_>>>()?;
+        if layers == 0 || width == 0 {
+            return Err(Error::State("no layers, or of width 0".into()));
+        }
+        Ok(Self { centres, width, samples: state.samples(), sums })
+    }
+}

@@ -1,0 +1,143 @@
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayView, ArrayViewMut1, Dimension};
+use rayon::prelude::*;
+
+use crate::{
+    Centring, Error, Representation, Result,
+    error::in_layer,
+    mean::{Mean, ROWS, mean_of, rounding},
+    representation::{chunks, finite_rows, same_rows, shape},
+};
+
+/// Between these absolute values, fourth powers and their sums neither overflow nor vanish.
+const SAFE: Range<f64> = 1e-60..1e60;
+
+/// A checked representation whose rows are read centred.
+///
+/// Numbers whose powers would leave the range of f64 are scaled by a power of two first: no measure depends on the scale of a
+/// representation.
+pub(crate) struct Frame<'a> {
+    source: &'a dyn Representation,
+    pub(crate) samples: usize,
+    pub(crate) width: usize,
+    scale: f64,
+    centre: Centre,
+}
+
+/// What is subtracted.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Centre {
+    Nothing,
+    Rows,
+    Columns(Mean),
+}
+
+impl Centre {
+    pub(crate) fn apply(&self, xs: &mut Array2<f64>) {
+        match self {
+            Self::Nothing => {}
+            Self::Rows => xs.rows_mut().into_iter().for_each(centre_row),
+            Self::Columns(mean) => mean.centre(xs),
+        }
+    }
+}
+
+impl<'a> Frame<'a> {
+    /// Reads the whole representation once, or, to centre it over the samples, twice.
+    pub(crate) fn new(source: &'a dyn Representation, centring: Centring) -> Result<Self> {
+        let (samples, width) = shape(source)?;
+        let mut size = 0f64;
+        for rows in chunks(samples, ROWS) {
+            size = size.max(largest(finite_rows(source, rows)?.view()));
+        }
+        let (scale, centre) = match centring {
+            Centring::Samples => {
+                let scale =
+                    if size == 0. || SAFE.contains(&size) { 1. } else { power_of_two_below(1. / size) };
+                (scale, Centre::Columns(mean_of(source, scale)?))
+            }
+            // Row by row: a common scale could take a small row away.
+            Centring::Features => (1., Centre::Rows),
+            Centring::None => (1., Centre::Nothing),
+        };
+        Ok(Self { source, samples, width, scale, centre })
+    }
+
+    /// Samples `rows`, `(rows, width)`.
+    pub(crate) fn rows(&self, rows: Range<usize>) -> Result<Array2<f64>> {
+        let mut xs = finite_rows(self.source, rows)?;
+        if self.scale != 1. {
+            xs *= self.scale;
+        }
+        self.centre.apply(&mut xs);
+        Ok(xs)
+    }
+
+    /// All samples, `(n, width)`.
+    pub(crate) fn all(&self) -> Result<Array2<f64>> {
+        self.rows(0..self.samples)
+    }
+}
+
+/// The frames of a stack.
+pub(crate) fn frames<'a>(layers: &[&'a dyn Representation], centring: Centring) -> Result<Vec<Frame<'a>>> {
+    let frames: Vec<_> = layers.par_iter().map(|&xs| Frame::new(xs, centring)).collect();
+    // Outside of the parallel part, so that the first of several bad layers is named.
+    frames.into_iter().enumerate().map(|(layer, frame)| in_layer(layer, frame)).collect()
+}
+
+/// Layers centred over the samples; at least `needed` of them, the same in both layers of each pair.
+pub(crate) fn centred<'a>(
+    layers: &[&'a dyn Representation],
+    pairs: &[(usize, usize)],
+    needed: usize,
+) -> Result<Vec<Frame<'a>>> {
+    for (layer, xs) in layers.iter().enumerate() {
+        let (samples, _) = in_layer(layer, xs.dims())?;
+        if samples < needed {
+            return in_layer(layer, Err(Error::Samples { samples, needed }));
+        }
+    }
+    let frames = frames(layers, Centring::Samples)?;
+    for &(i, j) in pairs {
+        in_layer(j, same_rows(frames[i].samples, frames[j].samples))?;
+    }
+    Ok(frames)
+}
+
+/// Scales each row to length 1; rows of length 0 stay 0.
+pub(crate) fn unit_rows(xs: &mut Array2<f64>) {
+    for mut row in xs.rows_mut() {
+        // Scaled first, so that squares neither overflow nor vanish.
+        let largest = largest(row.view());
+        if largest > 0. {
+            row /= largest;
+            let norm = row.dot(&row).sqrt();
+            row /= norm;
+        }
+    }
+}
+
+/// Subtracts the mean of a row; what rounding alone leaves of a value becomes exactly 0.
+pub(crate) fn centre_row(mut row: ArrayViewMut1<'_, f64>) {
+    // Numbers whose sums might overflow.
+    if largest(row.view()) > 1e280 {
+        row *= 2f64.powi(-128);
+    }
+    let rounding = rounding(largest(row.view()));
+    // Around the first value first, so that a large offset costs no digits.
+    let first = row[0];
+    row -= first;
+    let mean = row.sum() / row.len() as f64;
+    row.mapv_inplace(|x| if (x - mean).abs() <= rounding { 0. } else { x - mean });
+}
+
+/// The largest absolute value.
+pub(crate) fn largest<D: Dimension>(xs: ArrayView<'_, f64, D>) -> f64 {
+    xs.iter().fold(0., |largest, x| largest.max(x.abs()))
+}
+
+fn power_of_two_below(x: f64) -> f64 {
+    2f64.powi(x.log2().floor().clamp(-1000., 1000.) as i32)
+}
