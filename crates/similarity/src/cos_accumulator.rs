@@ -186,7 +186,7 @@ impl CosAccumulator {
             }
         }
         state.add("cosines".into(), &self.sums);
-        state.to_bytes()
+        state.into_bytes()
     }
 
     /// Reads a state that [`to_bytes`](Self::to_bytes) wrote.

@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView, ArrayViewMut1, Dimension};
+use ndarray::{Array1, Array2, ArrayView, ArrayViewMut1, Dimension};
 use rayon::prelude::*;
 
 use crate::{
@@ -46,20 +46,19 @@ impl Centre {
 impl<'a> Frame<'a> {
     /// Reads the whole representation once, or, to centre it over the samples, twice.
     pub(crate) fn new(source: &'a dyn Representation, centring: Centring) -> Result<Self> {
+        // Otherwise row by row: a common scale could take a small row away.
+        let size = size_of(source)?;
+        let scale = if centring == Centring::Samples { safe_scale(size) } else { 1. };
+        Self::scaled(source, centring, scale)
+    }
+
+    /// With a given scale, of numbers that are known to be finite.
+    pub(crate) fn scaled(source: &'a dyn Representation, centring: Centring, scale: f64) -> Result<Self> {
         let (samples, width) = shape(source)?;
-        let mut size = 0f64;
-        for rows in chunks(samples, ROWS) {
-            size = size.max(largest(finite_rows(source, rows)?.view()));
-        }
-        let (scale, centre) = match centring {
-            Centring::Samples => {
-                let scale =
-                    if size == 0. || SAFE.contains(&size) { 1. } else { power_of_two_below(1. / size) };
-                (scale, Centre::Columns(mean_of(source, scale)?))
-            }
-            // Row by row: a common scale could take a small row away.
-            Centring::Features => (1., Centre::Rows),
-            Centring::None => (1., Centre::Nothing),
+        let centre = match centring {
+            Centring::Samples => Centre::Columns(mean_of(source, scale)?),
+            Centring::Features => Centre::Rows,
+            Centring::None => Centre::Nothing,
         };
         Ok(Self { source, samples, width, scale, centre })
     }
@@ -72,6 +71,19 @@ impl<'a> Frame<'a> {
         }
         self.centre.apply(&mut xs);
         Ok(xs)
+    }
+
+    /// What numbers are multiplied with before they are centred.
+    pub(crate) fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// What is subtracted from each feature, of scaled numbers.
+    pub(crate) fn mean(&self) -> Array1<f64> {
+        match &self.centre {
+            Centre::Columns(mean) => &mean.shift + &mean.offset(),
+            _ => Array1::zeros(self.width),
+        }
     }
 
     /// All samples, `(n, width)`.
@@ -136,6 +148,21 @@ pub(crate) fn centre_row(mut row: ArrayViewMut1<'_, f64>) {
 /// The largest absolute value.
 pub(crate) fn largest<D: Dimension>(xs: ArrayView<'_, f64, D>) -> f64 {
     xs.iter().fold(0., |largest, x| largest.max(x.abs()))
+}
+
+/// The largest absolute value of a representation whose numbers are all finite.
+pub(crate) fn size_of(xs: &dyn Representation) -> Result<f64> {
+    let (samples, _) = shape(xs)?;
+    let mut size = 0f64;
+    for rows in chunks(samples, ROWS) {
+        size = size.max(largest(finite_rows(xs, rows)?.view()));
+    }
+    Ok(size)
+}
+
+/// The power of two that brings numbers up to `size` into the safe range.
+pub(crate) fn safe_scale(size: f64) -> f64 {
+    if size == 0. || SAFE.contains(&size) { 1. } else { power_of_two_below(1. / size) }
 }
 
 fn power_of_two_below(x: f64) -> f64 {

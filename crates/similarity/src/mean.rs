@@ -89,7 +89,7 @@ impl MeanAccumulator {
             state.add(format!("sum.{i}"), &layer.sum);
             state.add(format!("largest.{i}"), &layer.largest);
         }
-        state.to_bytes()
+        state.into_bytes()
     }
 
     /// Reads a state that [`to_bytes`](Self::to_bytes) wrote.

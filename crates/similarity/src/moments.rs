@@ -410,7 +410,7 @@ impl MomentAccumulator {
             state.add(format!("v.{name}"), &pair.v);
             state.add_numbers(format!("products.{name}"), &[pair.products]);
         }
-        state.to_bytes()
+        state.into_bytes()
     }
 
     /// Reads a state that [`to_bytes`](Self::to_bytes) wrote.

@@ -167,7 +167,7 @@ fn means(per_pair: &[Array1<f64>]) -> Vec<f64> {
     per_pair.iter().map(|values| values.sum() / values.len() as f64).collect()
 }
 
-fn without_layer(error: Error) -> Error {
+pub(crate) fn without_layer(error: Error) -> Error {
     match error {
         Error::Layer { source, .. } => *source,
         other => other,

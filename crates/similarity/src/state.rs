@@ -36,7 +36,7 @@ impl<'a> State<'a> {
         self.tensors.push((name, Numbers(ndarray::arr1(xs).into_dyn().into())));
     }
 
-    pub(crate) fn to_bytes(self) -> Vec<u8> {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
         safetensors::serialize(self.tensors, Some(self.metadata)).expect("shapes that arrays have are valid")
     }
 }
