@@ -16,7 +16,7 @@ use layerwise_example_common::{
     flags::ModelFlag,
     input::Input,
     interrupt,
-    layers::{Measured, features, score},
+    layers::{Source, features, score},
     progress, run_main,
 };
 use serde_json::json;
@@ -90,6 +90,5 @@ fn inspect(flags: &Flags, device: Device) -> Result<()> {
     let name = model_name(folder)?;
     progress::print(&show::table(&matrices, scores.as_ref()).to_string());
     show::write(&out, &mut results, &name, &input, &matrices, scores.as_ref())?;
-    progress::print(&format!("\nhidden.safetensors, results and report.html are in {}\n", out.display()));
     Ok(())
 }

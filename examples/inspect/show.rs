@@ -7,7 +7,7 @@ use layerwise::exit::LayerScores;
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
     input::Input,
-    layers::Measured,
+    layers::Source,
     plots::{self, Series},
     table::{decimals, percent},
 };
@@ -66,7 +66,6 @@ pub(crate) fn write(
     if let Some(files) = input.files() {
         results.more.insert("files".into(), json!(files));
     }
-    results.write(out)?;
 
     let heat = [("COS", cos), ("linear CKA, biased", cka_biased), ("linear CKA, debiased", cka_debiased)];
     let heat =
@@ -102,8 +101,5 @@ pub(crate) fn write(
         .figure(&curves, "Each layer beside the last one, and beside the one before it.")
         .figure(&heat, "All pairs of layers, on one scale; values below 0 are drawn as 0.")
         .table(&table(matrices, scores), "Per layer.")
-        .details("Configuration", &serde_json::to_string_pretty(&results.config)?)
-        .details("Machine", &serde_json::to_string_pretty(&results.machine)?)
-        .write(out)?;
-    Ok(())
+        .close(results, out)
 }

@@ -89,7 +89,6 @@ fn quickstart(flags: &CommonFlags, device: Device) -> Result<()> {
         cut_and_check(aligned, depth, &data, (&out.join("aligned"), &out.join("aligned-cut")), &device)?;
     progress::print(&show::tables(&studied, &cut));
     show::write(&out, &mut results, &studied, &cut)?;
-    progress::print(&format!("\nresults, plots and report.html are in {}\n", out.display()));
     Ok(())
 }
 

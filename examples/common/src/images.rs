@@ -9,7 +9,7 @@ use layerwise_models::Batch;
 use layerwise_ops::init::ChaCha8Rng;
 use layerwise_train::Samples;
 
-use crate::layers::Measured;
+use crate::layers::Source;
 
 /// Images to train on, and images held out; both normalised by the training images' mean and deviation.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl Samples for Images {
     }
 }
 
-impl Measured for Images {
+impl Source for Images {
     fn samples(&self) -> usize {
         self.test_len()
     }

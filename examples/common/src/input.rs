@@ -12,12 +12,12 @@ use layerwise_data::{
 };
 use layerwise_models::{Batch, VitConfig};
 
-use crate::layers::Measured;
+use crate::layers::Source;
 
 /// Samples in order, and how they are prepared.
 #[derive(Debug)]
 pub struct Input {
-    source: Source,
+    kind: Kind,
     preprocess: Preprocess,
     /// Channels and edge of the model's images: one that has this edge already is not resampled.
     channels: usize,
@@ -25,7 +25,7 @@ pub struct Input {
 }
 
 #[derive(Debug)]
-enum Source {
+enum Kind {
     Files(Vec<PathBuf>),
     Set(ImageSet),
 }
@@ -39,9 +39,9 @@ impl Input {
     /// When it is none of these; the message names it.
     pub fn open(input: &Path, limit: Option<usize>, model: &Path, config: &VitConfig) -> Result<Self> {
         let limit = limit.unwrap_or(usize::MAX);
-        let source = match source(input)? {
-            Source::Files(files) => Source::Files(files.into_iter().take(limit).collect()),
-            Source::Set(set) => Source::Set(set.take(limit)?),
+        let kind = match kind(input)? {
+            Kind::Files(files) => Kind::Files(files.into_iter().take(limit).collect()),
+            Kind::Set(set) => Kind::Set(set.take(limit)?),
         };
         let (channels, model_size) = (config.num_channels, config.image_size);
         let preprocess = match Preprocess::load(model)? {
@@ -54,7 +54,7 @@ impl Input {
                 ..Default::default()
             },
         };
-        Ok(Self { source, preprocess, channels, model_size })
+        Ok(Self { kind, preprocess, channels, model_size })
     }
 
     /// How images are prepared.
@@ -66,7 +66,7 @@ impl Input {
     /// Names of the files, in the order of the rows; none for a data set.
     #[must_use]
     pub fn files(&self) -> Option<Vec<String>> {
-        let Source::Files(files) = &self.source else { return None };
+        let Kind::Files(files) = &self.kind else { return None };
         Some(files.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into()).collect())
     }
 
@@ -82,11 +82,11 @@ impl Input {
     }
 }
 
-impl Measured for Input {
+impl Source for Input {
     fn samples(&self) -> usize {
-        match &self.source {
-            Source::Files(files) => files.len(),
-            Source::Set(set) => set.len(),
+        match &self.kind {
+            Kind::Files(files) => files.len(),
+            Kind::Set(set) => set.len(),
         }
     }
 
@@ -96,8 +96,8 @@ impl Measured for Input {
             let fits = (height, width) == (self.model_size, self.model_size);
             if fits { &as_it_is } else { &self.preprocess }
         };
-        match &self.source {
-            Source::Files(files) => {
+        match &self.kind {
+            Kind::Files(files) => {
                 let images = files[rows].iter().map(|path| {
                     let image = read_image(path)?;
                     let prepare = prepare(image.height() as usize, image.width() as usize);
@@ -107,7 +107,7 @@ impl Measured for Input {
                 });
                 Ok(Tensor::stack(&images.collect::<Result<Vec<_>>>()?, 0)?.into())
             }
-            Source::Set(set) => {
+            Kind::Set(set) => {
                 let indices: Vec<usize> = rows.collect();
                 let prepare = prepare(set.shape().height, set.shape().width);
                 let pixels = prepare.apply_set(set, &indices, device)?;
@@ -118,39 +118,39 @@ impl Measured for Input {
     }
 
     fn name(&self, sample: usize) -> String {
-        match &self.source {
-            Source::Files(files) => files[sample].display().to_string(),
-            Source::Set(_) => format!("sample {sample}"),
+        match &self.kind {
+            Kind::Files(files) => files[sample].display().to_string(),
+            Kind::Set(_) => format!("sample {sample}"),
         }
     }
 
     fn labels(&self) -> Option<&[u32]> {
-        match &self.source {
-            Source::Files(_) => None,
-            Source::Set(set) => Some(set.labels()),
+        match &self.kind {
+            Kind::Files(_) => None,
+            Kind::Set(set) => Some(set.labels()),
         }
     }
 
     fn classes(&self) -> &[String] {
-        match &self.source {
-            Source::Files(_) => &[],
-            Source::Set(set) => set.classes(),
+        match &self.kind {
+            Kind::Files(_) => &[],
+            Kind::Set(set) => set.classes(),
         }
     }
 }
 
-fn source(input: &Path) -> Result<Source> {
+fn kind(input: &Path) -> Result<Kind> {
     if input == Path::new("digits") && !input.exists() {
         // The part that the quickstart's models have not seen.
-        return Ok(Source::Set(digits()?.split(0.2, 0)?.1));
+        return Ok(Kind::Set(digits()?.split(0.2, 0)?.1));
     }
     if !input.is_dir() {
         bail!("{}: expected a folder, or the word digits", input.display());
     }
     let attempts = [
-        image_files(input).map(Source::Files),
-        cifar10::load(input, Split::Test).map(Source::Set),
-        idx::load(input, Split::Test).map(Source::Set),
+        image_files(input).map(Kind::Files),
+        cifar10::load(input, Split::Test).map(Kind::Set),
+        idx::load(input, Split::Test).map(Kind::Set),
     ];
     for attempt in attempts {
         match attempt {

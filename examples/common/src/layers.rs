@@ -14,7 +14,7 @@ use layerwise_ops::cross_entropy;
 use crate::{Progress, run::Interrupted};
 
 /// Samples in order that models are measured on.
-pub trait Measured {
+pub trait Source {
     /// How many there are.
     fn samples(&self) -> usize;
 
@@ -43,7 +43,7 @@ pub trait Measured {
 /// [`Interrupted`] after Ctrl-C; when a state is not finite, naming layer and sample; what the samples, the model or `see` report.
 pub fn features<M: Tapped>(
     model: &M,
-    from: &dyn Measured,
+    from: &dyn Source,
     (samples, at_once): (usize, usize),
     device: &Device,
     stop: &AtomicBool,

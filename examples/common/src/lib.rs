@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod checkpoint;
-pub mod correlation;
+pub mod curves;
 pub mod data_sets;
 pub mod files;
 pub mod flags;

@@ -38,6 +38,16 @@ pub fn between(left: &[Tensor], right: &[Tensor], measure: Measure) -> Result<Ve
     Ok(nothing((left.len(), right.len())))
 }
 
+/// Each layer with the last one.
+///
+/// # Errors
+///
+/// As [`between`]; for an empty stack.
+pub fn to_last(layers: &[Tensor], measure: Measure) -> Result<Vec<f64>> {
+    let last = &layers[layers.len().saturating_sub(1)..];
+    Ok(between(layers, last, measure)?.into_iter().map(|row| row[0]).collect())
+}
+
 /// The layers that tell samples apart.
 fn telling(layers: &[Tensor]) -> Result<Vec<usize>> {
     let mut kept = Vec::new();
@@ -107,6 +117,7 @@ mod tests {
                 assert!((one[i][j] - two[i - 1][j]).abs() < 1e-12, "{measure:?} {i} {j}");
             }
         }
+        assert_eq!(to_last(&layers, Measure::Pnka)?[1], between(&layers, &layers, Measure::Pnka)?[1][2]);
         let few = [random(0, 3)?, random(1, 3)?];
         let debiased = all_pairs(&few, Measure::Cka(Estimator::Debiased))?;
         assert!(debiased.iter().flatten().all(|x| x.is_nan()));

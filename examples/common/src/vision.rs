@@ -17,13 +17,13 @@ use layerwise_train::{AdamWConfig, Objective, Schedule, TrainConfig};
 use serde_json::{Value, json};
 
 use crate::{
-    CommonFlags, Preset,
+    CommonFlags, ModelResults, Preset,
     checkpoint::{load_vit, model_name},
     data_sets::{cifar10_of, digits_vit, embedded_digits},
     images::Images,
     input::Input,
     interrupt,
-    layers::{Measured, features, score},
+    layers::{Source, features, score},
     progress,
     training::trained,
 };
@@ -87,17 +87,38 @@ pub struct Subject {
     pub answers: Vec<Vec<u32>>,
 }
 
+impl Subject {
+    /// Layers `1..=L`: those that tell images apart.
+    #[must_use]
+    pub fn layers(&self) -> &[Tensor] {
+        &self.features[1..]
+    }
+
+    /// Accuracy after each layer `1..=L`; empty without scores.
+    #[must_use]
+    pub fn accuracy(&self) -> Vec<f64> {
+        self.scores.as_ref().map(|scores| scores.accuracy.clone()).unwrap_or_default()
+    }
+
+    /// Accuracy and loss as `results.json` has them.
+    #[must_use]
+    pub fn results(&self) -> ModelResults {
+        let LayerScores { accuracy, loss, .. } = self.scores.clone().unwrap_or_default();
+        ModelResults { accuracy, loss, ..Default::default() }
+    }
+}
+
 /// Models and images of one experiment.
 #[derive(Debug)]
 pub struct Vision<'a> {
     flags: &'a VisionFlags,
     device: Device,
     stop: &'static AtomicBool,
-    source: Source,
+    origin: Origin,
 }
 
 #[derive(Debug)]
-enum Source {
+enum Origin {
     Train { data: Box<Images>, vit: VitConfig, config: TrainConfig },
     Load { model: Box<Vit>, input: Input },
 }
@@ -115,13 +136,13 @@ impl<'a> Vision<'a> {
             smoke.then_some(()).context(needed)?;
             progress::line("no --data: the embedded digits stand in for CIFAR-10");
         }
-        let source = match &flags.model {
+        let origin = match &flags.model {
             Some(folder) => {
                 let (model, _) = load_vit(folder, device)?;
                 let limit = flags.limit.map(NonZeroUsize::get).or(smoke.then_some(64));
                 let data = flags.data.as_deref().unwrap_or(Path::new("digits"));
                 let input = Input::open(data, limit, folder, model.config())?;
-                Source::Load { model: model.into(), input }
+                Origin::Load { model: model.into(), input }
             }
             None => {
                 let (data, vit) = match &flags.data {
@@ -131,10 +152,10 @@ impl<'a> Vision<'a> {
                         (cifar10_of(folder, limit, device)?, cifar10_vit(flags.common.preset))
                     }
                 };
-                Source::Train { data: data.into(), vit, config: recipe(flags.common.preset) }
+                Origin::Train { data: data.into(), vit, config: recipe(flags.common.preset) }
             }
         };
-        Ok(Self { flags, device: device.clone(), stop: interrupt::stop_flag()?, source })
+        Ok(Self { flags, device: device.clone(), stop: interrupt::stop_flag()?, origin })
     }
 
     /// What `results.json` says of the setting.
@@ -142,13 +163,13 @@ impl<'a> Vision<'a> {
     pub fn settings(&self) -> Value {
         let (preset, samples) = (self.flags.common.preset, self.samples());
         let data = &self.flags.data;
-        match &self.source {
-            Source::Train { data: images, vit, config } => {
+        match &self.origin {
+            Origin::Train { data: images, vit, config } => {
                 json!({ "preset": preset, "data": data, "images": images.name,
                 "train_samples": images.train_len(), "test_samples": samples, "augment": images.augment, "train": config,
                 "vit": vit })
             }
-            Source::Load { model, input } => {
+            Origin::Load { model, input } => {
                 json!({ "preset": preset, "data": data, "model": self.flags.model,
                 "test_samples": samples, "vit": model.config(), "preprocess": input.preprocess() })
             }
@@ -173,18 +194,28 @@ impl<'a> Vision<'a> {
         self.measured().classes()
     }
 
+    /// What a report says of images and layers.
+    #[must_use]
+    pub fn about(&self) -> String {
+        let samples = self.samples();
+        format!(
+            "{samples} held-out images. Layers are those after each block, at the class token, before the exit norm. COS is the cosine of a \
+             sample's features in two layers, each centred over the samples; where not said otherwise, its mean over samples."
+        )
+    }
+
     /// Trains or finds the `wanted` models (name, training, seed) and measures each; with `--model`, that one instead.
     ///
     /// # Errors
     ///
     /// As [`trained`] and [`features`].
     pub fn study(&self, wanted: &[(&str, Training, u64)]) -> Result<Vec<Subject>> {
-        match &self.source {
-            Source::Load { model, .. } => {
+        match &self.origin {
+            Origin::Load { model, .. } => {
                 let folder = self.flags.model.as_deref().unwrap_or(Path::new("model"));
                 Ok(vec![self.measure(&model_name(folder)?, model)?])
             }
-            Source::Train { data, vit, config } => {
+            Origin::Train { data, vit, config } => {
                 let subject = |(name, training, seed): &(&str, Training, u64)| {
                     let config =
                         TrainConfig { objective: training.objective(), seed: *seed, ..config.clone() };
@@ -207,10 +238,10 @@ impl<'a> Vision<'a> {
         self.flags.runs.join(format!("{data}-{}-{preset}-seed{seed}", training.name()))
     }
 
-    fn measured(&self) -> &dyn Measured {
-        match &self.source {
-            Source::Train { data, .. } => &**data,
-            Source::Load { input, .. } => input,
+    fn measured(&self) -> &dyn Source {
+        match &self.origin {
+            Origin::Train { data, .. } => &**data,
+            Origin::Load { input, .. } => input,
         }
     }
 

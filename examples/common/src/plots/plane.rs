@@ -9,8 +9,8 @@ use super::{Panel, Series, style};
 pub fn plane(title: &str, x_label: &str, y_label: &str, paths: &[Series]) -> Panel {
     let finite = |point: &&(f64, f64)| point.0.is_finite() && point.1.is_finite();
     let points = || paths.iter().flat_map(|path| &path.points).filter(finite);
-    let x_range = nice_range(points().map(|point| point.0), 6);
-    let y_range = nice_range(points().map(|point| point.1), 6);
+    let x_range = with_air(points().map(|point| point.0).collect());
+    let y_range = with_air(points().map(|point| point.1).collect());
     let mut panel = Panel {
         layers: Vec::new(),
         layout: layout(title, (x_label, x_range), (y_label, y_range))
@@ -38,4 +38,12 @@ pub fn plane(title: &str, x_label: &str, y_label: &str, paths: &[Series]) -> Pan
         });
     }
     panel
+}
+
+/// A range with room for the markers of points at its ends.
+fn with_air(values: Vec<f64>) -> (f64, f64) {
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let air = 0.05 * (high - low);
+    if low < high { (low - air, high + air) } else { nice_range(values, 6) }
 }
