@@ -1,7 +1,7 @@
 //! What do the layers of a checkpoint do? See the README beside this file.
 
 mod hidden;
-mod matrices;
+mod measures;
 mod show;
 
 use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
@@ -16,12 +16,12 @@ use layerwise_example_common::{
     flags::ModelFlag,
     input::Input,
     interrupt,
-    layers::{Source, features, score},
+    layers::{self, Source},
     progress, run_main,
 };
 use serde_json::json;
 
-use crate::{hidden::HiddenFile, matrices::Matrices};
+use crate::{hidden::HiddenFile, measures::Named, show::Inspected};
 
 layerwise_example_common::fast_allocator!();
 
@@ -43,6 +43,12 @@ struct Flags {
     /// Write the states of all tokens, not only those of the token that the prediction reads.
     #[arg(long)]
     tokens: bool,
+    /// What to measure, separated by commas.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["cos", "cka", "cka-debiased"])]
+    measures: Vec<Named>,
+    /// A second checkpoint, whose layers are compared with the first one's on the same input.
+    #[arg(long, value_name = "DIR")]
+    other: Option<PathBuf>,
 }
 
 /// Samples that pass through the model at once.
@@ -65,7 +71,8 @@ fn inspect(flags: &Flags, device: Device) -> Result<()> {
     let out = flags.common.out_folder("inspect")?;
     let stop = interrupt::stop_flag()?;
     let settings = json!({ "preset": flags.common.preset, "model": folder, "input": flags.input,
-        "limit": limit, "tokens": flags.tokens, "samples": input.samples(), "vit": model.config(),
+        "limit": limit, "tokens": flags.tokens,
+        "measures": flags.measures.iter().map(|named| named.key()).collect::<Vec<_>>(), "other": flags.other, "samples": input.samples(), "vit": model.config(),
         "preprocess": input.preprocess() });
     let mut results = Results::new("inspect", settings, flags.common.seed, &device);
     results.more.insert("unexpected_tensors".into(), json!(unexpected));
@@ -77,18 +84,24 @@ fn inspect(flags: &Flags, device: Device) -> Result<()> {
     let mut write = |layer, first, state: &Hidden, feature: &Tensor| {
         file.write(layer, first, if flags.tokens { &state.xs } else { feature })
     };
-    let features = features(&model, &input, (samples, BATCH), &device, stop, &mut write)?;
+    let features = layers::features(&model, &input, (samples, BATCH), &device, stop, &mut write)?;
     file.finish()?;
 
-    let matrices = Matrices::measure(&features)?;
-    let scores = match input.labels() {
-        Some(labels) if model.config().num_labels == input.classes().len() => {
-            Some(score(&model, &features, labels)?.0)
+    let other = match &flags.other {
+        Some(folder) => {
+            let (model, _) = load_vit(folder, &device)?;
+            let input = Input::open(&flags.input, limit, folder, model.config())?;
+            let mut ignore = |_, _, _: &_, _: &_| Ok(());
+            let others = layers::features(&model, &input, (samples, BATCH), &device, stop, &mut ignore)?;
+            Some((model_name(folder)?, measures::across(&features, &others, &flags.measures)?))
         }
-        _ => None,
+        None => None,
     };
-    let name = model_name(folder)?;
-    progress::print(&show::table(&matrices, scores.as_ref()).to_string());
-    show::write(&out, &mut results, &name, &input, &matrices, scores.as_ref())?;
-    Ok(())
+    let inspected = Inspected {
+        name: model_name(folder)?,
+        within: measures::within(&features, &flags.measures)?,
+        scores: layers::scores(&model, &features, &input)?.map(|(scores, _)| scores),
+        other,
+    };
+    show::show(&out, &mut results, &input, &inspected)
 }

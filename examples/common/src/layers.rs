@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use layerwise_exit::LayerScores;
-use layerwise_models::{Batch, Hidden, Pass, Tapped, tap};
+use layerwise_models::{Batch, Hidden, Pass, Tapped, Vit, tap};
 use layerwise_ops::cross_entropy;
 
 use crate::{Progress, run::Interrupted};
@@ -73,7 +73,27 @@ pub fn features<M: Tapped>(
     Ok(features.iter().map(|parts| Tensor::cat(parts, 0)).collect::<candle_core::Result<_>>()?)
 }
 
-/// Accuracy and loss of the exit after each layer `1..=L`, and its answers, `(L, samples)`; of [`features`].
+/// Accuracy and loss of the exit after each layer `1..=L`, and its answers, `(L, samples)`; of [`features`] of the first samples.
+/// None without labels, or where the model has no head for these classes.
+///
+/// # Errors
+///
+/// When a label is no class.
+pub fn scores(
+    model: &Vit,
+    features: &[Tensor],
+    from: &dyn Source,
+) -> Result<Option<(LayerScores, Vec<Vec<u32>>)>> {
+    match from.labels() {
+        Some(labels) if model.config().num_labels == from.classes().len() => {
+            let samples = features[0].dim(0)?;
+            score(model, features, &labels[..samples]).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// As [`scores`], for any model with a head for these labels.
 ///
 /// # Errors
 ///

@@ -6,7 +6,7 @@ use layerwise_similarity::{Centring, Error, Measure, cos, pairwise, pairwise_bet
 use ndarray::Array2;
 
 /// All pairs of layers `(samples, width)`. A layer that is the same for all samples, as the embedding of the class token, has no
-/// similarity, whatever the measure; where there are too few samples for a measure, no layer has.
+/// similarity, whatever the measure; nor has any where there are too few samples for a measure.
 ///
 /// # Errors
 ///
@@ -22,7 +22,8 @@ pub fn all_pairs(layers: &[Tensor], measure: Measure) -> Result<Vec<Vec<f64>>> {
     Ok(nothing((layers.len(), layers.len())))
 }
 
-/// Each layer of `left` (rows) with each of `right`; as [`all_pairs`].
+/// Each layer of `left` (rows) with each of `right`; as [`all_pairs`]. Between layers of different widths, measures that pair
+/// coordinates (COS) are undefined.
 ///
 /// # Errors
 ///
@@ -60,8 +61,8 @@ fn telling(layers: &[Tensor]) -> Result<Vec<usize>> {
     Ok(kept)
 }
 
-/// Leaves out the layer that has no similarity under this measure, or all where there are too few samples. Layers of the second list
-/// count on from the first.
+/// Leaves out the layer that has no similarity under this measure, or all where samples are too few or widths differ. Layers of the
+/// second list count on from the first.
 fn forget(error: Error, kept: &mut [&mut Vec<usize>]) -> Result<()> {
     let Error::Layer { mut layer, source } = error else { return Err(error.into()) };
     match *source {
@@ -74,7 +75,7 @@ fn forget(error: Error, kept: &mut [&mut Vec<usize>]) -> Result<()> {
                 layer -= list.len();
             }
         }
-        Error::Samples { .. } => kept.iter_mut().for_each(|list| list.clear()),
+        Error::Samples { .. } | Error::Widths { .. } => kept.iter_mut().for_each(|list| list.clear()),
         _ => return Err(Error::Layer { layer, source }.into()),
     }
     Ok(())
@@ -118,6 +119,9 @@ mod tests {
             }
         }
         assert_eq!(to_last(&layers, Measure::Pnka)?[1], between(&layers, &layers, Measure::Pnka)?[1][2]);
+        let wide = [init::normal(&mut init::rng(2), (6, 5), 1., &Cpu)?];
+        assert!(between(&layers, &wide, Measure::Cos(Centring::Samples))?.iter().all(|row| row[0].is_nan()));
+        assert!(between(&layers, &wide, Measure::Cka(Estimator::Biased))?[1][0].is_finite());
         let few = [random(0, 3)?, random(1, 3)?];
         let debiased = all_pairs(&few, Measure::Cka(Estimator::Debiased))?;
         assert!(debiased.iter().flatten().all(|x| x.is_nan()));

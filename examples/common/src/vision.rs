@@ -23,7 +23,7 @@ use crate::{
     images::Images,
     input::Input,
     interrupt,
-    layers::{Source, features, score},
+    layers::{Source, features, scores},
     progress,
     training::trained,
 };
@@ -179,19 +179,19 @@ impl<'a> Vision<'a> {
     /// Number of images measured.
     #[must_use]
     pub fn samples(&self) -> usize {
-        self.flags.limit.map_or(usize::MAX, NonZeroUsize::get).min(self.measured().samples())
+        self.flags.limit.map_or(usize::MAX, NonZeroUsize::get).min(self.source().samples())
     }
 
     /// Labels of the images measured, where they are known.
     #[must_use]
     pub fn labels(&self) -> Option<&[u32]> {
-        Some(&self.measured().labels()?[..self.samples()])
+        Some(&self.source().labels()?[..self.samples()])
     }
 
     /// Names of the classes.
     #[must_use]
     pub fn classes(&self) -> &[String] {
-        self.measured().classes()
+        self.source().classes()
     }
 
     /// What a report says of images and layers.
@@ -238,7 +238,7 @@ impl<'a> Vision<'a> {
         self.flags.runs.join(format!("{data}-{}-{preset}-seed{seed}", training.name()))
     }
 
-    fn measured(&self) -> &dyn Source {
+    fn source(&self) -> &dyn Source {
         match &self.origin {
             Origin::Train { data, .. } => &**data,
             Origin::Load { input, .. } => input,
@@ -250,14 +250,9 @@ impl<'a> Vision<'a> {
         let at_once = if model.config().tokens() > 100 { 16 } else { 100 };
         let size = (self.samples(), at_once);
         let mut ignore = |_, _, _: &_, _: &_| Ok(());
-        let features = features(model, self.measured(), size, &self.device, self.stop, &mut ignore)?;
-        let (scores, answers) = match self.labels() {
-            Some(labels) if model.config().num_labels == self.classes().len() => {
-                let (scores, answers) = score(model, &features, labels)?;
-                (Some(scores), answers)
-            }
-            _ => (None, Vec::new()),
-        };
+        let features = features(model, self.source(), size, &self.device, self.stop, &mut ignore)?;
+        let (scores, answers) = scores(model, &features, self.source())?.unzip();
+        let answers = answers.unwrap_or_default();
         Ok(Subject { name: name.to_owned(), features, scores, answers })
     }
 }
