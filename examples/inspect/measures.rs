@@ -75,7 +75,8 @@ impl Named {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Cka => "CKA",
-            Self::CkaDebiased => "CKA, debiased",
+            Self::CkaDebiased => "debiased CKA",
+            Self::Procrustes => "Procrustes",
             other => other.measure().name(),
         }
     }

@@ -45,8 +45,8 @@ pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: 
         results.more.insert("files".into(), json!(files));
     }
 
-    let layers = layer_table(inspected);
-    progress::print(&layers.to_string());
+    let (layers, neighbours) = (layer_table(inspected), neighbour_table(within));
+    progress::print(&format!("Each layer and the last:\n{layers}\nEach layer and the next:\n{neighbours}"));
     let heat = |matrices: &[Matrix], labels: (&str, &str)| -> Vec<Panel> {
         let panel =
             |Matrix { named, values }: &Matrix| plots::heat_map(named.title(), labels, values, 0, (0., 1.));
@@ -74,7 +74,8 @@ pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: 
         ))
         .figure(&panels, "Each layer beside the last one, and beside the one before it.")
         .figure(&maps, "All pairs of layers, on one scale; values below 0 are drawn as 0.")
-        .table(&layers, "Per layer.");
+        .table(&layers, "Similarity of each layer to the last one.")
+        .table(&neighbours, "Similarity of each layer to the next one.");
     if let Some((other, across)) = other {
         let labels = (format!("layer of {other}"), format!("layer of {name}"));
         let maps = plots::write(&out.join("between"), heat(across, (&labels.0, &labels.1)), columns)?;
@@ -93,13 +94,16 @@ pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: 
     report.close(results, out)
 }
 
-/// One row a layer.
+/// A row for each layer but the last, and a column for each measure.
+fn neighbour_table(within: &[Matrix]) -> Table {
+    let column = |matrix: &Matrix| (matrix.named.title().to_owned(), thousandths as _, to_next(matrix));
+    per_layer(0, &within.iter().map(column).collect::<Vec<Column>>())
+}
+
+/// A row for each layer, a column for each measure, and the accuracy.
 fn layer_table(Inspected { within, scores, .. }: &Inspected) -> Table {
-    let columns = |what: &str, values: fn(&Matrix) -> Vec<f64>| -> Vec<Column> {
-        let name = |matrix: &Matrix| format!("{} {what}", matrix.named.title());
-        within.iter().map(|matrix| (name(matrix), thousandths as _, values(matrix))).collect()
-    };
-    let mut columns = [columns("to last", to_last), columns("to next", to_next)].concat();
+    let column = |matrix: &Matrix| (matrix.named.title().to_owned(), thousandths as _, to_last(matrix));
+    let mut columns: Vec<Column> = within.iter().map(column).collect();
     if let Some(scores) = scores {
         // The embedding has no exit.
         columns.push(("accuracy".into(), percent, [vec![f64::NAN], scores.accuracy.clone()].concat()));

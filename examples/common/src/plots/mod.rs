@@ -1,6 +1,6 @@
 //! Figures as SVG and PNG, of one or several panels, drawn by kuva without system fonts.
 //!
-//! Colours are Okabe and Ito's and three of Paul Tol's, which colour-blind readers tell apart; markers and dashes say the same
+//! Colours are Okabe and Ito's and some of Paul Tol's, which colour-blind readers tell apart; markers and dashes say the same
 //! once more.
 //! Panels meant to be compared are given the same range.
 
@@ -98,7 +98,7 @@ pub fn write(stem: &Path, panels: Vec<Panel>, columns: usize) -> Result<String> 
 
 /// How the series of that number looks: colour, dashes, marker.
 fn style(index: usize) -> (&'static str, Option<&'static str>, MarkerShape) {
-    const STYLES: [(&str, Option<&str>, MarkerShape); 10] = [
+    const STYLES: [(&str, Option<&str>, MarkerShape); 12] = [
         ("#0072B2", None, MarkerShape::Circle),
         ("#D55E00", Some("7 4"), MarkerShape::Square),
         ("#009E73", Some("2 3"), MarkerShape::Triangle),
@@ -109,6 +109,8 @@ fn style(index: usize) -> (&'static str, Option<&'static str>, MarkerShape) {
         ("#882255", Some("8 3 2 3"), MarkerShape::Star),
         ("#999933", None, MarkerShape::Cross),
         ("#332288", Some("7 4"), MarkerShape::Plus),
+        ("#000000", Some("2 3"), MarkerShape::Circle),
+        ("#44AA99", Some("8 3 2 3"), MarkerShape::Square),
     ];
     STYLES[index % STYLES.len()]
 }
