@@ -1,6 +1,6 @@
 //! Figure 1 of the paper: class means on their way through depth, standard and aligned. See the README beside this file.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -65,8 +65,12 @@ fn f01(flags: &VisionFlags, device: &Device) -> Result<()> {
         .into_iter()
         .map(|subject| measure(subject, &labels, vision.classes()))
         .collect::<Result<_>>()?;
+    record(&mut results, &models);
+    show(&out, &mut results, &vision, &models)
+}
 
-    for model in &models {
+fn record(results: &mut Results, models: &[Measured]) {
+    for model in models {
         let mut entry = model.subject.results();
         entry.cos_to_last = model.cos.clone();
         entry.more.insert("class_means_cos_to_last".into(), json!(model.means_cos));
@@ -76,7 +80,10 @@ fn f01(flags: &VisionFlags, device: &Device) -> Result<()> {
         entry.more.insert("plane".into(), plane);
         results.models.insert(model.subject.name.clone(), entry);
     }
-    let table = table(&models);
+}
+
+fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, models: &[Measured]) -> Result<()> {
+    let table = table(models);
     progress::print(&format!(
         "\nAccuracy (%), COS of samples and of class means to the last layer:\n{table}"
     ));
@@ -110,7 +117,7 @@ fn f01(flags: &VisionFlags, device: &Device) -> Result<()> {
         .figure(&curves, "Sample-wise cosine similarity to the last layer, centred over samples, and accuracy of the last layer's classifier \
             after each layer.")
         .table(&table, "Per layer: accuracy in percent, COS of samples and of class means to the last layer.")
-        .close(&mut results, &out)
+        .close(results, out)
 }
 
 fn measure(subject: Subject, labels: &[usize], classes: &[String]) -> Result<Measured> {

@@ -1,6 +1,6 @@
 //! Figure 2 of the paper: COS follows CKA and accuracy from layer to layer. See the README beside this file.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
 use candle_core::Device;
@@ -56,8 +56,13 @@ fn f02(flags: &VisionFlags, device: &Device) -> Result<()> {
     let wanted: Vec<_> =
         names.iter().zip(seed..).map(|(name, seed)| (&**name, Training::Standard, seed)).collect();
     let models: Vec<Measured> = vision.study(&wanted)?.into_iter().map(measure).collect::<Result<_>>()?;
+    let correlations = record(&mut results, &models);
+    show(&out, &mut results, &vision, &models, &correlations)
+}
 
-    for model in &models {
+/// Puts everything into `results.json`; gives the correlations with their means.
+fn record(results: &mut Results, models: &[Measured]) -> Table {
+    for model in models {
         let mut entry = model.subject.results();
         entry.cos_to_last = model.cos_to_last.clone();
         entry.cka_to_last = model.cka.clone();
@@ -73,9 +78,18 @@ fn f02(flags: &VisionFlags, device: &Device) -> Result<()> {
     if models.len() > 1 {
         correlations.push(("mean", &mean));
     }
-    let correlations = correlation_table(correlations);
+    correlation_table(correlations)
+}
+
+fn show(
+    out: &Path,
+    results: &mut Results,
+    vision: &Vision<'_>,
+    models: &[Measured],
+    correlations: &Table,
+) -> Result<()> {
     progress::print(&format!("\nCorrelations over the layers but the last:\n{correlations}"));
-    let layers = layer_table(&models);
+    let layers = layer_table(models);
     progress::print(&format!(
         "\nMeans over models, accuracy (%), COS and CKA (biased, debiased) to the last layer:\n{layers}"
     ));
@@ -91,10 +105,10 @@ fn f02(flags: &VisionFlags, device: &Device) -> Result<()> {
             &tracks,
             "COS, linear CKA and accuracy of each layer; similarities are those to the last layer.",
         )
-        .table(&correlations, "Correlations over the layers but the last, where every similarity is 1.")
+        .table(correlations, "Correlations over the layers but the last, where every similarity is 1.")
         .figure(&heat, "COS of all pairs of layers, on one scale; values below 0 are drawn as 0.")
         .table(&layers, "Per layer, means over models: accuracy in percent, COS and CKA to the last layer.")
-        .close(&mut results, &out)
+        .close(results, out)
 }
 
 fn measure(subject: Subject) -> Result<Measured> {

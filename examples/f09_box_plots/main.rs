@@ -1,7 +1,7 @@
 //! Figure 9 of the paper: how alike the layers are for each sample, and from which layer on the answer stands. See the README
 //! beside this file.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -56,8 +56,12 @@ fn f09(flags: &VisionFlags, device: &Device) -> Result<()> {
     let subjects =
         vision.study(&[("standard", Training::Standard, seed), ("aligned", Training::Aligned, seed)])?;
     let models: Vec<Measured> = subjects.into_iter().map(measure).collect::<Result<_>>()?;
+    record(&mut results, &models);
+    show(&out, &mut results, &vision, &models)
+}
 
-    for model in &models {
+fn record(results: &mut Results, models: &[Measured]) {
+    for model in models {
         let mut entry = model.subject.results();
         entry.cos_to_last =
             model.cos.iter().map(|layer| layer.iter().sum::<f64>() / layer.len() as f64).collect();
@@ -67,6 +71,9 @@ fn f09(flags: &VisionFlags, device: &Device) -> Result<()> {
         entry.more.insert("saturated".into(), json!(model.saturated));
         results.models.insert(model.subject.name.clone(), entry);
     }
+}
+
+fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, models: &[Measured]) -> Result<()> {
     let table = per_layer(1, &models.iter().flat_map(columns).collect::<Vec<_>>());
     progress::print(&format!(
         "\nCOS of samples to the last layer (median, quartiles), samples below 0 and samples whose answer stands from here on (%):\n{table}"
@@ -101,7 +108,7 @@ fn f09(flags: &VisionFlags, device: &Device) -> Result<()> {
         report.figure(&bars, "Samples whose answer no longer changes from this layer on.");
     }
     report.table(&table, "Per layer: COS of samples to the last layer, and shares of samples in percent.");
-    report.close(&mut results, &out)
+    report.close(results, out)
 }
 
 fn measure(subject: Subject) -> Result<Measured> {

@@ -1,6 +1,6 @@
 //! Figure 10 of the paper: what each block adds to its input. See the README beside this file.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
 use candle_core::Device;
@@ -50,8 +50,12 @@ fn f10(flags: &VisionFlags, device: &Device) -> Result<()> {
     let subjects =
         vision.study(&[("standard", Training::Standard, seed), ("aligned", Training::Aligned, seed)])?;
     let models: Vec<Measured> = subjects.into_iter().map(measure).collect::<Result<_>>()?;
+    record(&mut results, &models);
+    show(&out, &mut results, &vision, &models)
+}
 
-    for Measured { subject, relations, influence } in &models {
+fn record(results: &mut Results, models: &[Measured]) {
+    for Measured { subject, relations, influence } in models {
         let mut entry = subject.results();
         entry.more.insert("adjacent_cos".into(), json!(relations.adjacent_cos.to_vec()));
         entry.more.insert("norm_ratio".into(), json!(relations.norm_ratio.to_vec()));
@@ -59,7 +63,10 @@ fn f10(flags: &VisionFlags, device: &Device) -> Result<()> {
         entry.more.insert("block_influence".into(), json!(influence));
         results.models.insert(subject.name.clone(), entry);
     }
-    let table = table(&models);
+}
+
+fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, models: &[Measured]) -> Result<()> {
+    let table = table(models);
     progress::print(&format!(
         "\nPer block, with input h and output h + f: COS of both, |h| / |f|, COS of h and f; block influence:\n{table}"
     ));
@@ -94,7 +101,7 @@ fn f10(flags: &VisionFlags, device: &Device) -> Result<()> {
         .figure(&figure, "Similarity of each block's input and output, size of the input over the size of what is added, similarity of both, and \
             block influence.")
         .table(&table, "Per block.")
-        .close(&mut results, &out)
+        .close(results, out)
 }
 
 fn measure(subject: Subject) -> Result<Measured> {

@@ -1,6 +1,9 @@
 //! Figure 11 of the paper: MLPs with and without residual connections. See the README beside this file.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -113,8 +116,12 @@ fn f11(flags: &Flags, device: &Device) -> Result<()> {
         let correlations: Vec<&[Together]> = models.iter().map(|model| &*model.correlations).collect();
         variants.push(Variant { name, mean: mean_together(&correlations), models });
     }
+    record(&mut results, &variants);
+    show(&out, &mut results, data.test_len(), &variants)
+}
 
-    for variant in &variants {
+fn record(results: &mut Results, variants: &[Variant]) {
+    for variant in variants {
         for model in &variant.models {
             let LayerScores { accuracy, loss, .. } = model.scores.clone();
             let (cos_to_last, cka_to_last) = (model.cos.clone(), model.cka.clone());
@@ -125,8 +132,10 @@ fn f11(flags: &Flags, device: &Device) -> Result<()> {
         let mean = results.more.entry("mean_correlations").or_insert_with(|| json!({}));
         mean[variant.name] = json!(variant.mean);
     }
-    let correlations = correlations(&variants);
-    let layers = layer_table(&variants);
+}
+
+fn show(out: &Path, results: &mut Results, samples: usize, variants: &[Variant]) -> Result<()> {
+    let (correlations, layers) = (correlations(variants), layer_table(variants));
     progress::print(&format!(
         "\nCorrelations over the layers but the last:\n{correlations}\nMeans of the seeds, accuracy (%), COS and CKA to the last layer:\n{layers}"
     ));
@@ -145,14 +154,13 @@ fn f11(flags: &Flags, device: &Device) -> Result<()> {
     let figure = plots::write(&out.join("curves"), panels.collect(), 2)?;
     Report::new("MLPs with and without residual connections")
         .paragraph(&format!(
-            "9-layer MLPs trained with the loss of the last layer; {} held-out images; means of {SEEDS} seeds. COS is sample-wise and centred over \
+            "9-layer MLPs trained with the loss of the last layer; {samples} held-out images; means of {SEEDS} seeds. COS is sample-wise and centred over \
              the samples, CKA linear and biased.",
-            data.test_len()
         ))
         .figure(&figure, "COS and CKA to the last layer, and accuracy of the last layer's classifier after each layer.")
         .table(&correlations, "Correlations over the layers but the last, where every similarity is 1.")
         .table(&layers, "Means of the seeds per layer: accuracy in percent, COS and CKA to the last layer.")
-        .close(&mut results, &out)
+        .close(results, out)
 }
 
 fn load(flags: &Flags, device: &Device) -> Result<Images> {

@@ -34,8 +34,7 @@ pub struct VisionFlags {
     /// The flags of every example.
     #[command(flatten)]
     pub common: CommonFlags,
-    /// Folder of CIFAR-10: train-*.parquet and test-*.parquet, or data_batch_1.bin to 5 and test_batch.bin [without it,
-    /// --preset smoke takes the embedded digits].
+    /// Folder of CIFAR-10, parquet or binary files [without it, --preset smoke takes the embedded digits].
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Measure this ViT or DeiT folder of Hugging Face's; nothing is trained.
@@ -261,7 +260,7 @@ impl<'a> Vision<'a> {
 fn cifar10_vit(preset: Preset) -> VitConfig {
     let (patch_size, hidden_size, num_attention_heads) = match preset {
         Preset::Smoke => (8, 24, 2),
-        Preset::Small => (8, 96, 3),
+        Preset::Small => (4, 48, 3),
         Preset::Paper => (4, 384, 6),
     };
     VitConfig {
@@ -280,7 +279,7 @@ fn recipe(preset: Preset) -> TrainConfig {
     let one_cycle = |epochs, batch_size| TrainConfig {
         epochs,
         batch_size,
-        optimiser: AdamWConfig { lr: 1e-3, ..Default::default() },
+        optimiser: AdamWConfig { lr: 2e-3, ..Default::default() },
         schedule: Schedule::OneCycle,
         evaluate_every: 0,
         checkpoint_every: 200,
@@ -288,7 +287,7 @@ fn recipe(preset: Preset) -> TrainConfig {
     };
     match preset {
         Preset::Smoke => one_cycle(1, 48),
-        Preset::Small => one_cycle(12, 64),
+        Preset::Small => one_cycle(8, 64),
         // The paper's, but for the learning rate, which it gives as 0.1.
         Preset::Paper => TrainConfig {
             optimiser: AdamWConfig { lr: 5e-4, ..Default::default() },

@@ -146,7 +146,7 @@ mod tests {
         let none = Series::per_layer("none", 1, &[]);
         draw(vec![
             lines("a", "x", "y", &[gap.clone(), none.clone()], None),
-            lines("b", "x", "y", &[none.clone()], None),
+            lines("b", "x", "y", std::slice::from_ref(&gap), Some((0., 1.))),
         ])?;
         draw(vec![lines("no series", "x", "y", &[], None)])?;
         draw(vec![heat_map(
