@@ -42,7 +42,7 @@ fn every_figure_writes_what_it_promises() -> Done {
 
 #[test]
 fn figures_of_the_same_models_agree() -> Done {
-    let [means, tracks, boxes, blocks] = VISION.map(|example| results(example));
+    let [means, tracks, boxes, blocks] = VISION.map(results);
     let (means, tracks, boxes, blocks) = (means?, tracks?, boxes?, blocks?);
     let depth = 12;
     for model in ["standard", "aligned"] {
