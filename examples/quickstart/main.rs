@@ -16,9 +16,11 @@ use layerwise::{
 };
 use layerwise_example_common::{
     CommonFlags, Preset,
-    data_sets::{digits_vit, embedded_digits},
+    data_sets::embedded_digits,
     images::{Images, TEST_BATCH},
-    interrupt, progress, run_main,
+    interrupt, progress,
+    recipes::digits_vit,
+    run_main,
     similarity::all_pairs,
     training::trained,
 };

@@ -1,29 +1,12 @@
-//! The data sets of the examples, split and augmented as they are trained on, and the small ViT that learns the digits.
+//! The data sets of the examples, split and augmented as they are trained on.
 
 use std::path::Path;
 
 use anyhow::Result;
 use candle_core::Device;
 use layerwise_data::{Augment, Split, cifar10, digits, idx};
-use layerwise_models::VitConfig;
 
 use crate::images::Images;
-
-/// A 12-layer ViT of width 48 for images of 8x8 pixels, in patches of 2x2.
-#[must_use]
-pub fn digits_vit() -> VitConfig {
-    VitConfig {
-        image_size: 8,
-        patch_size: 2,
-        num_channels: 1,
-        hidden_size: 48,
-        num_hidden_layers: 12,
-        num_attention_heads: 3,
-        intermediate_size: 192,
-        num_labels: 10,
-        ..Default::default()
-    }
-}
 
 /// The embedded digits: 80 %, or at most `limit`, to train on, turned by up to 10 degrees; 20 % held out, the same in every
 /// run.

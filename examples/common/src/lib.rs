@@ -11,6 +11,7 @@ pub mod interrupt;
 pub mod layers;
 pub mod plots;
 pub mod progress;
+pub mod recipes;
 pub mod report;
 pub mod results;
 pub mod run;

@@ -13,18 +13,19 @@ use clap::Args;
 use layerwise_exit::LayerScores;
 use layerwise_models::{Vit, VitConfig};
 use layerwise_ops::init;
-use layerwise_train::{AdamWConfig, Objective, Schedule, TrainConfig};
+use layerwise_train::{Objective, TrainConfig};
 use serde_json::{Value, json};
 
 use crate::{
     CommonFlags, ModelResults, Preset,
     checkpoint::{load_vit, model_name},
-    data_sets::{cifar10_of, digits_vit, embedded_digits},
+    data_sets::{cifar10_of, embedded_digits},
     images::Images,
     input::Input,
     interrupt,
     layers::{Source, features, scores},
     progress,
+    recipes::{cifar10_recipe, cifar10_vit, digits_vit},
     training::trained,
 };
 
@@ -119,7 +120,7 @@ pub struct Vision<'a> {
 #[derive(Debug)]
 enum Origin {
     Train { data: Box<Images>, vit: VitConfig, config: TrainConfig },
-    Load { model: Box<Vit>, input: Input },
+    Load { name: String, model: Box<Vit>, input: Input },
 }
 
 impl<'a> Vision<'a> {
@@ -141,7 +142,7 @@ impl<'a> Vision<'a> {
                 let limit = flags.limit.map(NonZeroUsize::get).or(smoke.then_some(64));
                 let data = flags.data.as_deref().unwrap_or(Path::new("digits"));
                 let input = Input::open(data, limit, folder, model.config())?;
-                Origin::Load { model: model.into(), input }
+                Origin::Load { name: model_name(folder)?, model: model.into(), input }
             }
             None => {
                 let (data, vit) = match &flags.data {
@@ -151,7 +152,7 @@ impl<'a> Vision<'a> {
                         (cifar10_of(folder, limit, device)?, cifar10_vit(flags.common.preset))
                     }
                 };
-                Origin::Train { data: data.into(), vit, config: recipe(flags.common.preset) }
+                Origin::Train { data: data.into(), vit, config: cifar10_recipe(flags.common.preset) }
             }
         };
         Ok(Self { flags, device: device.clone(), stop: interrupt::stop_flag()?, origin })
@@ -168,7 +169,7 @@ impl<'a> Vision<'a> {
                 "train_samples": images.train_len(), "test_samples": samples, "augment": images.augment, "train": config,
                 "vit": vit })
             }
-            Origin::Load { model, input } => {
+            Origin::Load { model, input, .. } => {
                 json!({ "preset": preset, "data": data, "model": self.flags.model,
                 "test_samples": samples, "vit": model.config(), "preprocess": input.preprocess() })
             }
@@ -210,10 +211,7 @@ impl<'a> Vision<'a> {
     /// As [`trained`] and [`features`].
     pub fn study(&self, wanted: &[(&str, Training, u64)]) -> Result<Vec<Subject>> {
         match &self.origin {
-            Origin::Load { model, .. } => {
-                let folder = self.flags.model.as_deref().unwrap_or(Path::new("model"));
-                Ok(vec![self.measure(&model_name(folder)?, model)?])
-            }
+            Origin::Load { name, model, .. } => Ok(vec![self.measure(name, model)?]),
             Origin::Train { data, vit, config } => {
                 let subject = |(name, training, seed): &(&str, Training, u64)| {
                     let config =
@@ -253,46 +251,5 @@ impl<'a> Vision<'a> {
         let (scores, answers) = scores(model, &features, self.source())?.unzip();
         let answers = answers.unwrap_or_default();
         Ok(Subject { name: name.to_owned(), features, scores, answers })
-    }
-}
-
-/// The ViT for images of 32x32 pixels.
-fn cifar10_vit(preset: Preset) -> VitConfig {
-    let (patch_size, hidden_size, num_attention_heads) = match preset {
-        Preset::Smoke => (8, 24, 2),
-        Preset::Small => (4, 48, 3),
-        Preset::Paper => (4, 384, 6),
-    };
-    VitConfig {
-        image_size: 32,
-        patch_size,
-        hidden_size,
-        num_attention_heads,
-        intermediate_size: 4 * hidden_size,
-        num_labels: 10,
-        ..Default::default()
-    }
-}
-
-/// How it is trained.
-fn recipe(preset: Preset) -> TrainConfig {
-    let one_cycle = |epochs, batch_size| TrainConfig {
-        epochs,
-        batch_size,
-        optimiser: AdamWConfig { lr: 2e-3, ..Default::default() },
-        schedule: Schedule::OneCycle,
-        evaluate_every: 0,
-        checkpoint_every: 200,
-        ..Default::default()
-    };
-    match preset {
-        Preset::Smoke => one_cycle(1, 48),
-        Preset::Small => one_cycle(8, 64),
-        // The paper's, but for the learning rate, which it gives as 0.1.
-        Preset::Paper => TrainConfig {
-            optimiser: AdamWConfig { lr: 5e-4, ..Default::default() },
-            evaluate_every: 10,
-            ..Default::default()
-        },
     }
 }
