@@ -1,5 +1,7 @@
 //! The examples as their users run them: what they print, write and say when something is wrong.
 
+mod running;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -15,6 +17,8 @@ use layerwise::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
+
+use running::{example, fails_with, numbers, run, succeed, text};
 
 type Done<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -194,6 +198,44 @@ fn inspect_takes_images_in_the_order_of_their_names() -> Done {
 }
 
 #[test]
+fn inspect_measures_what_it_is_asked_for_and_beside_another_model() -> Done {
+    let (model, other) = (smoke().join("aligned"), smoke().join("standard"));
+    let out = tempfile::tempdir()?;
+    let all = "cos,angular,cka,cka-debiased,rbf-cka,cca,svcca,pwcca,procrustes,pnka,rsa,knn";
+    let input = ["--model", text(&model), "--input", "digits", "--limit", "60"];
+    succeed(&inspect(&[&input[..], &["--measures", all, "--other", text(&model)]].concat(), out.path()));
+    let results: Value = serde_json::from_slice(&fs::read(out.path().join("results.json"))?)?;
+    let (within, across) = (&results["similarity"], &results["between"]["similarity"]);
+    assert_eq!(within.as_object().map(serde_json::Map::len), Some(12));
+    for (measure, matrix) in within.as_object().ok_or("similarity")? {
+        // Itself as the other one.
+        let rows = matrix.as_array().ok_or("matrix")?.iter().zip(across[measure].as_array().ok_or("matrix")?);
+        for (layer, (one, two)) in rows.enumerate() {
+            let (one, two) = (numbers(one), numbers(two));
+            assert_eq!((one.len(), two.len()), if layer == 0 { (0, 0) } else { (12, 12) }, "{measure}");
+            assert!(one.iter().zip(&two).all(|(a, b)| (a - b).abs() < 1e-9), "{measure}: {one:?} {two:?}");
+            let same = if measure == "angular" { 0. } else { 1. };
+            // An arc cosine at 1 makes 1e-8 of a rounding.
+            assert!(layer == 0 || (one[layer - 1] - same).abs() < 1e-6, "{measure} {layer}: {one:?}");
+        }
+    }
+    assert!(fs::read(out.path().join("between.png"))?.starts_with(b"\x89PNG"));
+
+    succeed(&inspect(&[&input[..], &["--measures", "cka", "--other", text(&other)]].concat(), out.path()));
+    let results: Value = serde_json::from_slice(&fs::read(out.path().join("results.json"))?)?;
+    assert_eq!(results["between"]["other"], "standard");
+    assert!(results["similarity"]["cos"].is_null() && results["models"]["aligned"]["cos_to_last"].is_null());
+    let last = numbers(&results["between"]["similarity"]["cka_biased"][12]);
+    assert!(last.len() == 12 && last.iter().all(|cka| (0. ..=1.).contains(cka)), "{last:?}");
+
+    let output = inspect(&[&input[..], &["--measures", "cka,cosine"]].concat(), out.path());
+    fails_with(&output, 2, &["cosine", "cka-debiased"]);
+    let absent = out.path().join("absent");
+    fails_with(&inspect(&[&input[..], &["--other", text(&absent)]].concat(), out.path()), 1, &["absent"]);
+    Ok(())
+}
+
+#[test]
 fn what_is_wrong_is_said_in_one_line() -> Done {
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
@@ -276,51 +318,6 @@ fn inspect(arguments: &[&str], out: &Path) -> Output {
     run("inspect", arguments, out)
 }
 
-fn run(name: &str, arguments: &[&str], out: &Path) -> Output {
-    let mut command = Command::new(example(name));
-    command.args(arguments).arg("--out").arg(out).output().expect("the example starts")
-}
-
-/// The program of an example, built with the profile of this test.
-fn example(name: &str) -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        // target/debug/deps/examples-0123
-        let test = std::env::current_exe().expect("a path");
-        let profile = test.ancestors().nth(2).expect("the profile's folder");
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--workspace", "--example", "quickstart", "--example", "inspect"]);
-        build.arg("--target-dir").arg(profile.parent().expect("the target folder"));
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        build.current_dir(env!("CARGO_MANIFEST_DIR"));
-        assert!(build.status().expect("cargo starts").success(), "the examples do not build");
-        profile.join("examples")
-    });
-    folder.join(name)
-}
-
-fn succeed(output: &Output) {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn fails_with(output: &Output, code: i32, words: &[&str]) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{stderr}");
-    assert!(!stderr.contains("panicked"), "{stderr}");
-    if code == 1 {
-        let errors = stderr.lines().filter(|line| line.starts_with("error: ")).count();
-        assert!(
-            errors == 1 && stderr.lines().last().is_some_and(|line| line.starts_with("error: ")),
-            "{stderr}"
-        );
-    }
-    for word in words {
-        assert!(stderr.contains(word), "{word:?} is not in: {stderr}");
-    }
-}
-
 /// The quickstart's test images as its model takes them.
 fn held_out(out: &Path, model: &str) -> Done<Batch> {
     let (_, test) = digits()?.split(0.2, 0)?;
@@ -330,12 +327,4 @@ fn held_out(out: &Path, model: &str) -> Done<Batch> {
 
 fn held_out_labels() -> Done<Tensor> {
     Ok(Tensor::new(digits()?.split(0.2, 0)?.1.labels(), &Cpu)?)
-}
-
-fn numbers(value: &Value) -> Vec<f64> {
-    value.as_array().map(|values| values.iter().filter_map(Value::as_f64).collect()).unwrap_or_default()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
 }

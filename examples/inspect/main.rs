@@ -1,31 +1,27 @@
 //! What do the layers of a checkpoint do? See the README beside this file.
 
 mod hidden;
-mod input;
-mod matrices;
+mod measures;
 mod show;
 
-use std::{
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    sync::atomic::Ordering,
-};
+use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, ensure};
-use candle_core::{D, DType, Device, Tensor};
+use anyhow::Result;
+use candle_core::{Device, Tensor};
 use clap::Parser;
-use layerwise::{
-    exit::LayerScores,
-    models::{Batch, Error as ModelError, Head, LoadOptions, Loaded, Pass, Tapped, Vit, tap},
-    ops::cross_entropy,
-};
+use layerwise::models::{Hidden, Tapped};
 use layerwise_example_common::{
-    CommonFlags, Preset, Progress, Results, flags::ModelFlag, interrupt, progress, run::Interrupted, run_main,
+    CommonFlags, Preset, Results,
+    checkpoint::{load_vit, model_name},
+    flags::ModelFlag,
+    input::Input,
+    interrupt,
+    layers::{self, Source},
+    progress, run_main,
 };
 use serde_json::json;
 
-use crate::{hidden::HiddenFile, input::Input, matrices::Matrices};
+use crate::{hidden::HiddenFile, measures::Named, show::Inspected};
 
 layerwise_example_common::fast_allocator!();
 
@@ -47,6 +43,12 @@ struct Flags {
     /// Write the states of all tokens, not only those of the token that the prediction reads.
     #[arg(long)]
     tokens: bool,
+    /// What to measure, separated by commas.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["cos", "cka", "cka-debiased"])]
+    measures: Vec<Named>,
+    /// A second checkpoint, whose layers are compared with the first one's on the same input.
+    #[arg(long, value_name = "DIR")]
+    other: Option<PathBuf>,
 }
 
 /// Samples that pass through the model at once.
@@ -59,7 +61,7 @@ fn main() -> ExitCode {
 
 fn inspect(flags: &Flags, device: Device) -> Result<()> {
     let folder = &flags.model.model;
-    let (model, unexpected) = load(folder, &device)?;
+    let (model, unexpected) = load_vit(folder, &device)?;
     if !unexpected.is_empty() {
         progress::line(&format!("{}: the model has no use for the tensors {unexpected:?}", folder.display()));
     }
@@ -69,77 +71,37 @@ fn inspect(flags: &Flags, device: Device) -> Result<()> {
     let out = flags.common.out_folder("inspect")?;
     let stop = interrupt::stop_flag()?;
     let settings = json!({ "preset": flags.common.preset, "model": folder, "input": flags.input,
-        "limit": limit, "tokens": flags.tokens, "samples": input.len(), "vit": model.config(),
+        "limit": limit, "tokens": flags.tokens,
+        "measures": flags.measures.iter().map(|named| named.key()).collect::<Vec<_>>(), "other": flags.other, "samples": input.samples(), "vit": model.config(),
         "preprocess": input.preprocess() });
     let mut results = Results::new("inspect", settings, flags.common.seed, &device);
     results.more.insert("unexpected_tensors".into(), json!(unexpected));
 
-    let (samples, layers) = (input.len(), model.depth() + 1);
+    let (samples, layers) = (input.samples(), model.depth() + 1);
     let (tokens, width) = (model.config().tokens(), model.config().hidden_size);
     let shape = if flags.tokens { vec![samples, tokens, width] } else { vec![samples, width] };
     let mut file = HiddenFile::create(&out, layers, &shape)?;
-    let mut features: Vec<Vec<Tensor>> = vec![Vec::new(); layers];
-    let mut bar = Progress::new("hidden states", samples as u64);
-    for start in (0..samples).step_by(BATCH) {
-        if stop.load(Ordering::Relaxed) {
-            return Err(Interrupted("stopped; nothing was written").into());
-        }
-        let end = samples.min(start + BATCH);
-        let batch = Batch::from(input.batch(start..end, &device)?);
-        for (layer, state) in tap::hidden_states(&model, &batch, Pass::EVAL)?.iter().enumerate() {
-            let feature = model.feature(state)?;
-            for (row, values) in feature.to_vec2::<f32>()?.iter().enumerate() {
-                let finite = values.iter().all(|x| x.is_finite());
-                ensure!(finite, "layer {layer}: the state of {} is not finite", input.name(start + row));
-            }
-            file.write(layer, start, if flags.tokens { &state.xs } else { &feature })?;
-            features[layer].push(feature);
-        }
-        bar.set(end as u64, "");
-    }
+    let mut write = |layer, first, state: &Hidden, feature: &Tensor| {
+        file.write(layer, first, if flags.tokens { &state.xs } else { feature })
+    };
+    let features = layers::features(&model, &input, (samples, BATCH), &device, stop, &mut write)?;
     file.finish()?;
-    bar.finish("done");
 
-    let features: Vec<Tensor> =
-        features.iter().map(|parts| Tensor::cat(parts, 0)).collect::<candle_core::Result<_>>()?;
-    let matrices = Matrices::measure(&features)?;
-    let scores = match input.labels(&device)? {
-        Some(labels) if model.config().num_labels == input.classes() => {
-            Some(score(&model, &features, &labels)?)
+    let other = match &flags.other {
+        Some(folder) => {
+            let (model, _) = load_vit(folder, &device)?;
+            let input = Input::open(&flags.input, limit, folder, model.config())?;
+            let mut ignore = |_, _, _: &_, _: &_| Ok(());
+            let others = layers::features(&model, &input, (samples, BATCH), &device, stop, &mut ignore)?;
+            Some((model_name(folder)?, measures::across(&features, &others, &flags.measures)?))
         }
-        _ => None,
+        None => None,
     };
-    let name = folder.canonicalize()?.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    progress::print(&show::table(&matrices, scores.as_ref()).to_string());
-    show::write(&out, &mut results, &name, &input, &matrices, scores.as_ref())?;
-    progress::print(&format!("\nhidden.safetensors, results and report.html are in {}\n", out.display()));
-    Ok(())
-}
-
-/// The model, without a classifier where the checkpoint has none, and the tensors that it has no use for; a pooler is none.
-fn load(folder: &Path, device: &Device) -> Result<(Vit, Vec<String>)> {
-    let Loaded { model, mut unexpected, .. } = match Vit::load_with(folder, &LoadOptions::default(), device) {
-        Err(ModelError::Tensors { missing, shapes, .. })
-            if shapes.is_empty() && missing.iter().all(|name| name.starts_with("classifier.")) =>
-        {
-            let options = LoadOptions { head: Head::None, ..Default::default() };
-            Vit::load_with(folder, &options, device)?
-        }
-        loaded => loaded?,
+    let inspected = Inspected {
+        name: model_name(folder)?,
+        within: measures::within(&features, &flags.measures)?,
+        scores: layers::scores(&model, &features, &input)?.map(|(scores, _)| scores),
+        other,
     };
-    unexpected.retain(|name| !name.starts_with("vit.pooler."));
-    Ok((model.frozen(), unexpected))
-}
-
-/// Accuracy and loss of the exit after each layer `1..=L`.
-fn score(model: &Vit, features: &[Tensor], labels: &Tensor) -> Result<LayerScores> {
-    let mut scores = LayerScores { samples: labels.elem_count(), ..Default::default() };
-    for (layer, feature) in features.iter().enumerate().skip(1) {
-        let logits = model.exit(layer, feature)?;
-        let hits = logits.argmax(D::Minus1)?.eq(labels)?.to_dtype(DType::F64)?;
-        scores.accuracy.push(hits.mean_all()?.to_scalar()?);
-        let loss = cross_entropy(&logits, labels, None, &Default::default())?;
-        scores.loss.push(f64::from(loss.to_scalar::<f32>()?));
-    }
-    Ok(scores)
+    show::show(&out, &mut results, &input, &inspected)
 }

@@ -1,4 +1,4 @@
-//! The table, plots, `results.json` and the report.
+//! The tables, plots, `results.json` and the report.
 
 use std::path::Path;
 
@@ -6,101 +6,138 @@ use anyhow::Result;
 use layerwise::exit::LayerScores;
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
-    plots::{self, Series},
-    table::{decimals, percent},
+    input::Input,
+    layers::Source,
+    plots::{self, Panel, Series},
+    progress,
+    table::{Column, per_layer, percent, thousandths},
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use crate::{input::Input, matrices::Matrices};
+use crate::measures::{Matrix, Named};
 
-/// One row a layer.
-pub(crate) fn table(matrices: &Matrices, scores: Option<&LayerScores>) -> Table {
-    let mut columns = vec!["layer", "COS to last", "CKA to last", "debiased", "COS to next", "CKA to next"];
-    if scores.is_some() {
-        columns.push("accuracy");
+/// What was measured of the model, and of it and another.
+pub(crate) struct Inspected {
+    pub(crate) name: String,
+    /// Over layers `0..=L`.
+    pub(crate) within: Vec<Matrix>,
+    pub(crate) scores: Option<LayerScores>,
+    /// The name of the other model, and its layers' matrices with ours in rows.
+    pub(crate) other: Option<(String, Vec<Matrix>)>,
+}
+
+/// Writes everything into `out`, and prints the tables.
+pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: &Inspected) -> Result<()> {
+    let Inspected { name, within, scores, other } = inspected;
+    let LayerScores { accuracy, loss, .. } = scores.clone().unwrap_or_default();
+    let inner = |named| {
+        let matrix = within.iter().find(|matrix| matrix.named == named);
+        matrix.map(|matrix| to_last(matrix)[1..].to_vec()).unwrap_or_default()
+    };
+    let (cos_to_last, cka_to_last) = (inner(Named::Cos), inner(Named::Cka));
+    let entry = ModelResults { accuracy, loss, cos_to_last, cka_to_last, ..Default::default() };
+    results.models.insert(name.clone(), entry);
+    results.more.insert("similarity".into(), by_key(within));
+    if let Some((other, across)) = other {
+        results.more.insert("between".into(), json!({ "other": other, "similarity": by_key(across) }));
     }
-    let mut table = Table::new(columns);
-    let last = matrices.cos.len() - 1;
-    for layer in 0..=last {
-        let cell = |matrix: &[Vec<f64>], other: usize| {
-            matrix[layer].get(other).map_or("-".into(), |value| decimals(*value, 3))
+    if let Some(files) = input.files() {
+        results.more.insert("files".into(), json!(files));
+    }
+
+    let (layers, neighbours) = (layer_table(inspected), neighbour_table(within));
+    progress::print(&format!("Each layer and the last:\n{layers}\nEach layer and the next:\n{neighbours}"));
+    let heat = |matrices: &[Matrix], labels: (&str, &str)| -> Vec<Panel> {
+        let panel =
+            |Matrix { named, values }: &Matrix| plots::heat_map(named.title(), labels, values, 0, (0., 1.));
+        matrices.iter().map(panel).collect()
+    };
+    let columns = within.len().min(3);
+    let maps = plots::write(&out.join("similarity"), heat(within, ("layer", "layer")), columns)?;
+    let curves = |values: fn(&Matrix) -> Vec<f64>, first| -> Vec<Series> {
+        within.iter().map(|matrix| Series::per_layer(matrix.named.title(), first, &values(matrix))).collect()
+    };
+    let panels = vec![
+        plots::lines("Similarity to the last layer", "layer", "similarity", &curves(to_last, 0), None),
+        plots::lines("Similarity to the layer before", "layer", "similarity", &curves(to_next, 1), None),
+    ];
+    let panels = plots::write(&out.join("curves"), panels, 2)?;
+
+    let mut report = Report::new(&format!("The layers of {name}"));
+    report
+        .paragraph(&format!(
+            "Hidden states of {} samples at the token that the prediction reads: layer 0 is the embedding, layer l \
+             the output of block l before any exit norm. COS is sample-wise and centred over the samples; grey cells and \
+             dashes are undefined, as where a layer is the same for all samples (the embedding of the class token) or \
+             there are too few of them.",
+            input.samples()
+        ))
+        .figure(&panels, "Each layer beside the last one, and beside the one before it.")
+        .figure(&maps, "All pairs of layers, on one scale; values below 0 are drawn as 0.")
+        .table(&layers, "Similarity of each layer to the last one.")
+        .table(&neighbours, "Similarity of each layer to the next one.");
+    if let Some((other, across)) = other {
+        let labels = (format!("layer of {other}"), format!("layer of {name}"));
+        let maps = plots::write(&out.join("between"), heat(across, (&labels.0, &labels.1)), columns)?;
+        let nearest = nearest_table(across);
+        progress::print(&format!(
+            "\nThe layer of {other} that is most like each layer of {name}:\n{nearest}"
+        ));
+        report
+            .heading(&format!("Beside {other}"))
+            .figure(
+                &maps,
+                "Layers of both models on the same samples, on one scale; values below 0 are drawn as 0.",
+            )
+            .table(&nearest, "The other model's most similar layer, and how similar it is.");
+    }
+    report.close(results, out)
+}
+
+/// A row for each layer but the last, and a column for each measure.
+fn neighbour_table(within: &[Matrix]) -> Table {
+    let column = |matrix: &Matrix| (matrix.named.title().to_owned(), thousandths as _, to_next(matrix));
+    per_layer(0, &within.iter().map(column).collect::<Vec<Column>>())
+}
+
+/// A row for each layer, a column for each measure, and the accuracy.
+fn layer_table(Inspected { within, scores, .. }: &Inspected) -> Table {
+    let column = |matrix: &Matrix| (matrix.named.title().to_owned(), thousandths as _, to_last(matrix));
+    let mut columns: Vec<Column> = within.iter().map(column).collect();
+    if let Some(scores) = scores {
+        // The embedding has no exit.
+        columns.push(("accuracy".into(), percent, [vec![f64::NAN], scores.accuracy.clone()].concat()));
+    }
+    per_layer(0, &columns)
+}
+
+/// For each layer of ours the other's most similar one.
+fn nearest_table(across: &[Matrix]) -> Table {
+    let titles = across.iter().map(|matrix| matrix.named.title().to_owned());
+    let mut table = Table::new(std::iter::once("layer".to_owned()).chain(titles));
+    for layer in 0..across.first().map_or(0, |matrix| matrix.values.len()) {
+        let cell = |Matrix { named, values }: &Matrix| {
+            let sign = if *named == Named::Angular { -1. } else { 1. };
+            let defined = values[layer].iter().enumerate().filter(|(_, value)| value.is_finite());
+            let best = defined.max_by(|(_, a), (_, b)| (sign * **a).total_cmp(&(sign * **b)));
+            best.map_or("-".into(), |(other, value)| format!("{other} ({})", thousandths(*value)))
         };
-        let mut row = vec![
-            layer.to_string(),
-            cell(&matrices.cos, last),
-            cell(&matrices.cka_biased, last),
-            cell(&matrices.cka_debiased, last),
-            cell(&matrices.cos, layer + 1),
-            cell(&matrices.cka_biased, layer + 1),
-        ];
-        if let Some(scores) = scores {
-            row.push(layer.checked_sub(1).map_or("-".into(), |i| percent(scores.accuracy[i])));
-        }
-        table.row(row);
+        table.row(std::iter::once(layer.to_string()).chain(across.iter().map(cell)));
     }
     table
 }
 
-/// Writes everything into `out`.
-pub(crate) fn write(
-    out: &Path,
-    results: &mut Results,
-    name: &str,
-    input: &Input,
-    matrices: &Matrices,
-    scores: Option<&LayerScores>,
-) -> Result<()> {
-    let Matrices { cos, cka_biased, cka_debiased } = matrices;
-    let to_last = |matrix: &[Vec<f64>]| matrix.last().cloned().unwrap_or_default();
-    let inner = |matrix: &[Vec<f64>]| to_last(matrix).into_iter().skip(1).collect();
-    let mut entry =
-        ModelResults { cos_to_last: inner(cos), cka_to_last: inner(cka_biased), ..Default::default() };
-    if let Some(LayerScores { accuracy, loss, .. }) = scores.cloned() {
-        (entry.accuracy, entry.loss) = (accuracy, loss);
-    }
-    results.models.insert(name.to_owned(), entry);
-    let similarity = json!({ "cos": cos, "cka_biased": cka_biased, "cka_debiased": cka_debiased });
-    results.more.insert("similarity".into(), similarity);
-    if let Some(files) = input.files() {
-        results.more.insert("files".into(), json!(files));
-    }
-    results.write(out)?;
+fn by_key(matrices: &[Matrix]) -> Value {
+    let entry = |matrix: &Matrix| (matrix.named.key().to_owned(), json!(matrix.values));
+    matrices.iter().map(entry).collect::<Map<_, _>>().into()
+}
 
-    let heat = [("COS", cos), ("linear CKA, biased", cka_biased), ("linear CKA, debiased", cka_debiased)];
-    let heat = heat.map(|(title, matrix)| plots::heat_map(title, "layer", matrix, 0, (0., 1.))).into();
-    let heat = plots::write(&out.join("similarity"), heat, 3)?;
-    let neighbours = |matrix: &[Vec<f64>]| -> Vec<f64> {
-        (1..matrix.len()).map(|layer| matrix[layer - 1][layer]).collect()
-    };
-    let last = [
-        Series::per_layer("COS", 0, &to_last(cos)),
-        Series::per_layer("CKA, biased", 0, &to_last(cka_biased)),
-        Series::per_layer("CKA, debiased", 0, &to_last(cka_debiased)),
-    ];
-    let next = [
-        Series::per_layer("COS", 1, &neighbours(cos)),
-        Series::per_layer("CKA, biased", 1, &neighbours(cka_biased)),
-        Series::per_layer("CKA, debiased", 1, &neighbours(cka_debiased)),
-    ];
-    let curves = vec![
-        plots::lines("Similarity to the last layer", "layer", "similarity", &last, None),
-        plots::lines("Similarity to the layer before", "layer", "similarity", &next, None),
-    ];
-    let curves = plots::write(&out.join("curves"), curves, 2)?;
+/// Each layer with the last one.
+fn to_last(matrix: &Matrix) -> Vec<f64> {
+    matrix.values.iter().map(|row| row.last().copied().unwrap_or(f64::NAN)).collect()
+}
 
-    let samples = input.len();
-    Report::new(&format!("The layers of {name}"))
-        .paragraph(&format!(
-            "Hidden states of {samples} samples at the token that the prediction reads: layer 0 is the embedding, layer l \
-             the output of block l before any exit norm. COS is sample-wise and centred over the samples; grey cells and \
-             dashes are undefined, as where a layer is the same for all samples (the embedding of the class token) or \
-             there are too few of them."
-        ))
-        .figure(&curves, "Each layer beside the last one, and beside the one before it.")
-        .figure(&heat, "All pairs of layers, on one scale; values below 0 are drawn as 0.")
-        .table(&table(matrices, scores), "Per layer.")
-        .details("Configuration", &serde_json::to_string_pretty(&results.config)?)
-        .details("Machine", &serde_json::to_string_pretty(&results.machine)?)
-        .write(out)?;
-    Ok(())
+/// Each layer but the last with the one behind it.
+fn to_next(matrix: &Matrix) -> Vec<f64> {
+    (1..matrix.values.len()).map(|layer| matrix.values[layer - 1][layer]).collect()
 }

@@ -2,24 +2,27 @@
 
 mod show;
 
-use std::{path::Path, process::ExitCode, sync::atomic::AtomicBool};
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use layerwise::{
     exit::{ExitReport, LayerScores, evaluate, measure, minimal_depth},
-    models::{Pass, Vit, VitConfig, tap},
+    models::{Pass, Vit, tap},
     ops::init,
-    similarity::{Centring, Estimator, Measure, pairwise},
-    train::{AdamWConfig, Evaluation, Event, Hooks, Objective, Schedule, TrainConfig, train},
+    similarity::{Centring, Estimator, Measure},
+    train::{AdamWConfig, Evaluation, Objective, Schedule, TrainConfig},
 };
 use layerwise_example_common::{
-    CommonFlags, Preset, Progress,
-    digits::{Digits, TEST_BATCH, digits_vit},
+    CommonFlags, Preset,
+    data_sets::embedded_digits,
+    images::{Images, TEST_BATCH},
     interrupt, progress,
-    run::Interrupted,
+    recipes::digits_vit,
     run_main,
+    similarity::all_pairs,
+    training::trained,
 };
 use serde_json::json;
 
@@ -57,7 +60,7 @@ fn quickstart(flags: &CommonFlags, device: Device) -> Result<()> {
     let out = flags.out_folder("quickstart")?;
     let stop = interrupt::stop_flag()?;
     let smoke = flags.preset == Preset::Smoke;
-    let data = Digits::load(if smoke { 240 } else { usize::MAX }, &device)?;
+    let data = embedded_digits(if smoke { 240 } else { usize::MAX }, &device)?;
     let config = TrainConfig {
         epochs: if smoke { 2 } else { 60 },
         batch_size: 48,
@@ -76,8 +79,9 @@ fn quickstart(flags: &CommonFlags, device: Device) -> Result<()> {
     let mut studied = Vec::new();
     for (name, objective) in [("standard", Objective::Standard), ("aligned", Objective::default())] {
         let config = TrainConfig { objective, ..config.clone() };
-        let run = out.join(format!("runs/{name}-{}-seed{}", preset_name(flags.preset), flags.seed));
-        let (model, curve) = trained(name, &vit, &data, &config, &run, stop, &device)?;
+        let run = out.join(format!("runs/{name}-{}-seed{}", flags.preset.name(), flags.seed));
+        let model = Vit::new(vit.clone(), &mut init::rng(flags.seed), &device)?;
+        let curve = trained(name, &model, &data, &config, &run, stop)?;
         save(&model, &out.join(name), &data)?;
         studied.push(study(name, model, curve, &data, if smoke { 1 } else { 7 })?);
     }
@@ -87,51 +91,11 @@ fn quickstart(flags: &CommonFlags, device: Device) -> Result<()> {
         cut_and_check(aligned, depth, &data, (&out.join("aligned"), &out.join("aligned-cut")), &device)?;
     progress::print(&show::tables(&studied, &cut));
     show::write(&out, &mut results, &studied, &cut)?;
-    progress::print(&format!("\nresults, plots and report.html are in {}\n", out.display()));
     Ok(())
 }
 
-/// A model trained with this objective; continues where the run folder stands.
-fn trained(
-    name: &str,
-    vit: &VitConfig,
-    data: &Digits,
-    config: &TrainConfig,
-    run: &Path,
-    stop: &AtomicBool,
-    device: &Device,
-) -> Result<(Vit, Vec<Evaluation>)> {
-    let model = Vit::new(vit.clone(), &mut init::rng(config.seed), device)?;
-    let frozen = model.frozen();
-    let mut bar = None;
-    let on_event = |event: &Event| match event {
-        Event::Started { steps, .. } => bar = Some(Progress::new(&format!("training {name}"), *steps as u64)),
-        Event::Step(step) => {
-            if let Some(bar) = &mut bar {
-                bar.set(step.step as u64, &format!("loss {:.3}", step.loss));
-            }
-        }
-        _ => {}
-    };
-    let hooks = Hooks {
-        evaluate: Some(Box::new(|| evaluate(&frozen, data.test_batches()))),
-        stop: Some(stop),
-        on_event: Some(Box::new(on_event)),
-    };
-    let report = train(&model, model.params(), data, config, Some(run), hooks)?;
-    if let Some(bar) = bar {
-        bar.finish(&format!("{} steps", report.steps));
-    }
-    if report.stopped {
-        return Err(
-            Interrupted("stopped; what is done is saved, and the same command goes on from there").into()
-        );
-    }
-    Ok((model, report.evaluations))
-}
-
 /// A Hugging Face folder: the model, and how its images are prepared.
-fn save(model: &Vit, folder: &Path, data: &Digits) -> Result<()> {
+fn save(model: &Vit, folder: &Path, data: &Images) -> Result<()> {
     model.save(folder)?;
     Ok(data.preprocess().save(folder)?)
 }
@@ -141,7 +105,7 @@ fn study(
     name: &'static str,
     model: Vit,
     curve: Vec<Evaluation>,
-    data: &Digits,
+    data: &Images,
     rounds: usize,
 ) -> Result<Studied> {
     let packed = model.packed()?;
@@ -149,11 +113,8 @@ fn study(
     let scores = evaluate(&packed, data.test_batches())?;
     // The embedding's [CLS] token is the same for every image: layers 1..L only.
     let features = tap::features(&packed, inputs, Pass::EVAL)?.split_off(1);
-    let matrix = |measure| -> Result<Vec<Vec<f64>>> {
-        Ok(pairwise(&features, measure)?.rows().into_iter().map(|row| row.to_vec()).collect())
-    };
-    let cos = matrix(Measure::Cos(Centring::Samples))?;
-    let cka = matrix(Measure::Cka(Estimator::Biased))?;
+    let cos = all_pairs(&features, Measure::Cos(Centring::Samples))?;
+    let cka = all_pairs(&features, Measure::Cka(Estimator::Biased))?;
     let exits = measure(&packed, || data.test_batches(), &THRESHOLDS, rounds)?;
     Ok(Studied { name, model, scores, cos, cka, exits, curve })
 }
@@ -170,7 +131,7 @@ struct Cut {
 fn cut_and_check(
     studied: &Studied,
     depth: usize,
-    data: &Digits,
+    data: &Images,
     (full, folder): (&Path, &Path),
     device: &Device,
 ) -> Result<Cut> {
@@ -194,12 +155,4 @@ fn cut_and_check(
 fn size(folder: &Path) -> Result<u64> {
     let file = folder.join("model.safetensors");
     Ok(std::fs::metadata(&file).with_context(|| file.display().to_string())?.len())
-}
-
-fn preset_name(preset: Preset) -> &'static str {
-    match preset {
-        Preset::Smoke => "smoke",
-        Preset::Small => "small",
-        Preset::Paper => "paper",
-    }
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
-    digits::TEST_BATCH,
+    images::TEST_BATCH,
     plots::{self, Series},
-    table::{decimals, percent},
+    table::{Column, decimals, per_layer, percent, thousandths},
 };
 use serde_json::json;
 
@@ -26,12 +26,11 @@ pub(crate) fn tables(studied: &[Studied], cut: &Cut) -> String {
 pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut: &Cut) -> Result<()> {
     let figures = draw(out, studied)?;
     for model in studied {
-        let last = |matrix: &[Vec<f64>]| matrix.last().cloned().unwrap_or_default();
         let mut entry = ModelResults {
             accuracy: model.scores.accuracy.clone(),
             loss: model.scores.loss.clone(),
-            cos_to_last: last(&model.cos),
-            cka_to_last: last(&model.cka),
+            cos_to_last: to_last(&model.cos),
+            cka_to_last: to_last(&model.cka),
             ..Default::default()
         };
         entry.more.insert("cos".into(), json!(model.cos));
@@ -50,7 +49,6 @@ pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut:
         json!({ "model": "aligned", "depth": cut.depth, "accuracy": cut.accuracy, "bytes": cut.bytes,
             "full_bytes": cut.full_bytes, "tolerance": TOLERANCE }),
     );
-    results.write(out)?;
 
     let mut report = Report::new("Quickstart: one ViT, trained standard and aligned");
     report
@@ -75,10 +73,7 @@ pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut:
         .paragraph(&cut_sentence(cut))
         .heading("Convergence")
         .figure(&figures.convergence, "Accuracy on held-out images during training.")
-        .details("Configuration", &serde_json::to_string_pretty(&results.config)?)
-        .details("Machine", &serde_json::to_string_pretty(&results.machine)?);
-    report.write(out)?;
-    Ok(())
+        .close(results, out)
 }
 
 struct Figures {
@@ -92,7 +87,6 @@ fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
     let series = |values: &dyn Fn(&Studied) -> Vec<f64>| -> Vec<Series> {
         studied.iter().map(|model| Series::per_layer(model.name, 1, &values(model))).collect()
     };
-    let to_last = |matrix: &[Vec<f64>]| matrix.last().cloned().unwrap_or_default();
     let unit = Some((0., 1.));
     let layers = vec![
         plots::lines("Accuracy", "layer", "fraction correct", &series(&|m| m.scores.accuracy.clone()), unit),
@@ -101,7 +95,9 @@ fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
     ];
     let heat = studied
         .iter()
-        .map(|model| plots::heat_map(&format!("COS, {}", model.name), "layer", &model.cos, 1, (0., 1.)))
+        .map(|model| {
+            plots::heat_map(&format!("COS, {}", model.name), ("layer", "layer"), &model.cos, 1, (0., 1.))
+        })
         .collect();
     let depth = studied.first().context("no model")?.scores.accuracy.len();
     let names: Vec<String> = (1..=depth).map(|layer| layer.to_string()).collect();
@@ -128,18 +124,24 @@ fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
     })
 }
 
+/// The last row of a matrix over pairs of layers.
+fn to_last(matrix: &[Vec<f64>]) -> Vec<f64> {
+    matrix.last().cloned().unwrap_or_default()
+}
+
 fn layer_table(studied: &[Studied]) -> Table {
-    let columns = ["acc.", "COS", "CKA"];
-    let names = columns.iter().flat_map(|column| studied.iter().map(move |m| format!("{column} {}", m.name)));
-    let mut table = Table::new(std::iter::once("layer".to_owned()).chain(names));
-    let depth = studied.first().map_or(0, |model| model.scores.accuracy.len());
-    for l in 0..depth {
-        let accuracy = studied.iter().map(|m| percent(m.scores.accuracy[l]));
-        let cos = studied.iter().map(|m| decimals(m.cos[depth - 1][l], 3));
-        let cka = studied.iter().map(|m| decimals(m.cka[depth - 1][l], 3));
-        table.row(std::iter::once((l + 1).to_string()).chain(accuracy).chain(cos).chain(cka));
-    }
-    table
+    let column = |name: &str, write: fn(f64) -> String, values: fn(&Studied) -> Vec<f64>| -> Vec<Column> {
+        studied.iter().map(|model| (format!("{name} {}", model.name), write, values(model))).collect()
+    };
+    per_layer(
+        1,
+        &[
+            column("acc.", percent, |model| model.scores.accuracy.clone()),
+            column("COS", thousandths, |model| to_last(&model.cos)),
+            column("CKA", thousandths, |model| to_last(&model.cka)),
+        ]
+        .concat(),
+    )
 }
 
 fn exit_table(studied: &[Studied]) -> Table {

@@ -51,6 +51,18 @@ pub enum Preset {
     Paper,
 }
 
+impl Preset {
+    /// The flag's word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Smoke => "smoke",
+            Self::Small => "small",
+            Self::Paper => "paper",
+        }
+    }
+}
+
 /// Value of `--device`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceFlag {

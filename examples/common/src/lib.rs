@@ -1,15 +1,24 @@
 #![doc = include_str!("../README.md")]
 
-pub mod digits;
+pub mod checkpoint;
+pub mod curves;
+pub mod data_sets;
 pub mod files;
 pub mod flags;
+pub mod images;
+pub mod input;
 pub mod interrupt;
+pub mod layers;
 pub mod plots;
 pub mod progress;
+pub mod recipes;
 pub mod report;
 pub mod results;
 pub mod run;
+pub mod similarity;
 pub mod table;
+pub mod training;
+pub mod vision;
 
 pub use flags::{CommonFlags, Preset};
 pub use progress::Progress;

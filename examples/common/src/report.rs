@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::files::write_atomic;
+use crate::progress;
+use crate::results::Results;
 use crate::table::Table;
 
 /// A page under construction, top to bottom.
@@ -75,6 +77,20 @@ impl Report {
              <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n\
              <style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{body}</main>\n</body>\n</html>\n"
         )
+    }
+
+    /// Ends the page with configuration and machine, writes `results.json` and `report.html` into `folder`, and says so.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be written; the message names it.
+    pub fn close(&mut self, results: &mut Results, folder: &Path) -> Result<()> {
+        results.write(folder)?;
+        self.details("Configuration", &serde_json::to_string_pretty(&results.config)?);
+        self.details("Machine", &serde_json::to_string_pretty(&results.machine)?);
+        self.write(folder)?;
+        progress::print(&format!("\nresults.json, report.html and figures are in {}\n", folder.display()));
+        Ok(())
     }
 
     /// Writes `report.html` into `folder`, in one piece.

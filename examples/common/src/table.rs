@@ -50,10 +50,32 @@ impl fmt::Display for Table {
     }
 }
 
+/// A column of [`per_layer`]: its name, how a number is written, and one number a layer.
+pub type Column = (String, fn(f64) -> String, Vec<f64>);
+
+/// One row a layer, counted from `first`, with a column of numbers each. A column that ends early has dashes.
+#[must_use]
+pub fn per_layer(first: usize, columns: &[Column]) -> Table {
+    let names = columns.iter().map(|(name, ..)| name.clone());
+    let mut table = Table::new(std::iter::once("layer".to_owned()).chain(names));
+    for row in 0..columns.iter().map(|(.., values)| values.len()).max().unwrap_or(0) {
+        let cells =
+            columns.iter().map(|(_, write, values)| write(values.get(row).copied().unwrap_or(f64::NAN)));
+        table.row(std::iter::once((first + row).to_string()).chain(cells));
+    }
+    table
+}
+
 /// A share as a percentage with one decimal: `0.9472` is `94.7`. Missing or undefined: `-`.
 #[must_use]
 pub fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.1}", 100. * share) } else { "-".into() }
+}
+
+/// A number with three decimals, as similarities have them. Undefined: `-`.
+#[must_use]
+pub fn thousandths(value: f64) -> String {
+    decimals(value, 3)
 }
 
 /// A number with so many decimals. Undefined: `-`.
@@ -77,6 +99,16 @@ mod tests {
     fn an_empty_table_is_its_header() {
         assert_eq!(Table::new(["a", "b"]).to_string(), "a  b\n");
         assert_eq!(Table::default().to_string(), "\n");
+    }
+
+    #[test]
+    fn layers_count_from_the_first() {
+        let columns: [Column; 2] =
+            [("acc.".into(), percent, vec![0.5, 1.]), ("COS".into(), thousandths, vec![0.25])];
+        assert_eq!(
+            per_layer(1, &columns).to_string(),
+            "layer   acc.    COS\n    1   50.0  0.250\n    2  100.0      -\n"
+        );
     }
 
     #[test]

@@ -5,23 +5,30 @@ use kuva::prelude::{ColorMap, Heatmap};
 use super::Panel;
 use super::axis::layout;
 
-/// A square matrix over pairs of layers, the first of which is `first`, in colours that mean the same in every
-/// panel of equal `range`. Layers count from the lower left. Cells that are not finite are grey.
+/// A matrix over pairs of layers in colours that mean the same in every panel of equal `range`, with a colour bar. Rows go
+/// up, columns to the right, both counted from `first`; `labels` name the columns' axis and the rows'. Cells that are not finite
+/// are grey.
 #[must_use]
-pub fn heat_map(title: &str, label: &str, matrix: &[Vec<f64>], first: usize, range: (f64, f64)) -> Panel {
-    let layers = matrix.len();
-    let names: Vec<String> = (0..layers).map(|layer| (first + layer).to_string()).collect();
-    let extent = (0.5, layers.max(1) as f64 + 0.5);
+pub fn heat_map(
+    title: &str,
+    labels: (&str, &str),
+    matrix: &[Vec<f64>],
+    first: usize,
+    range: (f64, f64),
+) -> Panel {
+    let (rows, columns) = (matrix.len(), matrix.first().map_or(0, Vec::len));
+    let names = |layers: usize| (first..first + layers).map(|layer| layer.to_string()).collect();
+    let extent = |layers: usize| (0.5, layers.max(1) as f64 + 0.5);
     let mut panel = Panel {
         layers: Vec::new(),
-        layout: layout(title, (label, extent), (label, extent))
-            .with_x_categories(names.clone())
-            .with_y_categories(names)
+        layout: layout(title, (labels.0, extent(columns)), (labels.1, extent(rows)))
+            .with_x_categories(names(columns))
+            .with_y_categories(names(rows))
             .with_show_grid(false),
         legend: Vec::new(),
         size: (430., 380.),
     };
-    if layers == 0 || matrix[0].is_empty() {
+    if columns == 0 {
         return panel;
     }
     // kuva's colour bar spans the data of the first map. So the first map holds the ends of the range; the second

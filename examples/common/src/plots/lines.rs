@@ -22,8 +22,9 @@ pub fn lines(
     let (low, high) = if low < high { (low, high) } else { (low.min(1.) - 1., low.min(1.) + 1.) };
     let x_step = nice_step(high - low, 14).max(1.);
     let y_range = y_range.unwrap_or_else(|| nice_range(points().map(|point| point.1), 6));
-    // Half a step of air, so that markers do not sit on the frame.
+    // Air, so that markers do not sit on the frame.
     let air = 0.02 * (high - low);
+    let y_range = (y_range.0, y_range.1 + 0.02 * (y_range.1 - y_range.0));
     let mut panel = Panel {
         layers: Vec::new(),
         layout: layout(title, (x_label, (low - air, high + air)), (y_label, y_range))

@@ -1,12 +1,15 @@
 //! Figures as SVG and PNG, of one or several panels, drawn by kuva without system fonts.
 //!
-//! Colours are Okabe and Ito's, which colour-blind readers tell apart; markers and dashes say the same once more.
+//! Colours are Okabe and Ito's and some of Paul Tol's, which colour-blind readers tell apart; markers and dashes say the same
+//! once more.
 //! Panels meant to be compared are given the same range.
 
 mod axis;
 mod bars;
+mod boxes;
 mod heat_map;
 mod lines;
+mod plane;
 
 use std::path::Path;
 
@@ -16,8 +19,10 @@ use kuva::prelude::{Figure, Layout, MarkerShape, PngBackend, SvgBackend};
 use kuva::render::plots::Plot;
 
 pub use bars::bars;
+pub use boxes::boxes;
 pub use heat_map::heat_map;
 pub use lines::lines;
+pub use plane::plane;
 
 use crate::files::write_atomic;
 
@@ -42,7 +47,7 @@ impl Series {
     }
 }
 
-/// One part of a figure, made by [`lines`], [`heat_map`] or [`bars`].
+/// One part of a figure, made by [`lines`], [`heat_map`], [`bars`], [`boxes`] or [`plane`].
 pub struct Panel {
     layers: Vec<Plot>,
     layout: Layout,
@@ -93,7 +98,7 @@ pub fn write(stem: &Path, panels: Vec<Panel>, columns: usize) -> Result<String> 
 
 /// How the series of that number looks: colour, dashes, marker.
 fn style(index: usize) -> (&'static str, Option<&'static str>, MarkerShape) {
-    const STYLES: [(&str, Option<&str>, MarkerShape); 7] = [
+    const STYLES: [(&str, Option<&str>, MarkerShape); 12] = [
         ("#0072B2", None, MarkerShape::Circle),
         ("#D55E00", Some("7 4"), MarkerShape::Square),
         ("#009E73", Some("2 3"), MarkerShape::Triangle),
@@ -101,6 +106,11 @@ fn style(index: usize) -> (&'static str, Option<&'static str>, MarkerShape) {
         ("#E69F00", None, MarkerShape::TriangleDown),
         ("#56B4E9", Some("7 4"), MarkerShape::Pentagon),
         ("#4D4D4D", Some("2 3"), MarkerShape::Hexagon),
+        ("#882255", Some("8 3 2 3"), MarkerShape::Star),
+        ("#999933", None, MarkerShape::Cross),
+        ("#332288", Some("7 4"), MarkerShape::Plus),
+        ("#000000", Some("2 3"), MarkerShape::Circle),
+        ("#44AA99", Some("8 3 2 3"), MarkerShape::Square),
     ];
     STYLES[index % STYLES.len()]
 }
@@ -134,11 +144,31 @@ mod tests {
     fn undefined_and_missing_values_still_draw() -> Result<()> {
         let gap = Series::per_layer("gap", 1, &[0.1, f64::NAN, 0.3, f64::INFINITY]);
         let none = Series::per_layer("none", 1, &[]);
-        draw(vec![lines("a", "x", "y", &[gap, none.clone()], None), lines("b", "x", "y", &[none], None)])?;
+        draw(vec![
+            lines("a", "x", "y", &[gap.clone(), none.clone()], None),
+            lines("b", "x", "y", std::slice::from_ref(&gap), Some((0., 1.))),
+        ])?;
         draw(vec![lines("no series", "x", "y", &[], None)])?;
-        draw(vec![heat_map("hole", "layer", &[vec![1., f64::NAN], vec![f64::NAN, 1.]], 1, (0., 1.))])?;
-        draw(vec![heat_map("all equal", "layer", &[vec![0.5; 2], vec![0.5; 2]], 1, (0., 1.))])?;
-        draw(vec![heat_map("empty", "layer", &[], 1, (0., 1.))])?;
+        draw(vec![heat_map(
+            "hole",
+            ("layer", "layer"),
+            &[vec![1., f64::NAN], vec![f64::NAN, 1.]],
+            1,
+            (0., 1.),
+        )])?;
+        draw(vec![heat_map("all equal", ("layer", "layer"), &[vec![0.5; 2], vec![0.5; 2]], 1, (0., 1.))])?;
+        draw(vec![heat_map("empty", ("layer", "layer"), &[], 1, (0., 1.))])?;
+        draw(vec![heat_map("oblong", ("left", "below"), &[vec![0.5; 3], vec![0.2; 3]], 1, (0., 1.))])?;
+        draw(vec![boxes("none", "x", "y", &[], None, 0)])?;
+        draw(vec![boxes(
+            "hole",
+            "x",
+            "y",
+            &[("1".into(), vec![f64::NAN, 1.]), ("2".into(), vec![])],
+            None,
+            0,
+        )])?;
+        draw(vec![plane("none", "x", "y", &[]), plane("hole", "x", "y", &[gap, none.clone()])])?;
         draw(vec![bars("none", "x", "y", &[], &[])])?;
         draw(vec![bars("hole", "x", "y", &["1".into()], &[("n".into(), vec![f64::NAN])])])?;
         Ok(())
@@ -148,11 +178,35 @@ mod tests {
     fn colours_of_heat_maps_have_one_meaning() -> Result<()> {
         let cell = |low: f64| vec![vec![low, 0.75], vec![0.75, 0.9]];
         // The same 0.75 beside different neighbours.
-        let one = draw(vec![heat_map("a", "layer", &cell(-0.9), 1, (-1., 1.))])?;
-        let other = draw(vec![heat_map("a", "layer", &cell(0.7), 1, (-1., 1.))])?;
+        let one = draw(vec![heat_map("a", ("layer", "layer"), &cell(-0.9), 1, (-1., 1.))])?;
+        let other = draw(vec![heat_map("a", ("layer", "layer"), &cell(0.7), 1, (-1., 1.))])?;
         let colour = heat_map::colour(0.75, (-1., 1.));
         let hex = colour.to_lowercase();
         assert!(one.to_lowercase().contains(&hex) && other.to_lowercase().contains(&hex), "{hex}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_box_spans_the_quartiles() -> Result<()> {
+        // 0 to 8, and one far out: quartiles 2.25 and 6.75, a whisker up to 8.
+        let values: Vec<f64> = (0..9).map(f64::from).chain([100.]).collect();
+        let panel =
+            |values: Vec<f64>| boxes("b", "layer", "COS", &[("1".into(), values)], Some((0., 100.)), 0);
+        let without = draw(vec![panel(values[..9].to_vec())])?;
+        let with = draw(vec![panel(values)])?;
+        assert!(without.contains("<rect") && with.contains("<rect"));
+        // What lies beyond the whiskers is not drawn.
+        assert!(!with.contains("<circle"), "{with}");
+        Ok(())
+    }
+
+    #[test]
+    fn paths_end_with_their_markers() -> Result<()> {
+        let path = |name: &str, x: f64| Series::new(name, [(x, 0.), (x, 1.), (x, 2.)]);
+        let svg = draw(vec![plane("p", "PC 1", "PC 2", &[path("cat", 0.), path("dog", 1.)])])?;
+        for text in ["PC 1", "PC 2", "cat", "dog"] {
+            assert!(svg.contains(text), "{text}");
+        }
         Ok(())
     }
 

@@ -1,0 +1,162 @@
+//! Images of a folder, turned into what a checkpoint takes.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use layerwise_data::{
+    Error, ImageSet, Preprocess, Size, Split, cifar10, digits, idx, image_files, read_image,
+};
+use layerwise_models::{Batch, VitConfig};
+
+use crate::layers::Source;
+
+/// Samples in order, and how they are prepared.
+#[derive(Debug)]
+pub struct Input {
+    kind: Kind,
+    preprocess: Preprocess,
+    /// Channels and edge of the model's images: one that has this edge already is not resampled.
+    channels: usize,
+    model_size: usize,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Files(Vec<PathBuf>),
+    Set(ImageSet),
+}
+
+impl Input {
+    /// Opens `input` for a model of this configuration, whose folder may have a `preprocessor_config.json`: a folder of PNG and
+    /// JPEG files, or of MNIST's or CIFAR-10's files, whose test part is taken, or the word `digits`.
+    ///
+    /// # Errors
+    ///
+    /// When it is none of these; the message names it.
+    pub fn open(input: &Path, limit: Option<usize>, model: &Path, config: &VitConfig) -> Result<Self> {
+        let limit = limit.unwrap_or(usize::MAX);
+        let kind = match kind(input)? {
+            Kind::Files(files) => Kind::Files(files.into_iter().take(limit).collect()),
+            Kind::Set(set) => Kind::Set(set.take(limit)?),
+        };
+        let (channels, model_size) = (config.num_channels, config.image_size);
+        let preprocess = match Preprocess::load(model)? {
+            Some(preprocess) => preprocess,
+            // Hugging Face's defaults, at the model's own size.
+            None => Preprocess {
+                size: Size::Square(model_size),
+                image_mean: vec![0.5; channels],
+                image_std: vec![0.5; channels],
+                ..Default::default()
+            },
+        };
+        Ok(Self { kind, preprocess, channels, model_size })
+    }
+
+    /// How images are prepared.
+    #[must_use]
+    pub fn preprocess(&self) -> &Preprocess {
+        &self.preprocess
+    }
+
+    /// Names of the files, in the order of the rows; none for a data set.
+    #[must_use]
+    pub fn files(&self) -> Option<Vec<String>> {
+        let Kind::Files(files) = &self.kind else { return None };
+        Some(files.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into()).collect())
+    }
+
+    /// What the folder's settings made of an image must be what its model takes.
+    fn check(&self, found: &[usize]) -> Result<()> {
+        let expected = [self.channels, self.model_size, self.model_size];
+        ensure!(
+            found == expected,
+            "prepared as {found:?}, but the model takes {expected:?} (channels, height, width); does preprocessor_config.json \
+             belong to this model?"
+        );
+        Ok(())
+    }
+}
+
+impl Source for Input {
+    fn samples(&self) -> usize {
+        match &self.kind {
+            Kind::Files(files) => files.len(),
+            Kind::Set(set) => set.len(),
+        }
+    }
+
+    fn batch(&self, rows: Range<usize>, device: &Device) -> Result<Batch> {
+        let as_it_is = Preprocess { do_resize: false, do_center_crop: false, ..self.preprocess.clone() };
+        let prepare = |height: usize, width: usize| {
+            let fits = (height, width) == (self.model_size, self.model_size);
+            if fits { &as_it_is } else { &self.preprocess }
+        };
+        match &self.kind {
+            Kind::Files(files) => {
+                let images = files[rows].iter().map(|path| {
+                    let image = read_image(path)?;
+                    let prepare = prepare(image.height() as usize, image.width() as usize);
+                    let pixels = prepare.apply(&image, device).with_context(|| path.display().to_string())?;
+                    self.check(pixels.dims()).with_context(|| path.display().to_string())?;
+                    Ok(pixels)
+                });
+                Ok(Tensor::stack(&images.collect::<Result<Vec<_>>>()?, 0)?.into())
+            }
+            Kind::Set(set) => {
+                let indices: Vec<usize> = rows.collect();
+                let prepare = prepare(set.shape().height, set.shape().width);
+                let pixels = prepare.apply_set(set, &indices, device)?;
+                self.check(&pixels.dims()[1..])?;
+                Ok(pixels.into())
+            }
+        }
+    }
+
+    fn name(&self, sample: usize) -> String {
+        match &self.kind {
+            Kind::Files(files) => files[sample].display().to_string(),
+            Kind::Set(_) => format!("sample {sample}"),
+        }
+    }
+
+    fn labels(&self) -> Option<&[u32]> {
+        match &self.kind {
+            Kind::Files(_) => None,
+            Kind::Set(set) => Some(set.labels()),
+        }
+    }
+
+    fn classes(&self) -> &[String] {
+        match &self.kind {
+            Kind::Files(_) => &[],
+            Kind::Set(set) => set.classes(),
+        }
+    }
+}
+
+fn kind(input: &Path) -> Result<Kind> {
+    if input == Path::new("digits") && !input.exists() {
+        // The part that the quickstart's models have not seen.
+        return Ok(Kind::Set(digits()?.split(0.2, 0)?.1));
+    }
+    if !input.is_dir() {
+        bail!("{}: expected a folder, or the word digits", input.display());
+    }
+    let attempts = [
+        image_files(input).map(Kind::Files),
+        cifar10::load(input, Split::Test).map(Kind::Set),
+        idx::load(input, Split::Test).map(Kind::Set),
+    ];
+    for attempt in attempts {
+        match attempt {
+            Err(Error::NotFound { .. }) => {}
+            found => return Ok(found?),
+        }
+    }
+    bail!("{}: expected PNG or JPEG files, or the files of MNIST or of CIFAR-10", input.display())
+}

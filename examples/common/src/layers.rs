@@ -1,0 +1,118 @@
+//! What every layer of a model says of samples: features, and the scores of the exits.
+
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use anyhow::{Result, ensure};
+use candle_core::{D, DType, Device, Tensor};
+use layerwise_exit::LayerScores;
+use layerwise_models::{Batch, Hidden, Pass, Tapped, Vit, tap};
+use layerwise_ops::cross_entropy;
+
+use crate::{Progress, run::Interrupted};
+
+/// Samples in order that models are measured on.
+pub trait Source {
+    /// How many there are.
+    fn samples(&self) -> usize;
+
+    /// Samples `rows`, as the model takes them.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be read.
+    fn batch(&self, rows: Range<usize>, device: &Device) -> Result<Batch>;
+
+    /// What to call a sample.
+    fn name(&self, sample: usize) -> String;
+
+    /// Labels, where they are known.
+    fn labels(&self) -> Option<&[u32]>;
+
+    /// Names of the classes; none where labels are not known.
+    fn classes(&self) -> &[String];
+}
+
+/// Features `(samples, width)` of layers `0..=L` of the first `samples`, `at_once` at a time. `see` gets each state as soon as it is
+/// there: its layer, its first sample, the state of all tokens, and the feature.
+///
+/// # Errors
+///
+/// [`Interrupted`] after Ctrl-C; when a state is not finite, naming layer and sample; what the samples, the model or `see` report.
+pub fn features<M: Tapped>(
+    model: &M,
+    from: &dyn Source,
+    (samples, at_once): (usize, usize),
+    device: &Device,
+    stop: &AtomicBool,
+    see: &mut dyn FnMut(usize, usize, &Hidden, &Tensor) -> Result<()>,
+) -> Result<Vec<Tensor>> {
+    let mut features: Vec<Vec<Tensor>> = vec![Vec::new(); model.depth() + 1];
+    let mut bar = Progress::new("hidden states", samples as u64);
+    for start in (0..samples).step_by(at_once) {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Interrupted("stopped; nothing was written").into());
+        }
+        let end = samples.min(start + at_once);
+        let batch = from.batch(start..end, device)?;
+        tap::for_each_layer(model, &batch, Pass::EVAL, |layer, state| {
+            let feature = model.feature(state)?;
+            for (row, values) in feature.to_vec2::<f32>()?.iter().enumerate() {
+                let finite = values.iter().all(|x| x.is_finite());
+                ensure!(finite, "layer {layer}: the state of {} is not finite", from.name(start + row));
+            }
+            see(layer, start, state, &feature)?;
+            features[layer].push(feature);
+            anyhow::Ok(())
+        })?;
+        bar.set(end as u64, "");
+    }
+    bar.finish("done");
+    Ok(features.iter().map(|parts| Tensor::cat(parts, 0)).collect::<candle_core::Result<_>>()?)
+}
+
+/// Accuracy and loss of the exit after each layer `1..=L`, and its answers, `(L, samples)`; of [`features`] of the first samples.
+/// None without labels, or where the model has no head for these classes.
+///
+/// # Errors
+///
+/// When a label is no class.
+pub fn scores(
+    model: &Vit,
+    features: &[Tensor],
+    from: &dyn Source,
+) -> Result<Option<(LayerScores, Vec<Vec<u32>>)>> {
+    match from.labels() {
+        Some(labels) if model.config().num_labels == from.classes().len() => {
+            let samples = features[0].dim(0)?;
+            score(model, features, &labels[..samples]).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// As [`scores`], for any model with a head for these labels.
+///
+/// # Errors
+///
+/// When labels do not fit the model's head.
+pub fn score<M: Tapped>(
+    model: &M,
+    features: &[Tensor],
+    labels: &[u32],
+) -> Result<(LayerScores, Vec<Vec<u32>>)> {
+    let mut scores = LayerScores { samples: labels.len(), ..Default::default() };
+    let mut answers = Vec::new();
+    for (layer, feature) in features.iter().enumerate().skip(1) {
+        let labels = Tensor::new(labels, feature.device())?;
+        let logits = model.exit(layer, feature)?;
+        let answer = logits.argmax(D::Minus1)?;
+        scores.accuracy.push(answer.eq(&labels)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()?);
+        let loss = cross_entropy(&logits, &labels, None, &Default::default())?;
+        scores.loss.push(f64::from(loss.to_scalar::<f32>()?));
+        answers.push(answer.to_vec1()?);
+    }
+    Ok((scores, answers))
+}

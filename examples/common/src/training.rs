@@ -1,0 +1,175 @@
+//! Training with progress, Ctrl-C and resume: the one way every example trains.
+
+use std::{fs, path::Path, sync::atomic::AtomicBool};
+
+use anyhow::{Context, Result, bail};
+use layerwise_exit::evaluate;
+use layerwise_models::{Mlp, Params, Tapped, Vit};
+use layerwise_train::{Evaluation, Event, Hooks, TrainConfig, train};
+use serde_json::{Value, json};
+
+use crate::{
+    Progress,
+    files::{create_folder, write_atomic},
+    images::Images,
+    run::Interrupted,
+};
+
+/// A model that examples train.
+pub trait Trainable: Tapped + Sized {
+    /// The trainable parameters.
+    fn params(&self) -> &Params;
+
+    /// The same weights without a graph; sees every update.
+    fn frozen(&self) -> Self;
+
+    /// What fixes its shape.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written down.
+    fn shape(&self) -> serde_json::Result<Value>;
+}
+
+macro_rules! trainable {
+    ($model:ty) => {
+        impl Trainable for $model {
+            fn params(&self) -> &Params {
+                <$model>::params(self)
+            }
+
+            fn frozen(&self) -> Self {
+                <$model>::frozen(self)
+            }
+
+            fn shape(&self) -> serde_json::Result<Value> {
+                serde_json::to_value(self.config())
+            }
+        }
+    };
+}
+
+trainable!(Vit);
+trainable!(Mlp);
+
+/// Trains `model`, or goes on where the `run` folder stands: a run that is complete there costs no step. Gives the scores of
+/// every exit on the images held out, which `config` says how often to take.
+///
+/// # Errors
+///
+/// [`Interrupted`] after Ctrl-C, with everything saved; when the folder holds a run of another model, other data or other
+/// settings; whatever training reports.
+pub fn trained<M: Trainable>(
+    label: &str,
+    model: &M,
+    data: &Images,
+    config: &TrainConfig,
+    run: &Path,
+    stop: &AtomicBool,
+) -> Result<Vec<Evaluation>> {
+    same_task(run, &task(model, data)?)?;
+    let frozen = model.frozen();
+    let mut bar = None;
+    let on_event = |event: &Event| match event {
+        Event::Started { done, steps } if done < steps => {
+            bar = Some(Progress::new(&format!("training {label}"), *steps as u64));
+        }
+        Event::Step(step) => {
+            if let Some(bar) = &mut bar {
+                bar.set(step.step as u64, &format!("loss {:.3}", step.loss));
+            }
+        }
+        _ => {}
+    };
+    let hooks = Hooks {
+        evaluate: Some(Box::new(|| evaluate(&frozen, data.test_batches()))),
+        stop: Some(stop),
+        on_event: Some(Box::new(on_event)),
+    };
+    let report = train(model, model.params(), data, config, Some(run), hooks)?;
+    if let Some(bar) = bar {
+        bar.finish(&format!("{} steps", report.steps));
+    }
+    if report.stopped {
+        return Err(
+            Interrupted("stopped; what is done is saved, and the same command goes on from there").into()
+        );
+    }
+    Ok(report.evaluations)
+}
+
+/// What a run learns with what, where the trainer's own settings do not say so.
+fn task<M: Trainable>(model: &M, data: &Images) -> Result<Value> {
+    let held_out = data.test_len();
+    Ok(json!({ "data": data.name, "augment": data.augment, "held_out": held_out, "model": model.shape()? }))
+}
+
+/// The folder's `task.json`, written where there is none, must be this task: the trainer knows its own settings and the shapes of
+/// tensors only.
+fn same_task(run: &Path, task: &Value) -> Result<()> {
+    create_folder(run)?;
+    let file = run.join("task.json");
+    if !file.exists() {
+        let text = serde_json::to_string_pretty(task)? + "\n";
+        return write_atomic(&file, text.as_bytes());
+    }
+    let bytes = fs::read(&file).with_context(|| file.display().to_string())?;
+    let saved: Value = serde_json::from_slice(&bytes).with_context(|| file.display().to_string())?;
+    if &saved != task {
+        let keys = task.as_object().into_iter().flatten();
+        let other: Vec<&str> =
+            keys.filter(|(key, value)| saved[*key] != **value).map(|(key, _)| &**key).collect();
+        bail!(
+            "{}: the run in this folder has another {}; take another folder",
+            file.display(),
+            other.join(", ")
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device::Cpu;
+    use layerwise_models::MlpConfig;
+    use layerwise_ops::init;
+    use layerwise_train::Objective;
+
+    use super::*;
+    use crate::data_sets::embedded_digits;
+
+    #[test]
+    fn a_run_is_found_again_and_no_other_is_taken_for_it() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let data = embedded_digits(60, &Cpu)?;
+        let (stop, config) = (
+            AtomicBool::new(false),
+            TrainConfig { objective: Objective::Standard, epochs: 2, ..Default::default() },
+        );
+        let shape = MlpConfig { inputs: 64, width: 8, layers: 2, ..Default::default() };
+        let mlp = |shape: &MlpConfig| Mlp::new(shape.clone(), &mut init::rng(0), &Cpu);
+        let first = mlp(&shape)?;
+        let scores = trained("first", &first, &data, &config, folder.path(), &stop)?;
+        let again = mlp(&shape)?;
+        assert_eq!(trained("again", &again, &data, &config, folder.path(), &stop)?, scores);
+        for ((name, first), (_, again)) in first.params().iter().zip(again.params().iter()) {
+            assert_eq!(
+                first.flatten_all()?.to_vec1::<f32>()?,
+                again.flatten_all()?.to_vec1::<f32>()?,
+                "{name}"
+            );
+        }
+        // Tensors of equal shapes in another model: the trainer alone could not tell.
+        let plain = mlp(&MlpConfig { residual: false, ..shape.clone() })?;
+        let error = trained("plain", &plain, &data, &config, folder.path(), &stop).unwrap_err().to_string();
+        assert!(error.contains("task.json") && error.contains("another model"), "{error}");
+        let mut turned = embedded_digits(60, &Cpu)?;
+        turned.augment.rotation_degrees = 90.;
+        let error =
+            trained("turned", &again, &turned, &config, folder.path(), &stop).unwrap_err().to_string();
+        assert!(error.contains("another augment"), "{error}");
+        let longer = TrainConfig { epochs: 3, ..config };
+        assert!(trained("longer", &again, &data, &longer, folder.path(), &stop).is_err());
+        Ok(())
+    }
+}

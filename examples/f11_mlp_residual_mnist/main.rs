@@ -1,0 +1,213 @@
+//! Figure 11 of the paper: MLPs with and without residual connections. See the README beside this file.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use clap::Parser;
+use layerwise::{
+    exit::LayerScores,
+    models::{Mlp, MlpConfig},
+    ops::init,
+    similarity::{Centring, Estimator, Measure},
+    train::{AdamWConfig, Objective, Schedule, TrainConfig},
+};
+use layerwise_example_common::{
+    CommonFlags, ModelResults, Preset, Report, Results, Table,
+    curves::{Together, correlation_table, mean_curve, mean_together, together},
+    data_sets::{embedded_digits, mnist_of},
+    images::Images,
+    interrupt,
+    layers::{Source, features, score},
+    plots::{self, Series},
+    progress, run_main,
+    similarity::to_last,
+    table::{Column, per_layer, percent, thousandths},
+    training::trained,
+};
+use serde_json::json;
+
+layerwise_example_common::fast_allocator!();
+
+const NAME: &str = "f11_mlp_residual_mnist";
+
+/// Trains 9-layer MLPs with and without residual connections, and measures how well COS, CKA and accuracy go together in them.
+#[derive(Parser)]
+#[command(name = NAME)]
+struct Flags {
+    #[command(flatten)]
+    common: CommonFlags,
+    /// Folder of MNIST: train-images-idx3-ubyte and so on, also .gz [without it, --preset smoke takes the embedded digits].
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Trained models, which the experiments share.
+    #[arg(long, value_name = "DIR", default_value = "out/runs")]
+    runs: PathBuf,
+}
+
+/// Models of a variant, which differ in the seed only: `--seed` and the two after it.
+const SEEDS: u64 = 3;
+
+/// A model and its curves over layers `1..=L`.
+struct Measured {
+    seed: u64,
+    scores: LayerScores,
+    cos: Vec<f64>,
+    cka: Vec<f64>,
+    correlations: Vec<Together>,
+}
+
+/// The models with or those without residual connections.
+struct Variant {
+    name: &'static str,
+    models: Vec<Measured>,
+    mean: Vec<Together>,
+}
+
+impl Variant {
+    /// The mean of a curve over the seeds.
+    fn mean_of(&self, curve: fn(&Measured) -> Vec<f64>) -> Vec<f64> {
+        mean_curve(&self.models.iter().map(curve).collect::<Vec<_>>())
+    }
+}
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    run_main(&flags.common, |device| f11(&flags, &device))
+}
+
+fn f11(flags: &Flags, device: &Device) -> Result<()> {
+    let data = load(flags, device)?;
+    let out = flags.common.out_folder(NAME)?;
+    let stop = interrupt::stop_flag()?;
+    let CommonFlags { preset, seed, .. } = flags.common;
+    let config = TrainConfig {
+        objective: Objective::Standard,
+        epochs: if preset == Preset::Smoke { 2 } else { 10 },
+        batch_size: if preset == Preset::Smoke { 48 } else { 128 },
+        optimiser: AdamWConfig { lr: 1e-3, ..Default::default() },
+        schedule: Schedule::OneCycle,
+        evaluate_every: 0,
+        ..Default::default()
+    };
+    let pixels: usize = data.batch(0..1, device)?.inputs.elem_count();
+    let mlp = |residual| MlpConfig { inputs: pixels, residual, ..Default::default() };
+    let settings = json!({ "preset": preset, "data": flags.data, "images": data.name, "train": config, "mlp": mlp(true),
+        "train_samples": data.train_len(), "test_samples": data.test_len() });
+    let mut results = Results::new(NAME, settings, seed, device);
+
+    let mut variants = Vec::new();
+    for (name, residual) in [("plain", false), ("residual", true)] {
+        let mut models = Vec::new();
+        for seed in seed..seed + SEEDS {
+            let model = Mlp::new(mlp(residual), &mut init::rng(seed), device)?;
+            let run = flags.runs.join(format!("{}-{name}-mlp-{}-seed{seed}", data.name, preset.name()));
+            let config = TrainConfig { seed, ..config.clone() };
+            trained(&format!("{name}, seed {seed}"), &model, &data, &config, &run, stop)?;
+            let size = (data.samples(), 1000);
+            let mut ignore = |_, _, _: &_, _: &_| Ok(());
+            let features = features(&model.frozen(), &data, size, device, stop, &mut ignore)?;
+            let labels = data.labels().context("no labels")?;
+            models.push(measure(seed, &features[1..], score(&model.frozen(), &features, labels)?.0)?);
+        }
+        let correlations: Vec<&[Together]> = models.iter().map(|model| &*model.correlations).collect();
+        variants.push(Variant { name, mean: mean_together(&correlations), models });
+    }
+    record(&mut results, &variants);
+    show(&out, &mut results, data.test_len(), &variants)
+}
+
+fn record(results: &mut Results, variants: &[Variant]) {
+    for variant in variants {
+        for model in &variant.models {
+            let LayerScores { accuracy, loss, .. } = model.scores.clone();
+            let (cos_to_last, cka_to_last) = (model.cos.clone(), model.cka.clone());
+            let mut entry = ModelResults { accuracy, loss, cos_to_last, cka_to_last, ..Default::default() };
+            entry.more.insert("correlations".into(), json!(model.correlations));
+            results.models.insert(format!("{}, seed {}", variant.name, model.seed), entry);
+        }
+        let mean = results.more.entry("mean_correlations").or_insert_with(|| json!({}));
+        mean[variant.name] = json!(variant.mean);
+    }
+}
+
+fn show(out: &Path, results: &mut Results, samples: usize, variants: &[Variant]) -> Result<()> {
+    let (correlations, layers) = (correlations(variants), layer_table(variants));
+    progress::print(&format!(
+        "\nCorrelations over the layers but the last:\n{correlations}\nMeans of the seeds, accuracy (%), COS and CKA to the last layer:\n{layers}"
+    ));
+
+    let panels = variants.iter().map(|variant| {
+        let curve = |name: &str, values: fn(&Measured) -> Vec<f64>| {
+            Series::per_layer(name, 1, &variant.mean_of(values))
+        };
+        let series = [
+            curve("COS", |model| model.cos.clone()),
+            curve("CKA", |model| model.cka.clone()),
+            curve("accuracy", |model| model.scores.accuracy.clone()),
+        ];
+        plots::lines(variant.name, "layer", "similarity to the last layer, accuracy", &series, Some((0., 1.)))
+    });
+    let figure = plots::write(&out.join("curves"), panels.collect(), 2)?;
+    Report::new("MLPs with and without residual connections")
+        .paragraph(&format!(
+            "9-layer MLPs trained with the loss of the last layer; {samples} held-out images; means of {SEEDS} seeds. COS is sample-wise and centred over \
+             the samples, CKA linear and biased.",
+        ))
+        .figure(&figure, "COS and CKA to the last layer, and accuracy of the last layer's classifier after each layer.")
+        .table(&correlations, "Correlations over the layers but the last, where every similarity is 1.")
+        .table(&layers, "Means of the seeds per layer: accuracy in percent, COS and CKA to the last layer.")
+        .close(results, out)
+}
+
+fn load(flags: &Flags, device: &Device) -> Result<Images> {
+    let smoke = flags.common.preset == Preset::Smoke;
+    match &flags.data {
+        Some(folder) => mnist_of(folder, if smoke { 480 } else { usize::MAX }, device),
+        None => {
+            let needed =
+                "--data DIR: expected a folder of MNIST (idx files); only --preset smoke does without";
+            smoke.then_some(()).context(needed)?;
+            progress::line("no --data: the embedded digits stand in for MNIST");
+            embedded_digits(480, device)
+        }
+    }
+}
+
+fn measure(seed: u64, layers: &[Tensor], scores: LayerScores) -> Result<Measured> {
+    let cos = to_last(layers, Measure::Cos(Centring::Samples))?;
+    let cka = to_last(layers, Measure::Cka(Estimator::Biased))?;
+    let correlations = vec![
+        together(("COS", &cos), ("CKA", &cka)),
+        together(("COS", &cos), ("accuracy", &scores.accuracy)),
+        together(("CKA", &cka), ("accuracy", &scores.accuracy)),
+    ];
+    Ok(Measured { seed, scores, cos, cka, correlations })
+}
+
+fn correlations(variants: &[Variant]) -> Table {
+    let mut rows: Vec<(String, &[Together])> = Vec::new();
+    for Variant { name, models, mean } in variants {
+        rows.extend(
+            models.iter().map(|model| (format!("{name}, seed {}", model.seed), &*model.correlations)),
+        );
+        rows.push((format!("{name}, mean"), mean));
+    }
+    correlation_table(rows.iter().map(|(name, pairs)| (&**name, *pairs)))
+}
+
+fn layer_table(variants: &[Variant]) -> Table {
+    let column = |name: &str, write: fn(f64) -> String, values: fn(&Measured) -> Vec<f64>| -> Vec<Column> {
+        let column = |variant: &Variant| (format!("{name} {}", variant.name), write, variant.mean_of(values));
+        variants.iter().map(column).collect()
+    };
+    let columns = [
+        column("acc.", percent, |model| model.scores.accuracy.clone()),
+        column("COS", thousandths, |model| model.cos.clone()),
+        column("CKA", thousandths, |model| model.cka.clone()),
+    ];
+    per_layer(1, &columns.concat())
+}
