@@ -21,10 +21,7 @@ use layerwise::{
     ops::init,
     train::{Hooks, Schedule, TrainConfig, train},
 };
-use layerwise_example_common::{
-    digits::{Digits, digits_vit},
-    in_pool,
-};
+use layerwise_example_common::{data_sets::embedded_digits, in_pool, recipes::digits_vit};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -113,7 +110,7 @@ impl Tapped for Uniform {
 
 /// A 12-layer ViT after 40 epochs of the alternating objective on the digits, and 256 of the images that it did not see.
 fn aligned_digits() -> anyhow::Result<(Vit, Batch)> {
-    let data = Digits::load(usize::MAX, &Cpu)?;
+    let data = embedded_digits(usize::MAX, &Cpu)?;
     let vit = Vit::new(digits_vit(), &mut init::rng(0), &Cpu)?;
     let settings =
         TrainConfig { epochs: 40, batch_size: 48, schedule: Schedule::OneCycle, ..Default::default() };
