@@ -1,6 +1,6 @@
 //! All pairs of layers of a stack, by every measure.
 //!
-//! `benches/peers/` has NumPy, PyTorch and two packages of PyPI. With `--json` (for `benches/peers/compare.py`) the bench times
+//! `benches/peers/` has `NumPy`, `PyTorch` and two packages of PyPI. With `--json` (for `benches/peers/compare.py`) the bench times
 //! itself and prints one line: `--json --measure cka-debiased --form whole --layers 13 --samples 10000 --width 768 --threads 1`.
 
 mod cases;
