@@ -1,4 +1,4 @@
-"""Times ours and the peers in turn, and prints Markdown tables: training steps, inference, AdamW.
+"""Times ours and the peers in turn, and prints Markdown tables: training steps, inference, AdamW, similarity.
 
     python3 benches/peers/compare.py
     python3 benches/peers/compare.py --sets train --cases vit_192 --threads 1 --rounds 3
@@ -22,7 +22,8 @@ from pathlib import Path
 
 PEERS = Path(__file__).resolve().parent
 ROOT = PEERS.parent.parent
-SETS = {"train": "train_step", "infer": "inference", "adamw": "adamw"}  # and our bench
+# And our bench.
+SETS = {"train": "train_step", "infer": "inference", "adamw": "adamw", "similarity": "similarity"}
 CASES = ["vit_192", "vit_384_65", "vit_384_197", "bert_384", "gpt_256"]
 OBJECTIVES = ["standard", "aligned"]
 ENGINES = ["eager", "compile", "onnx"]
@@ -63,13 +64,27 @@ def programs(kind, benches, python):
     return commands
 
 
+def similarity_programs(bench, python):
+    """Debiased CKA of all pairs of 13 layers; of few pairs where one takes most of a minute."""
+    peer = [str(python), str(PEERS / "similarity_case.py"), "--engine"]
+    ours = [bench, "--json", "--form"]
+    commands = {"ours": [*ours, "whole"], "ours, stream": [*ours, "stream"]}
+    commands |= {name: [*peer, name] for name in ("numpy", "torch", "pytorch_cka")}
+    commands["gram"] = [*peer, "gram", "--layers", "2"]
+    commands["torch_cka"] = [*peer, "torch_cka", "--layers", "1"]
+    small = ["--samples", "2000"]
+    commands["ours, 2000 samples"] = [*ours, "whole", *small]
+    commands["torch_cka, 2000 samples"] = [*peer, "torch_cka", *small]
+    return commands
+
+
 def jobs(args):
     """What is compared: each a dictionary of the set and the options that programs share."""
     for threads in args.threads:
         for kind in args.sets:
-            if kind == "adamw":
+            if kind in ("adamw", "similarity"):
                 yield {"set": kind, "threads": threads}
-            for case in args.cases if kind != "adamw" else []:
+            for case in args.cases if kind in ("train", "infer") else []:
                 for choice in OBJECTIVES if kind == "train" else args.batches:
                     yield {"set": kind, "threads": threads, "case": case, "objective" if kind == "train" else "batch": choice}
 
@@ -227,6 +242,25 @@ def print_adamw(results, args):
     table("AdamW alone, 20 parameters of 1000 x 1000", ["threads", "ours, ms", "PyTorch, ms", "ours / PyTorch"], rows)
 
 
+def print_similarity(results, args):
+    rows = []
+    for threads in args.threads:
+        job = {"set": "similarity", "threads": threads}
+        runs = {run["program"]: run["result"] for run in results.runs if run["job"] == job and "error" not in run["result"]}
+        for name, last in runs.items():
+            ours = "ours, 2000 samples" if "2000" in name else "ours"
+            pairs = last.get("of_pairs", 91)
+            # Of a package that computes both orders of a pair, all 169; of few pairs, what all would take at that speed.
+            every = 1 if last["case"].startswith("13x") else (169 if name == "torch_cka" else 91) / pairs
+            times = results.rounds(name, job, lambda run, every=every: run["median_s"] * every)
+            memory = f"{last['peak_rss_mib'] - last['data_rss_mib']:.0f}"
+            limit = results.limit(job) if name == "ours" else ""
+            rows.append([threads, name, last["engine"], pairs, middle(results.rounds(name, job)), middle(times),
+                         ratio(results.rounds(ours, job), times), limit, memory, f"{last['first_last']:.12f}"])
+    head = ["threads", "program", "version", "pairs computed", "s", "s for all pairs", "ours / this", "limit, s"]
+    table("Linear CKA of all pairs of 13 layers, 10,000 samples, width 768", [*head, "memory above the data, MiB", "CKA(first, last)"], rows)
+
+
 def listed(choices):
     """An option's comma-separated names, each one of `choices`."""
 
@@ -257,9 +291,11 @@ def main():
     results = Results()
     for round in range(args.rounds):
         for job in jobs(args):
-            commands = programs(job["set"], benches, python)
+            similarity = job["set"] == "similarity"
+            commands = similarity_programs(benches["similarity"], python) if similarity else programs(job["set"], benches, python)
             options = [word for key, value in job.items() if key != "set" for word in (f"--{key}", str(value))]
-            options += ["--warmup", str(WARMUP), "--rounds", str(steps(job, args.steps))]
+            # What takes most of a minute is run once in a process.
+            options += ["--warmup", "0", "--rounds", "1"] if similarity else ["--warmup", str(WARMUP), "--rounds", str(steps(job, args.steps))]
             print(f"round {round + 1} of {args.rounds}:", *job.values(), file=sys.stderr)
             for name in list(commands) if round % 2 == 0 else reversed(commands):
                 result = run([*commands[name], *options], job["threads"])
@@ -271,7 +307,7 @@ def main():
 
     print(f"`{facts['commit']}`, {facts['processor']}, {', '.join(results.engines())}, ", end="")
     print(f"load {facts['load']:.1f} at the start, {args.rounds} rounds of {args.steps} steps")
-    printers = {"train": print_training, "infer": print_inference, "adamw": print_adamw}
+    printers = {"train": print_training, "infer": print_inference, "adamw": print_adamw, "similarity": print_similarity}
     for kind in args.sets:
         printers[kind](results, args)
     print("\nThe limit is the arithmetic of the matrix products at the speed of a square one of 1024, the best of the rounds.")
