@@ -2,14 +2,23 @@
 //!
 //! `benches/peers/` has `NumPy`, `PyTorch` and two packages of PyPI. With `--json` (for `benches/peers/compare.py`) the bench times
 //! itself and prints one line: `--json --measure cka-debiased --form whole --layers 13 --samples 10000 --width 768 --threads 1`.
+//! With `--plot DIR` it draws the cost of each measure against samples and width.
 
 mod cases;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use layerwise::similarity::{Centring, Distance, Estimator, Measure, MomentAccumulator, Result, pairwise};
+use layerwise_example_common::{
+    in_pool,
+    plots::{self, Series},
+};
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 use serde_json::json;
@@ -77,17 +86,57 @@ impl Name {
 /// Samples of a batch of the stream.
 const BATCH: usize = 256;
 
+/// Layers, samples and width: what is varied, and at which sizes.
+const SIZES: [(&str, [(usize, usize, usize); 5]); 2] = [
+    ("samples", [(4, 256, 256), (4, 512, 256), (4, 1024, 256), (4, 2048, 256), (4, 4096, 256)]),
+    ("width", [(4, 1024, 64), (4, 1024, 128), (4, 1024, 256), (4, 1024, 512), (4, 1024, 1024)]),
+];
+
 fn main() -> anyhow::Result<()> {
-    run(|args: &Args| &args.timing, measure, bench)
+    let mut words = std::env::args().skip_while(|word| word != "--plot");
+    match (words.next(), words.next()) {
+        (Some(_), folder) => {
+            in_pool(None, || plot(folder.as_deref().context("--plot needs a folder")?.as_ref()))
+        }
+        _ => run(|args: &Args| &args.timing, measure, bench),
+    }
+}
+
+/// Draws the median of three runs of each measure against samples and width.
+fn plot(folder: &Path) -> anyhow::Result<()> {
+    let mut panels = Vec::new();
+    for (what, sizes) in SIZES {
+        let mut series = Vec::new();
+        for &name in Name::value_variants() {
+            let mut points = Vec::new();
+            for (layers, samples, width) in sizes {
+                let stack = stack(layers, samples, width);
+                let mut seconds: Vec<f64> = Vec::new();
+                for _ in 0..3 {
+                    let start = Instant::now();
+                    pairwise(&stack, name.measure())?;
+                    seconds.push(start.elapsed().as_secs_f64());
+                }
+                seconds.sort_by(f64::total_cmp);
+                let varied = if what == "samples" { samples } else { width };
+                points.push(((varied as f64).log2(), seconds[1].log10()));
+            }
+            series.push(Series { name: format!("{name:?}"), points });
+        }
+        let (fixed, title) =
+            if what == "samples" { ("width 256", "Samples") } else { ("1,024 samples", "Width") };
+        let axis = format!("log2 of {what} ({fixed}, 4 layers)");
+        panels.push(plots::lines(title, &axis, "log10 of seconds", &series, None));
+    }
+    std::fs::create_dir_all(folder)?;
+    plots::write(&folder.join("similarity_cost"), panels, 2)?;
+    Ok(())
 }
 
 /// Cost against the number of samples and against width.
 fn bench() -> anyhow::Result<()> {
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
-    let base = (4, 1000, 192);
-    let by_samples = [250, 500, 1000, 2000, 4000].map(|samples| (4, samples, 192));
-    let by_width = [48, 96, 192, 384, 768].map(|width| (4, 1000, width));
-    for (what, sizes) in [("samples", by_samples), ("width", by_width)] {
+    for (what, sizes) in SIZES {
         for &name in Name::value_variants() {
             let mut group = criterion.benchmark_group(format!("similarity/{name:?}/{what}"));
             group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
@@ -102,7 +151,7 @@ fn bench() -> anyhow::Result<()> {
             group.finish();
         }
     }
-    let (layers, samples, width) = base;
+    let (layers, samples, width) = SIZES[0].1[2];
     let stack = stack(layers, samples, width);
     criterion.bench_function("similarity/stream", |bencher| {
         bencher.iter(|| stream(&stack, samples, Name::CkaDebiased.measure()).expect("a good stack"));

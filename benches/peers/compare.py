@@ -70,7 +70,7 @@ def similarity_programs(bench, python):
     ours = [bench, "--json", "--form"]
     commands = {"ours": [*ours, "whole"], "ours, stream": [*ours, "stream"]}
     commands |= {name: [*peer, name] for name in ("numpy", "torch", "pytorch_cka")}
-    commands["gram"] = [*peer, "gram", "--layers", "2"]
+    commands["gram"] = [*peer, "gram", "--layers", "1"]
     commands["torch_cka"] = [*peer, "torch_cka", "--layers", "1"]
     small = ["--samples", "2000"]
     commands["ours, 2000 samples"] = [*ours, "whole", *small]

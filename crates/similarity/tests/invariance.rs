@@ -4,7 +4,7 @@ use std::f64::consts::TAU;
 
 use layerwise_similarity::{
     Centring, ClassAccumulator, Collapse, Distance, Error, Estimator, Measure, block_influence,
-    block_relations, cka, cos, neural_collapse, pca, per_sample, similarity,
+    block_relations, cka, cos, neural_collapse, pca, per_sample, rsa, similarity,
 };
 use ndarray::{Array1, Array2, ArrayView1, Axis, array};
 use proptest::{collection::vec, prelude::*};
@@ -359,6 +359,25 @@ fn blocks_notice_all_else() -> Result<(), Error> {
     for change in [Rotation, Shift, LinearMap, SampleShift] {
         let got = block_influence(&[&change.of(&x, 2.), &y])?;
         differ(&format!("influence, {change:?}"), got.view(), want.view());
+    }
+    Ok(())
+}
+
+/// Samples in the same direction: each as far from all others as the other one, whatever its length. In floating point the two
+/// distances differ in their last digits, which is no reason to rank one before the other.
+#[test]
+#[ignore = "bug: RSA ranks distances that differ by rounding only"]
+fn rsa_shares_ranks_of_distances_that_are_equal_but_for_rounding() -> Result<(), Error> {
+    let rays =
+        [[1., 2., 4.], [3., 1., 1.], [1., 2., 4.], [5., 1., 2.], [1., 2., 4.], [3., 1., 1.], [0., 1., 7.]];
+    let (x, y) = (ndarray::arr2(&rays), fixed()[1].slice(ndarray::s![..7, ..]).to_owned());
+    for (distance, change) in [
+        (Distance::Correlation, SampleScale),
+        (Distance::Correlation, SampleShift),
+        (Distance::Cosine, SampleScale),
+    ] {
+        let (got, want) = (rsa(&change.of(&x, 2.), &y, distance)?, rsa(&x, &y, distance)?);
+        assert!((got - want).abs() < TOLERANCE, "{distance:?}, {change:?}: {got}, want {want}");
     }
     Ok(())
 }

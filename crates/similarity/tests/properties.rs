@@ -177,6 +177,18 @@ proptest! {
         }
     }
 
+    /// All that a part of the features holds is in the whole: as many correlations of 1 as the part has directions.
+    #[test]
+    fn cca_of_a_part_of_the_features_is_1((x, y) in equal_widths(), width in 1usize..3) {
+        let part = x.slice(s![.., ..width]);
+        let whole = ndarray::concatenate![Axis(1), x, y];
+        for measure in [Measure::Cca, Measure::Svcca { variance: 1. }, Measure::Pwcca] {
+            close(measure, similarity(&part, &x, measure)?, 1.)?;
+            close(measure, similarity(&part, &whole, measure)?, 1.)?;
+        }
+        close("CCA", similarity(&x, &part, Measure::Cca)?, 1.)?;
+    }
+
     /// The detour over a third representation that lies between the two is hardly longer: the squared distance would fail.
     #[test]
     fn procrustes_distance_is_a_metric((x, y) in equal_widths(), (share, width) in (0.2f64..0.8, 3usize..9)) {
@@ -282,12 +294,16 @@ fn accumulators_of_an_offset_of_1e4_in_f32_lose_no_digits() -> Result<(), Error>
     // One for all, and one for each batch, merged: each has its own point about which it sums.
     let mut moments = MomentAccumulator::new(&widths)?;
     let (mut merged, mut means) = (MomentAccumulator::new(&widths)?, MeanAccumulator::new(&widths)?);
+    let mut merged_means = MeanAccumulator::new(&widths)?;
     for batch in batches() {
         moments.push(&batch)?;
         let mut part = MomentAccumulator::new(&widths)?;
         part.push(&batch)?;
         merged.merge(MomentAccumulator::from_bytes(&part.to_bytes())?)?;
         means.push(&batch)?;
+        let mut part = MeanAccumulator::new(&widths)?;
+        part.push(&batch)?;
+        merged_means.merge(MeanAccumulator::from_bytes(&part.to_bytes())?)?;
     }
     for measure in [
         Measure::Cka(Estimator::Biased),
@@ -304,9 +320,12 @@ fn accumulators_of_an_offset_of_1e4_in_f32_lose_no_digits() -> Result<(), Error>
         }
     }
 
-    for (found, near) in means.means().iter().zip(&near) {
-        let want = near.mean_axis(Axis(0)).expect("samples") + 1e4;
-        assert!((found - want).iter().all(|x| x.abs() < 1e-10));
+    for means in [&means, &merged_means] {
+        for (found, near) in means.means().iter().zip(&near) {
+            let want = near.mean_axis(Axis(0)).expect("samples") + 1e4;
+            // 12 digits.
+            assert!((found - want).iter().all(|x| x.abs() < 1e-8));
+        }
     }
     let mut cosines = CosAccumulator::centred(means)?;
     let mut by_features = CosAccumulator::uncentred(2, 5, Centring::Features)?;
