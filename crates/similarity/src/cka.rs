@@ -3,7 +3,7 @@ use ndarray::Array2;
 use crate::{
     Centring, Error, Measure, Representation, Result,
     error::in_layer,
-    frame::{Frame, centred, check_samples, frames},
+    frame::{Frame, check_samples, frames},
     gram::{Kernel, gram_sums, median_squared_distance},
     in_memory::by_moments,
     pairwise::similarity,
@@ -59,14 +59,14 @@ pub fn cka(x: &dyn Representation, y: &dyn Representation, estimator: Estimator)
 /// k(x_i, x_j) = exp(-|x_i - x_j|^2 / (2 s^2)),  s = bandwidth * median of |x_i - x_j| over all pairs i < j
 /// ```
 ///
-/// Small bandwidths compare neighbourhoods; as the bandwidth grows the result becomes that of linear [`cka`]. Kornblith et al. try
-/// 0.2, 0.4 and 0.8. Each representation has its own median. Time is `O(n^2 d)`, memory that of the features in f64.
+/// Small bandwidths compare neighbourhoods; as the bandwidth grows, the limit is linear [`cka`]. Kornblith et al. try 0.2, 0.4 and
+/// 0.8. Each representation has its own median. Time is `O(n^2 d)`, memory that of the features in f64.
 ///
 /// Unchanged by a rotation, a shift or a scaling of either.
 ///
 /// # Errors
 ///
-/// As [`cka`]; [`Error::Setting`] for a bandwidth that is not positive, [`Error::Degenerate`], too, when half of all pairs of
+/// As [`cka`]; [`Error::Setting`] for a bandwidth that is not between 1e-6 and 1e6, [`Error::Degenerate`], too, when half of all pairs of
 /// samples coincide, so that there is no scale.
 pub fn rbf_cka(
     x: &dyn Representation,
@@ -122,6 +122,9 @@ impl Estimator {
     }
 }
 
+/// Beyond them a kernel is constant to f64.
+const BANDWIDTHS: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
+
 /// Below this share of its terms, a difference is rounding.
 const ROUNDING: f64 = 1e-12;
 
@@ -131,7 +134,7 @@ pub(crate) fn linear(
     pairs: &[(usize, usize)],
     estimator: Estimator,
 ) -> Result<Vec<f64>> {
-    check_samples(layers, pairs, estimator.samples())?;
+    check_samples(layers, estimator.samples())?;
     let dims = layers.iter().map(|xs| xs.dims()).collect::<Result<Vec<_>>>()?;
     let (n, width) = (dims[0].0 as f64, |l: usize| dims[l].1 as f64);
     let gram = n * (0..dims.len()).map(width).sum::<f64>();
@@ -151,10 +154,11 @@ pub(crate) fn rbf(
     estimator: Estimator,
     bandwidth: f64,
 ) -> Result<Vec<f64>> {
-    if !(bandwidth > 0. && bandwidth.is_finite()) {
-        return Err(Error::Setting { name: "bandwidth", value: bandwidth, expected: "a positive number" });
+    if !BANDWIDTHS.contains(&bandwidth) {
+        return Err(Error::Setting { name: "bandwidth", value: bandwidth, expected: "between 1e-6 and 1e6" });
     }
-    let xs = features(&centred(layers, pairs, estimator.samples())?)?;
+    check_samples(layers, estimator.samples())?;
+    let xs = features(&frames(layers, Centring::Samples)?)?;
     let n = xs[0].nrows();
     let gamma = |(layer, xs)| {
         let median = median_squared_distance(xs);

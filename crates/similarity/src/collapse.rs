@@ -31,6 +31,8 @@ pub struct Collapse {
 
 /// Neural collapse of features `(n, d)` with a label for each sample.
 ///
+/// Unchanged by a rotation, a shift or a scaling.
+///
 /// # Errors
 ///
 /// [`Error::Labels`] and [`Error::Label`] for labels that do not fit, [`Error::Classes`] below 2 classes or when one has no samples,
@@ -267,7 +269,9 @@ impl ClassAccumulator {
         })
     }
 
-    /// Self-duality: `| W / |W|_F - M / |M|_F |_F` of the classifier's weights `W`, `(C, d)`, and the centred class means.
+    /// Self-duality: `| W / |W|_F - M / |M|_F |_F` of the classifier's weights `W`, `(C, d)`, and the centred class means. In `[0, 2]`.
+    ///
+    /// Unchanged by a scaling of either, a shift of the features, and a rotation of both.
     ///
     /// # Errors
     ///
@@ -291,7 +295,7 @@ impl ClassAccumulator {
         Ok(norm(&(&weights / norm(&weights) - &between / norm(&between))))
     }
 
-    /// The state as a safetensors file.
+    /// The state as a safetensors file, whose metadata come in any order: equal states can have different bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut state = State::new("class", self.samples());

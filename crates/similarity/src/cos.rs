@@ -31,8 +31,9 @@ pub enum Centring {
 ///
 /// `x` and `y` are `(n, d)`; the result is in `[-1, 1]`. A sample that is 0 after centring has cosine 0 with everything.
 ///
-/// Unchanged by a rotation of both, by scaling either and, centred over the samples, by shifting either; not by a rotation of one
-/// of them.
+/// Unchanged by scaling either; not by a rotation of one of them. Besides, centred over the samples, by a rotation of both and a shift
+/// of either; centred over the features, by a scale of each sample and a number added to all its features, but not by a rotation of
+/// both; not centred, by a rotation of both and a scale of each sample.
 ///
 /// # Errors
 ///
@@ -80,7 +81,8 @@ pub fn cos_per_sample(
 /// ```
 ///
 /// In `[0, 1]`, 0 for the same directions. With [`Centring::None`] and two layers of a stack it is the distance by which Gromov et
-/// al. (2024) choose the blocks to prune. A sample that is 0 after centring is at a right angle to everything.
+/// al. (2024) choose the blocks to prune. A sample that is 0 after centring is at a right angle to everything. Unchanged by what leaves
+/// [`cos`] unchanged.
 ///
 /// # Errors
 ///
@@ -111,8 +113,8 @@ pub(crate) fn mean_cosines(
     pairs: &[(usize, usize)],
     of: fn(f64) -> f64,
 ) -> Result<Vec<f64>> {
-    for &(i, j) in pairs {
-        in_layer(j, same_shape(&layers[i], &layers[j]))?;
+    for (layer, xs) in layers.iter().enumerate() {
+        in_layer(layer, same_shape(&layers[0], xs))?;
     }
     let samples = layers.first().map_or(0, |layer| layer.samples);
     let parts: Vec<_> = chunks(samples, ROWS).collect();

@@ -169,7 +169,7 @@ impl CosAccumulator {
         Ok(Array2::from_shape_fn(self.sums.dim(), |(i, j)| mean(i, j)))
     }
 
-    /// The state as a safetensors file.
+    /// The state as a safetensors file, whose metadata come in any order: equal states can have different bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut state = State::new("cos", self.samples);

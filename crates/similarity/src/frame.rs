@@ -99,22 +99,8 @@ pub(crate) fn frames<'a>(layers: &[&'a dyn Representation], centring: Centring) 
     frames.into_iter().enumerate().map(|(layer, frame)| in_layer(layer, frame)).collect()
 }
 
-/// Layers centred over the samples; at least `needed` of them, the same in both layers of each pair.
-pub(crate) fn centred<'a>(
-    layers: &[&'a dyn Representation],
-    pairs: &[(usize, usize)],
-    needed: usize,
-) -> Result<Vec<Frame<'a>>> {
-    check_samples(layers, pairs, needed)?;
-    frames(layers, Centring::Samples)
-}
-
-/// At least `needed` samples in each layer, as many in both of each pair.
-pub(crate) fn check_samples(
-    layers: &[&dyn Representation],
-    pairs: &[(usize, usize)],
-    needed: usize,
-) -> Result<()> {
+/// At least `needed` samples in each layer, in all of them as many as in the first.
+pub(crate) fn check_samples(layers: &[&dyn Representation], needed: usize) -> Result<()> {
     let samples = layers.iter().enumerate().map(|(layer, &xs)| {
         let (samples, _) = in_layer(layer, xs.dims())?;
         if samples < needed {
@@ -124,7 +110,8 @@ pub(crate) fn check_samples(
         Ok(samples)
     });
     let samples = samples.collect::<Result<Vec<_>>>()?;
-    pairs.iter().try_for_each(|&(i, j)| in_layer(j, same_rows(samples[i], samples[j])))
+    let mut others = samples.iter().enumerate();
+    others.try_for_each(|(layer, &other)| in_layer(layer, same_rows(samples[0], other)))
 }
 
 /// Scales each row to length 1; rows of length 0 stay 0.

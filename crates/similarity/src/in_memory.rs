@@ -92,7 +92,7 @@ pub(crate) fn spectral_of(
     pairs: &[(usize, usize)],
     measure: Measure,
 ) -> Result<Vec<f64>> {
-    check_samples(layers, pairs, 2)?;
+    check_samples(layers, 2)?;
     let narrow = |(layer, &xs): (usize, &&dyn Representation)| {
         let narrow = || {
             let (samples, width) = xs.dims()?;

@@ -6,10 +6,10 @@ use rayon::prelude::*;
 use crate::{
     Centring, Error, Measure, Representation, Result,
     error::in_layer,
-    frame::{frames, unit_rows},
+    frame::{check_samples, frames, unit_rows},
     linalg::add_product,
     pairwise::similarity,
-    representation::{chunks, same_rows},
+    representation::chunks,
 };
 
 /// Mutual k-nearest-neighbour alignment (Huh et al. 2024): the share of its neighbours that a sample keeps, averaged over samples.
@@ -53,21 +53,12 @@ pub(crate) fn per_sample_of(
     if neighbours == 0 {
         return Err(Error::Setting { name: "neighbours", value: 0., expected: "at least 1" });
     }
+    check_samples(layers, neighbours.saturating_add(1))?;
     let frames = frames(layers, Centring::None)?;
-    for &(i, j) in pairs {
-        in_layer(j, same_rows(frames[i].samples, frames[j].samples))?;
-    }
     let near = frames.iter().enumerate().map(|(layer, frame)| {
-        let near = || {
-            if frame.samples <= neighbours {
-                let needed = neighbours.saturating_add(1);
-                return Err(Error::Samples { samples: frame.samples, needed });
-            }
-            let mut xs = frame.all()?;
-            unit_rows(&mut xs);
-            Ok(nearest(&xs, neighbours))
-        };
-        in_layer(layer, near())
+        let mut xs = in_layer(layer, frame.all())?;
+        unit_rows(&mut xs);
+        Ok(nearest(&xs, neighbours))
     });
     let near = near.collect::<Result<Vec<_>>>()?;
     let common = |x: &Vec<usize>, y: &Vec<usize>| x.iter().filter(|i| y.binary_search(i).is_ok()).count();

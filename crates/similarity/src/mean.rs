@@ -84,7 +84,7 @@ impl MeanAccumulator {
         self.layers.iter().map(|layer| &layer.shift + &layer.offset()).collect()
     }
 
-    /// The state as a safetensors file.
+    /// The state as a safetensors file, whose metadata come in any order: equal states can have different bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut state = State::new("mean", self.samples());

@@ -421,7 +421,7 @@ impl MomentAccumulator {
         self.layers.iter().map(|layer| layer.sum.len()).collect()
     }
 
-    /// The state as a safetensors file.
+    /// The state as a safetensors file, whose metadata come in any order: equal states can have different bytes.
     #[must_use]
     pub fn to_bytes(&mut self) -> Vec<u8> {
         self.flush();

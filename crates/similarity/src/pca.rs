@@ -22,6 +22,9 @@ pub struct Pca {
 
 /// The first `components` principal components of points `(n, d)`.
 ///
+/// A rotation turns the components and a shift moves the mean; both leave the shares of the variance and, up to signs, the
+/// coordinates of the points unchanged, a scaling scales them.
+///
 /// # Errors
 ///
 /// [`Error::Setting`] for 0 components or more than there are directions with variance, [`Error::Samples`] below 2 points,

@@ -2,9 +2,9 @@ use ndarray::{Array1, Array2, Axis};
 use rayon::prelude::*;
 
 use crate::{
-    Error, Measure, Representation, Result,
+    Centring, Error, Measure, Representation, Result,
     error::in_layer,
-    frame::{Frame, centred, unit_rows},
+    frame::{Frame, check_samples, frames, unit_rows},
     linalg::product,
     pairwise::similarity,
 };
@@ -54,7 +54,8 @@ pub(crate) fn per_sample_of(
     layers: &[&dyn Representation],
     pairs: &[(usize, usize)],
 ) -> Result<Vec<Array1<f64>>> {
-    let frames = centred(layers, pairs, 2)?;
+    check_samples(layers, 2)?;
+    let frames = frames(layers, Centring::Samples)?;
     let layers: Vec<_> = frames.par_iter().map(Rows::new).collect();
     let layers = layers.into_iter().enumerate().map(|(layer, rows)| in_layer(layer, rows));
     let layers = layers.collect::<Result<Vec<_>>>()?;

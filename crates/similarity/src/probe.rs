@@ -18,13 +18,16 @@ use crate::{
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProbeConfig {
     /// Weight of `|W|^2 / 2` beside the mean cross-entropy; positive, so that there is one solution. 1e-4 (ours; the paper does not
-    /// say).
+    /// say). Where classes can be separated, the smaller it is the longer the weights and the more steps are needed.
     pub l2: f64,
     /// Most steps of L-BFGS; 500.
     pub iterations: usize,
     /// The fit ends when the gradient, for features of unit variance, is shorter than this; 1e-6.
     pub tolerance: f64,
 }
+
+/// What a probe may have.
+const WEIGHTS: usize = 1 << 31;
 
 impl Default for ProbeConfig {
     fn default() -> Self {
@@ -60,7 +63,7 @@ pub struct Probe {
 /// # Errors
 ///
 /// [`Error::Labels`] and [`Error::Label`] for labels that do not fit, [`Error::Classes`] below 2 classes, [`Error::Setting`] for
-/// numbers that are not positive, [`Error::NotFinite`] for a NaN, [`Error::Convergence`] when no step could be taken.
+/// numbers that are not positive and for too many classes, [`Error::NotFinite`] for a NaN, [`Error::Convergence`] when no step could be taken.
 ///
 /// # Example
 ///
@@ -92,6 +95,10 @@ pub fn fit_probe(
         return Err(Error::Classes { found: classes, expected: 2 });
     }
     let (n, width) = shape(x)?;
+    if classes > WEIGHTS / (width + 1) {
+        let expected = "at most 2^31 divided by the width";
+        return Err(Error::Setting { name: "classes", value: classes as f64, expected });
+    }
     check_labels(n, labels, classes)?;
     let frame = Frame::new(x, Centring::Samples)?;
     let mut xs = frame.all()?;

@@ -4,9 +4,8 @@ use rayon::prelude::*;
 use crate::{
     Centring, Error, Measure, Representation, Result,
     error::in_layer,
-    frame::{frames, unit_rows},
+    frame::{check_samples, frames, unit_rows},
     pairwise::similarity,
-    representation::same_rows,
 };
 
 /// How far apart two samples are to [`rsa`].
@@ -28,16 +27,18 @@ pub enum Distance {
 /// RSA(X, Y) = corr(rank(D_X), rank(D_Y)),  D over all pairs of samples i < j
 /// ```
 ///
-/// `x` is `(n, d)`, `y` is `(n, d')`; in `[-1, 1]`. Equal distances share their mean rank. Time is `O(n^2 d)` a layer and memory
-/// `8 n^2` bytes, half of it kept for each layer of a stack: take a subset of some thousand samples.
+/// `x` is `(n, d)`, `y` is `(n, d')`; in `[-1, 1]`. Distances that are equal, to 1e-13 of the largest, share their mean rank. Time is
+/// `O(n^2 d)` a layer and memory `10 n^2` bytes, of which `4 n^2` are kept for each layer of a stack: take a subset of some thousand
+/// samples; more than 92,681 are refused.
 ///
-/// Unchanged by a scaling of either; by a shift and a rotation with [`Distance::Euclidean`], by a rotation with
-/// [`Distance::Cosine`], and by a scale and a shift of each sample with [`Distance::Correlation`].
+/// Unchanged by a scaling of either. Besides, with [`Distance::Euclidean`] by a rotation and a shift of either; with
+/// [`Distance::Cosine`] by a rotation of either and a scale of each sample; with [`Distance::Correlation`] by a scale of each sample
+/// and a number added to all features of each, not by a rotation or a shift.
 ///
 /// # Errors
 ///
-/// [`Error::Rows`] when `n` differs, [`Error::Samples`] below 3 samples, [`Error::NotFinite`] for a NaN, [`Error::Degenerate`] when
-/// all samples are equally far apart.
+/// [`Error::Rows`] when `n` differs, [`Error::Samples`] below 3 samples, [`Error::Setting`] above 92,681, [`Error::NotFinite`] for a
+/// NaN, [`Error::Degenerate`] when all samples are equally far apart.
 ///
 /// # Example
 ///
@@ -54,6 +55,12 @@ pub fn rsa(x: &dyn Representation, y: &dyn Representation, distance: Distance) -
     similarity(x, y, Measure::Rsa(distance))
 }
 
+/// As many have fewer than 2^32 pairs.
+const SAMPLES: usize = 92_681;
+
+/// Share of the largest distance below which two distances differ by rounding.
+const ROUNDING: f64 = 1e-13;
+
 /// RSA of each of `pairs` of layers.
 pub(crate) fn scores(
     layers: &[&dyn Representation],
@@ -65,15 +72,15 @@ pub(crate) fn scores(
         Distance::Euclidean => Centring::Samples,
         Distance::Cosine => Centring::None,
     };
-    let frames = frames(layers, centring)?;
-    for &(i, j) in pairs {
-        in_layer(j, same_rows(frames[i].samples, frames[j].samples))?;
+    check_samples(layers, 3)?;
+    let (samples, _) = layers[0].dims()?;
+    if samples > SAMPLES {
+        let (value, expected) = (samples as f64, "at most 92,681 for RSA: it ranks all pairs");
+        return Err(Error::Setting { name: "samples", value, expected });
     }
+    let frames = frames(layers, centring)?;
     let ranks = frames.iter().enumerate().map(|(layer, frame)| {
         let ranks = || {
-            if frame.samples < 3 {
-                return Err(Error::Samples { samples: frame.samples, needed: 3 });
-            }
             let mut xs = frame.all()?;
             if distance != Distance::Euclidean {
                 unit_rows(&mut xs);
@@ -87,7 +94,7 @@ pub(crate) fn scores(
 }
 
 /// A distance that orders as the one that is meant, of all pairs `i < j`. Differences are taken first, so that equal samples are
-/// exactly 0 apart and equal distances are equal.
+/// exactly 0 apart.
 fn distances(xs: &Array2<f64>, distance: Distance) -> Vec<f64> {
     let n = xs.nrows();
     let zero: Vec<bool> = xs.rows().into_iter().map(|row| row.iter().all(|x| *x == 0.)).collect();
@@ -96,9 +103,9 @@ fn distances(xs: &Array2<f64>, distance: Distance) -> Vec<f64> {
         (i + 1..n).map(move |j| {
             if distance != Distance::Euclidean && (zero[i] || zero[j]) {
                 // No direction: as far as a right angle, where directions are sqrt(2) apart.
-                return 2.;
+                return 2f64.sqrt();
             }
-            x.iter().zip(xs.row(j)).map(|(x, y)| (x - y) * (x - y)).sum()
+            x.iter().zip(xs.row(j)).map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt()
         })
     };
     let rows: Vec<Vec<f64>> = (0..n).into_par_iter().map(|i| from(i).collect()).collect();
@@ -112,7 +119,8 @@ fn centred_ranks(values: Vec<f64>) -> Result<Array1<f64>> {
     let mut ranks = Array1::zeros(values.len());
     let middle = (values.len() - 1) as f64 / 2.;
     let mut start = 0;
-    for tied in order.chunk_by(|&i, &j| values[i as usize] == values[j as usize]) {
+    let rounding = ROUNDING * order.last().map_or(0., |&last| values[last as usize]);
+    for tied in order.chunk_by(|&i, &j| values[j as usize] - values[i as usize] <= rounding) {
         let rank = start as f64 + (tied.len() - 1) as f64 / 2. - middle;
         tied.iter().for_each(|&i| ranks[i as usize] = rank);
         start += tied.len();

@@ -2,9 +2,9 @@ use ndarray::{Array1, Array2};
 
 use crate::{
     Centring, Error, Representation, Result,
-    cos::same_shape,
+    cos::mean_cosines,
     error::in_layer,
-    frame::{Frame, safe_scale, size_of, unit_rows},
+    frame::{Frame, frames, safe_scale, size_of, unit_rows},
     mean::ROWS,
     representation::chunks,
 };
@@ -24,7 +24,11 @@ pub struct BlockRelations {
 /// How the input of each block relates to its output and to what its residual branch adds, `f(h^l) = h^(l+1) - h^l` (the paper,
 /// appendix B).
 ///
-/// `layers` are `(n, d)` each, in order, the embedding first or not. Both `h` and `f` are centred as `centring` says.
+/// `layers` are `(n, d)` each, in order, the embedding first or not. Both `h` and `f` are centred as `centring` says. As `f` is a
+/// difference, layers have one scale: beside numbers of 1e200, those of 1e-100 count as 0 in what is said of `f`.
+///
+/// Unchanged by a common scale, by a common rotation except centred over the features and, centred over the samples, by a shift of
+/// any layer.
 ///
 /// # Errors
 ///
@@ -45,13 +49,11 @@ pub struct BlockRelations {
 /// # Ok::<(), layerwise_similarity::Error>(())
 /// ```
 pub fn block_relations<R: Representation>(layers: &[R], centring: Centring) -> Result<BlockRelations> {
-    let frames = neighbours(layers, centring)?;
+    let adjacent_cos = adjacent_cos(layers, centring)?;
+    let frames = on_one_scale(layers, centring)?;
     let blocks = frames.len() - 1;
-    let mut relations = BlockRelations {
-        adjacent_cos: Array1::zeros(blocks),
-        norm_ratio: Array1::zeros(blocks),
-        branch_cos: Array1::zeros(blocks),
-    };
+    let mut relations =
+        BlockRelations { adjacent_cos, norm_ratio: Array1::zeros(blocks), branch_cos: Array1::zeros(blocks) };
     for (l, pair) in frames.windows(2).enumerate() {
         let n = pair[0].samples as f64;
         let (mut ratios, mut changed) = (0., 0usize);
@@ -63,7 +65,6 @@ pub fn block_relations<R: Representation>(layers: &[R], centring: Centring) -> R
                 ratios += before / branch;
                 changed += 1;
             }
-            relations.adjacent_cos[l] += sum_of_cosines(before.clone(), after) / n;
             relations.branch_cos[l] += sum_of_cosines(before, branch) / n;
         }
         relations.norm_ratio[l] = if changed > 0 { ratios / changed as f64 } else { f64::INFINITY };
@@ -96,27 +97,29 @@ pub fn block_relations<R: Representation>(layers: &[R], centring: Centring) -> R
 /// # Ok::<(), layerwise_similarity::Error>(())
 /// ```
 pub fn block_influence<R: Representation>(layers: &[R]) -> Result<Array1<f64>> {
-    Ok(1. - block_relations(layers, Centring::None)?.adjacent_cos)
+    Ok(1. - adjacent_cos(layers, Centring::None)?)
 }
 
-/// Layers of one shape on one scale, so that they can be subtracted.
-fn neighbours<R: Representation>(layers: &[R], centring: Centring) -> Result<Vec<Frame<'_>>> {
+fn adjacent_cos<R: Representation>(layers: &[R], centring: Centring) -> Result<Array1<f64>> {
     if layers.len() < 2 {
         return Err(Error::TooFewLayers { found: layers.len(), needed: 2 });
     }
+    let layers: Vec<_> = layers.iter().map(|layer| layer as &dyn Representation).collect();
+    let pairs: Vec<_> = (1..layers.len()).map(|l| (l - 1, l)).collect();
+    Ok(mean_cosines(&frames(&layers, centring)?, &pairs, |cosine| cosine)?.into())
+}
+
+/// So that they can be subtracted.
+fn on_one_scale<R: Representation>(layers: &[R], centring: Centring) -> Result<Vec<Frame<'_>>> {
     let mut size = 0f64;
     for (layer, xs) in layers.iter().enumerate() {
         size = size.max(in_layer(layer, size_of(xs))?);
     }
-    let frames = layers.iter().enumerate().map(|(layer, xs)| {
-        let frame = in_layer(layer, Frame::scaled(xs, centring, safe_scale(size)))?;
-        Ok(frame)
-    });
-    let frames = frames.collect::<Result<Vec<_>>>()?;
-    for (layer, frame) in frames.iter().enumerate() {
-        in_layer(layer, same_shape(&frames[0], frame))?;
-    }
-    Ok(frames)
+    let frames = layers
+        .iter()
+        .enumerate()
+        .map(|(layer, xs)| in_layer(layer, Frame::scaled(xs, centring, safe_scale(size))));
+    frames.collect()
 }
 
 fn norms(xs: &Array2<f64>) -> impl Iterator<Item = f64> {

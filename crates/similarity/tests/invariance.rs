@@ -366,7 +366,6 @@ fn blocks_notice_all_else() -> Result<(), Error> {
 /// Samples in the same direction: each as far from all others as the other one, whatever its length. In floating point the two
 /// distances differ in their last digits, which is no reason to rank one before the other.
 #[test]
-#[ignore = "bug: RSA ranks distances that differ by rounding only"]
 fn rsa_shares_ranks_of_distances_that_are_equal_but_for_rounding() -> Result<(), Error> {
     let rays =
         [[1., 2., 4.], [3., 1., 1.], [1., 2., 4.], [5., 1., 2.], [1., 2., 4.], [3., 1., 1.], [0., 1., 7.]];
