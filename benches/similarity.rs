@@ -86,11 +86,14 @@ impl Name {
 /// Samples of a batch of the stream.
 const BATCH: usize = 256;
 
-/// Layers, samples and width: what is varied, and at which sizes.
-const SIZES: [(&str, [(usize, usize, usize); 5]); 2] = [
-    ("samples", [(4, 256, 256), (4, 512, 256), (4, 1024, 256), (4, 2048, 256), (4, 4096, 256)]),
-    ("width", [(4, 1024, 64), (4, 1024, 128), (4, 1024, 256), (4, 1024, 512), (4, 1024, 1024)]),
+/// What is varied, and the samples and widths of the layers.
+const SIZES: [(&str, [[usize; 2]; 5]); 2] = [
+    ("samples", [[256, 256], [512, 256], [1024, 256], [2048, 256], [4096, 256]]),
+    ("width", [[1024, 64], [1024, 128], [1024, 256], [1024, 512], [1024, 1024]]),
 ];
+
+/// Layers of the plotted stacks.
+const LAYERS: usize = 4;
 
 fn main() -> anyhow::Result<()> {
     let mut words = std::env::args().skip_while(|word| word != "--plot");
@@ -109,8 +112,8 @@ fn plot(folder: &Path) -> anyhow::Result<()> {
         let mut series = Vec::new();
         for &name in Name::value_variants() {
             let mut points = Vec::new();
-            for (layers, samples, width) in sizes {
-                let stack = stack(layers, samples, width);
+            for [samples, width] in sizes {
+                let stack = stack(LAYERS, samples, width);
                 let mut seconds: Vec<f64> = Vec::new();
                 for _ in 0..3 {
                     let start = Instant::now();
@@ -140,10 +143,10 @@ fn bench() -> anyhow::Result<()> {
         for &name in Name::value_variants() {
             let mut group = criterion.benchmark_group(format!("similarity/{name:?}/{what}"));
             group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-            for (layers, samples, width) in sizes {
+            for [samples, width] in sizes {
                 let varied = if what == "samples" { samples } else { width };
-                let stack = stack(layers, samples, width);
-                group.throughput(Throughput::Elements((layers * samples * width) as u64));
+                let stack = stack(LAYERS, samples, width);
+                group.throughput(Throughput::Elements((LAYERS * samples * width) as u64));
                 group.bench_function(BenchmarkId::from_parameter(varied), |bencher| {
                     bencher.iter(|| pairwise(&stack, name.measure()).expect("a good stack"));
                 });
@@ -151,8 +154,8 @@ fn bench() -> anyhow::Result<()> {
             group.finish();
         }
     }
-    let (layers, samples, width) = SIZES[0].1[2];
-    let stack = stack(layers, samples, width);
+    let [samples, width] = SIZES[0].1[2];
+    let stack = stack(LAYERS, samples, width);
     criterion.bench_function("similarity/stream", |bencher| {
         bencher.iter(|| stream(&stack, samples, Name::CkaDebiased.measure()).expect("a good stack"));
     });

@@ -112,7 +112,7 @@ fn trained_models_are_found_again_and_others_are_not_taken_for_them() -> Done {
     let output = again(&smoke().join("runs"));
     succeed(&output);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(!stderr.contains("training") && stderr.contains("stand in for CIFAR-10"), "{stderr}");
+    assert!(!stderr.contains("training") && stderr.contains("stand in"), "{stderr}");
     let models = |path: &Path| -> Done<Value> {
         Ok(serde_json::from_slice::<Value>(&fs::read(path.join("results.json"))?)?["models"].take())
     };
@@ -133,18 +133,25 @@ fn trained_models_are_found_again_and_others_are_not_taken_for_them() -> Done {
 fn a_checkpoint_is_measured_instead() -> Done {
     let folder = tempfile::tempdir()?;
     // A trained model's folder is one that any program reads.
-    let model = smoke().join("runs/digits-aligned-smoke-seed3/model");
+    let model = smoke().join("runs/models/digits-aligned-smoke-seed3");
     for example in VISION {
         let out = folder.path().join(example);
         let arguments = ["--preset", "smoke", "--model", text(&model), "--limit", "100"];
-        let output = figure(example, &arguments, &folder.path().join("runs"), &out);
-        succeed(&output);
+        succeed(&run(example, &arguments, &out));
         let results: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
         let models = results["models"].as_object().ok_or("models")?;
         assert_eq!((models.len(), &results["config"]["test_samples"]), (1, &100.into()), "{example}");
-        assert_eq!(numbers(&models["model"]["accuracy"]).len(), 12, "{example}");
+        assert_eq!(numbers(&models["digits-aligned-smoke-seed3"]["accuracy"]).len(), 12, "{example}");
     }
-    assert!(!folder.path().join("runs").exists(), "nothing is trained");
+    // What says how to train does not go with it, and what cannot be measured is said before anything is.
+    for flags in [["--seed", "3"], ["--runs", "runs"]] {
+        let arguments = [&["--preset", "smoke", "--model", text(&model)][..], &flags].concat();
+        fails_with(&run(VISION[0], &arguments, folder.path()), 2, &["cannot be used with", flags[0]]);
+    }
+    let arguments = ["--preset", "smoke", "--limit", "5"];
+    let output = figure(VISION[0], &arguments, &folder.path().join("few"), folder.path());
+    fails_with(&output, 1, &["--limit", "no image of class"]);
+    assert!(!folder.path().join("few").exists(), "nothing is trained");
 
     // Without labels there are layers, but neither classes nor accuracy.
     let images = folder.path().join("images");
@@ -155,11 +162,10 @@ fn a_checkpoint_is_measured_instead() -> Done {
     }
     let arguments = ["--data", text(&images), "--model", text(&model)];
     let out = folder.path().join("images-out");
-    succeed(&figure(VISION[3], &arguments, &folder.path().join("runs"), &out));
-    succeed(&figure(VISION[2], &arguments, &folder.path().join("runs"), &out));
+    succeed(&run(VISION[3], &arguments, &out));
+    succeed(&run(VISION[2], &arguments, &out));
     assert!(!out.join("saturation.svg").exists());
-    let output = figure(VISION[0], &arguments, &folder.path().join("runs"), &out);
-    fails_with(&output, 1, &["--data", "labels"]);
+    fails_with(&run(VISION[0], &arguments, &out), 1, &["--data", "labels"]);
     Ok(())
 }
 
@@ -175,7 +181,7 @@ fn data_that_is_not_there_is_named() -> Done {
     fails_with(&figure(MLP, &[], &out, &out), 1, &["--data", "MNIST"]);
     fails_with(&figure(MLP, &["--data", text(&empty)], &out, &out), 1, &["empty", "train-images"]);
     let arguments = ["--preset", "smoke", "--model", text(&empty)];
-    fails_with(&figure(VISION[1], &arguments, &out, &out), 1, &["empty"]);
+    fails_with(&run(VISION[1], &arguments, &out), 1, &["empty"]);
     assert!(!out.exists());
     Ok(())
 }

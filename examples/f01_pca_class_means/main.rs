@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use layerwise::similarity::{Centring, Measure, class_means, cos, pca};
@@ -11,8 +11,8 @@ use layerwise_example_common::{
     plots::{self, Series},
     progress, run_main,
     similarity::to_last,
-    table::{Column, decimals, per_layer, percent, thousandths},
-    vision::{Subject, Training, Vision, VisionFlags},
+    table::{columns, decimals, per_layer, percent, thousandths},
+    vision::{Subject, Vision, VisionFlags},
 };
 use ndarray::{Array2, Axis, concatenate};
 use serde_json::json;
@@ -59,9 +59,12 @@ fn f01(flags: &VisionFlags, device: &Device) -> Result<()> {
     let labels =
         vision.labels().context("--data: class means need labels, so a data set, not a folder of images")?;
     let labels: Vec<usize> = labels.iter().map(|&label| label as usize).collect();
-    let subjects =
-        vision.study(&[("standard", Training::Standard, seed), ("aligned", Training::Aligned, seed)])?;
-    let models: Vec<Measured> = subjects
+    for (class, name) in vision.classes().iter().enumerate() {
+        let samples = labels.len();
+        ensure!(labels.contains(&class), "--limit: no image of class {name} among the first {samples}");
+    }
+    let models: Vec<Measured> = vision
+        .standard_and_aligned()?
         .into_iter()
         .map(|subject| measure(subject, &labels, vision.classes()))
         .collect::<Result<_>>()?;
@@ -95,19 +98,13 @@ fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, models: &[Measur
         plots::plane(&subject.name, &axis(0), &axis(1), &plane.paths)
     });
     let planes = plots::write(&out.join("class_means"), planes.collect(), 2)?;
-    let series = |values: &dyn Fn(&Measured) -> Vec<f64>| -> Vec<Series> {
-        models.iter().map(|model| Series::per_layer(&model.subject.name, 1, &values(model))).collect()
+    let lines = |title: &str, label: &str, values: fn(&Measured) -> Vec<f64>| {
+        let series = plots::series(1, curves(models, values));
+        plots::lines(title, "layer", label, &series, Some((0., 1.)))
     };
-    let unit = Some((0., 1.));
     let curves = vec![
-        plots::lines("COS to the last layer", "layer", "COS", &series(&|model| model.cos.clone()), unit),
-        plots::lines(
-            "Accuracy",
-            "layer",
-            "fraction correct",
-            &series(&|model| model.subject.accuracy()),
-            unit,
-        ),
+        lines("COS to the last layer", "COS", |model| model.cos.clone()),
+        lines("Accuracy", "fraction correct", |model| model.subject.accuracy()),
     ];
     let curves = plots::write(&out.join("curves"), curves, 2)?;
     Report::new("Class means through depth")
@@ -145,13 +142,14 @@ fn plane(means: &[Array2<f64>], classes: &[String]) -> Result<Plane> {
 }
 
 fn table(models: &[Measured]) -> Table {
-    let column = |name: &str, write: fn(f64) -> String, values: fn(&Measured) -> Vec<f64>| -> Vec<Column> {
-        models.iter().map(|model| (format!("{name} {}", model.subject.name), write, values(model))).collect()
-    };
-    let columns = [
-        column("acc.", percent, |model| model.subject.accuracy()),
-        column("COS", thousandths, |model| model.cos.clone()),
-        column("means", thousandths, |model| model.means_cos.clone()),
+    let all = [
+        columns("acc.", percent, curves(models, |model| model.subject.accuracy())),
+        columns("COS", thousandths, curves(models, |model| model.cos.clone())),
+        columns("means", thousandths, curves(models, |model| model.means_cos.clone())),
     ];
-    per_layer(1, &columns.concat())
+    per_layer(1, &all.concat())
+}
+
+fn curves(models: &[Measured], values: fn(&Measured) -> Vec<f64>) -> impl Iterator<Item = (&str, Vec<f64>)> {
+    models.iter().map(move |model| (&*model.subject.name, values(model)))
 }

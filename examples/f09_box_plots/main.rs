@@ -10,7 +10,7 @@ use layerwise::similarity::{Centring, cos_per_sample, quantiles, saturation};
 use layerwise_example_common::{
     Report, Results, plots, progress, run_main,
     table::{Column, per_layer, percent, thousandths},
-    vision::{Subject, Training, Vision, VisionFlags},
+    vision::{Subject, Vision, VisionFlags},
 };
 use ndarray::Array2;
 use serde_json::json;
@@ -53,9 +53,8 @@ fn f09(flags: &VisionFlags, device: &Device) -> Result<()> {
     let out = flags.common.out_folder(NAME)?;
     let seed = flags.common.seed;
     let mut results = Results::new(NAME, vision.settings(), seed, device);
-    let subjects =
-        vision.study(&[("standard", Training::Standard, seed), ("aligned", Training::Aligned, seed)])?;
-    let models: Vec<Measured> = subjects.into_iter().map(measure).collect::<Result<_>>()?;
+    let models: Vec<Measured> =
+        vision.standard_and_aligned()?.into_iter().map(measure).collect::<Result<_>>()?;
     record(&mut results, &models);
     show(&out, &mut results, &vision, &models)
 }

@@ -7,11 +7,9 @@ use candle_core::Device;
 use clap::Parser;
 use layerwise::similarity::{BlockRelations, Centring, block_influence, block_relations};
 use layerwise_example_common::{
-    Report, Results, Table,
-    plots::{self, Series},
-    progress, run_main,
-    table::{Column, per_layer, thousandths},
-    vision::{Subject, Training, Vision, VisionFlags},
+    Report, Results, Table, plots, progress, run_main,
+    table::{columns, per_layer, thousandths},
+    vision::{Subject, Vision, VisionFlags},
 };
 use ndarray::Array1;
 use serde_json::json;
@@ -47,9 +45,8 @@ fn f10(flags: &VisionFlags, device: &Device) -> Result<()> {
     let out = flags.common.out_folder(NAME)?;
     let seed = flags.common.seed;
     let mut results = Results::new(NAME, vision.settings(), seed, device);
-    let subjects =
-        vision.study(&[("standard", Training::Standard, seed), ("aligned", Training::Aligned, seed)])?;
-    let models: Vec<Measured> = subjects.into_iter().map(measure).collect::<Result<_>>()?;
+    let models: Vec<Measured> =
+        vision.standard_and_aligned()?.into_iter().map(measure).collect::<Result<_>>()?;
     record(&mut results, &models);
     show(&out, &mut results, &vision, &models)
 }
@@ -72,11 +69,7 @@ fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, models: &[Measur
     ));
 
     let panel = |title: &str, label: &str, first: usize, values: fn(&Measured) -> Vec<f64>, range| {
-        let series: Vec<Series> = models
-            .iter()
-            .map(|model| Series::per_layer(&model.subject.name, first, &values(model)))
-            .collect();
-        plots::lines(title, "block", label, &series, range)
+        plots::lines(title, "block", label, &plots::series(first, curves(models, values)), range)
     };
     let panels = vec![
         panel("Input and output", "COS", 2, |model| model.relations.adjacent_cos.to_vec(), Some((0., 1.))),
@@ -111,19 +104,18 @@ fn measure(subject: Subject) -> Result<Measured> {
 }
 
 fn table(models: &[Measured]) -> Table {
-    let column = |name: &str, values: fn(&Measured) -> Vec<f64>| -> Vec<Column> {
-        models
-            .iter()
-            .map(|model| (format!("{name} {}", model.subject.name), thousandths as _, values(model)))
-            .collect()
-    };
-    let columns = [
+    let column = |name: &str, values| columns(name, thousandths, curves(models, values));
+    let all = [
         column("COS(h, h + f)", |model| from_block_2(&model.relations.adjacent_cos)),
         column("|h| / |f|", |model| from_block_2(&model.relations.norm_ratio)),
         column("COS(h, f)", |model| from_block_2(&model.relations.branch_cos)),
         column("influence", |model| model.influence.clone()),
     ];
-    per_layer(1, &columns.concat())
+    per_layer(1, &all.concat())
+}
+
+fn curves(models: &[Measured], values: fn(&Measured) -> Vec<f64>) -> impl Iterator<Item = (&str, Vec<f64>)> {
+    models.iter().map(move |model| (&*model.subject.name, values(model)))
 }
 
 /// A row for block 1, which has none.

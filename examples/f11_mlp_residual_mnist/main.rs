@@ -18,14 +18,15 @@ use layerwise::{
 use layerwise_example_common::{
     CommonFlags, ModelResults, Preset, Report, Results, Table,
     curves::{Together, correlation_table, mean_curve, mean_together, together},
-    data_sets::{embedded_digits, mnist_of},
+    data_sets::{embedded_digits, folder_or_digits, mnist_of},
+    flags::RunsFlag,
     images::Images,
     interrupt,
     layers::{Source, features, score},
     plots::{self, Series},
     progress, run_main,
     similarity::to_last,
-    table::{Column, per_layer, percent, thousandths},
+    table::{columns, per_layer, percent, thousandths},
     training::trained,
 };
 use serde_json::json;
@@ -43,9 +44,8 @@ struct Flags {
     /// Folder of MNIST: train-images-idx3-ubyte and so on, also .gz [without it, --preset smoke takes the embedded digits].
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Trained models, which the experiments share.
-    #[arg(long, value_name = "DIR", default_value = "out/runs")]
-    runs: PathBuf,
+    #[command(flatten)]
+    runs: RunsFlag,
 }
 
 /// Models of a variant, which differ in the seed only: `--seed` and the two after it.
@@ -104,12 +104,11 @@ fn f11(flags: &Flags, device: &Device) -> Result<()> {
         let mut models = Vec::new();
         for seed in seed..seed + SEEDS {
             let model = Mlp::new(mlp(residual), &mut init::rng(seed), device)?;
-            let run = flags.runs.join(format!("{}-{name}-mlp-{}-seed{seed}", data.name, preset.name()));
+            let run = flags.runs.runs.join(format!("{}-{name}-mlp-{}-seed{seed}", data.name, preset.name()));
             let config = TrainConfig { seed, ..config.clone() };
             trained(&format!("{name}, seed {seed}"), &model, &data, &config, &run, stop)?;
             let size = (data.samples(), 1000);
-            let mut ignore = |_, _, _: &_, _: &_| Ok(());
-            let features = features(&model.frozen(), &data, size, device, stop, &mut ignore)?;
+            let features = features(&model.frozen(), &data, size, device, stop)?;
             let labels = data.labels().context("no labels")?;
             models.push(measure(seed, &features[1..], score(&model.frozen(), &features, labels)?.0)?);
         }
@@ -123,9 +122,9 @@ fn f11(flags: &Flags, device: &Device) -> Result<()> {
 fn record(results: &mut Results, variants: &[Variant]) {
     for variant in variants {
         for model in &variant.models {
-            let LayerScores { accuracy, loss, .. } = model.scores.clone();
-            let (cos_to_last, cka_to_last) = (model.cos.clone(), model.cka.clone());
-            let mut entry = ModelResults { accuracy, loss, cos_to_last, cka_to_last, ..Default::default() };
+            let mut entry = ModelResults::of(Some(&model.scores));
+            entry.cos_to_last = model.cos.clone();
+            entry.cka_to_last = model.cka.clone();
             entry.more.insert("correlations".into(), json!(model.correlations));
             results.models.insert(format!("{}, seed {}", variant.name, model.seed), entry);
         }
@@ -165,15 +164,11 @@ fn show(out: &Path, results: &mut Results, samples: usize, variants: &[Variant])
 
 fn load(flags: &Flags, device: &Device) -> Result<Images> {
     let smoke = flags.common.preset == Preset::Smoke;
-    match &flags.data {
+    let folder =
+        folder_or_digits(flags.data.as_deref(), flags.common.preset, "a folder of MNIST (idx files)")?;
+    match folder {
         Some(folder) => mnist_of(folder, if smoke { 480 } else { usize::MAX }, device),
-        None => {
-            let needed =
-                "--data DIR: expected a folder of MNIST (idx files); only --preset smoke does without";
-            smoke.then_some(()).context(needed)?;
-            progress::line("no --data: the embedded digits stand in for MNIST");
-            embedded_digits(480, device)
-        }
+        None => embedded_digits(480, device),
     }
 }
 
@@ -200,14 +195,13 @@ fn correlations(variants: &[Variant]) -> Table {
 }
 
 fn layer_table(variants: &[Variant]) -> Table {
-    let column = |name: &str, write: fn(f64) -> String, values: fn(&Measured) -> Vec<f64>| -> Vec<Column> {
-        let column = |variant: &Variant| (format!("{name} {}", variant.name), write, variant.mean_of(values));
-        variants.iter().map(column).collect()
+    let column = |name: &str, write, values: fn(&Measured) -> Vec<f64>| {
+        columns(name, write, variants.iter().map(|variant| (variant.name, variant.mean_of(values))))
     };
-    let columns = [
+    let all = [
         column("acc.", percent, |model| model.scores.accuracy.clone()),
         column("COS", thousandths, |model| model.cos.clone()),
         column("CKA", thousandths, |model| model.cka.clone()),
     ];
-    per_layer(1, &columns.concat())
+    per_layer(1, &all.concat())
 }

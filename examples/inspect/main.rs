@@ -4,24 +4,31 @@ mod hidden;
 mod measures;
 mod show;
 
-use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::Parser;
-use layerwise::models::{Hidden, Tapped};
+use layerwise::models::{Hidden, Tapped, Vit};
 use layerwise_example_common::{
-    CommonFlags, Preset, Results,
-    checkpoint::{load_vit, model_name},
-    flags::ModelFlag,
+    CommonFlags, Results,
+    checkpoint::{load_vit, model_names},
+    flags::{LimitFlag, ModelFlag},
     input::Input,
     interrupt,
     layers::{self, Source},
-    progress, run_main,
+    run_main,
 };
 use serde_json::json;
 
-use crate::{hidden::HiddenFile, measures::Named, show::Inspected};
+use crate::{
+    hidden::HiddenFile,
+    measures::Named,
+    show::{Inspected, Other},
+};
 
 layerwise_example_common::fast_allocator!();
 
@@ -37,9 +44,8 @@ struct Flags {
     /// quickstart holds out).
     #[arg(long, value_name = "DIR")]
     input: PathBuf,
-    /// The first so many samples only [default: all; 64 with --preset smoke].
-    #[arg(long, value_name = "N")]
-    limit: Option<NonZeroUsize>,
+    #[command(flatten)]
+    limit: LimitFlag,
     /// Write the states of all tokens, not only those of the token that the prediction reads.
     #[arg(long)]
     tokens: bool,
@@ -59,23 +65,33 @@ fn main() -> ExitCode {
     run_main(&flags.common, |device| inspect(&flags, device))
 }
 
+/// A model, and samples as it takes them.
+struct Checkpoint {
+    name: String,
+    model: Vit,
+    unexpected: Vec<String>,
+    input: Input,
+}
+
 fn inspect(flags: &Flags, device: Device) -> Result<()> {
-    let folder = &flags.model.model;
-    let (model, unexpected) = load_vit(folder, &device)?;
-    if !unexpected.is_empty() {
-        progress::line(&format!("{}: the model has no use for the tensors {unexpected:?}", folder.display()));
-    }
-    let smoke = (flags.common.preset == Preset::Smoke).then_some(64);
-    let limit = flags.limit.map(NonZeroUsize::get).or(smoke);
-    let input = Input::open(&flags.input, limit, folder, model.config())?;
+    // Both, before anything takes time.
+    let (checkpoint, other) = open(flags, &device)?;
+    let Checkpoint { model, input, .. } = &checkpoint;
     let out = flags.common.out_folder("inspect")?;
     let stop = interrupt::stop_flag()?;
-    let settings = json!({ "preset": flags.common.preset, "model": folder, "input": flags.input,
-        "limit": limit, "tokens": flags.tokens,
-        "measures": flags.measures.iter().map(|named| named.key()).collect::<Vec<_>>(), "other": flags.other, "samples": input.samples(), "vit": model.config(),
-        "preprocess": input.preprocess() });
+    let mut measures: Vec<Named> = Vec::new();
+    for named in &flags.measures {
+        if !measures.contains(named) {
+            measures.push(*named);
+        }
+    }
+    let keys: Vec<_> = measures.iter().map(|named| named.key()).collect();
+    let settings = json!({ "preset": flags.common.preset, "input": flags.input, "samples": input.samples(), "limit": flags.limit.limit,
+        "tokens": flags.tokens, "measures": keys, "model": flags.model.model, "vit": model.config(), "preprocess": input.preprocess(),
+        "other": flags.other, "other_vit": other.as_ref().map(|other| other.model.config()),
+        "other_preprocess": other.as_ref().map(|other| other.input.preprocess()) });
     let mut results = Results::new("inspect", settings, flags.common.seed, &device);
-    results.more.insert("unexpected_tensors".into(), json!(unexpected));
+    results.more.insert("unexpected_tensors".into(), json!(checkpoint.unexpected));
 
     let (samples, layers) = (input.samples(), model.depth() + 1);
     let (tokens, width) = (model.config().tokens(), model.config().hidden_size);
@@ -84,24 +100,41 @@ fn inspect(flags: &Flags, device: Device) -> Result<()> {
     let mut write = |layer, first, state: &Hidden, feature: &Tensor| {
         file.write(layer, first, if flags.tokens { &state.xs } else { feature })
     };
-    let features = layers::features(&model, &input, (samples, BATCH), &device, stop, &mut write)?;
+    let size = (samples, BATCH);
+    let features = layers::features_with(model, input, size, &device, stop, &mut write)?;
     file.finish()?;
 
-    let other = match &flags.other {
-        Some(folder) => {
-            let (model, _) = load_vit(folder, &device)?;
-            let input = Input::open(&flags.input, limit, folder, model.config())?;
-            let mut ignore = |_, _, _: &_, _: &_| Ok(());
-            let others = layers::features(&model, &input, (samples, BATCH), &device, stop, &mut ignore)?;
-            Some((model_name(folder)?, measures::across(&features, &others, &flags.measures)?))
+    let other = match other {
+        Some(Checkpoint { name, model, unexpected, input }) => {
+            let others = layers::features(&model, &input, size, &device, stop)?;
+            let across = measures::across(&features, &others, &measures)?;
+            Some(Other { name, unexpected, across })
         }
         None => None,
     };
     let inspected = Inspected {
-        name: model_name(folder)?,
-        within: measures::within(&features, &flags.measures)?,
-        scores: layers::scores(&model, &features, &input)?.map(|(scores, _)| scores),
+        within: measures::within(&features, &measures)?,
+        scores: layers::scores(model, &features, input)?.map(|(scores, _)| scores),
+        name: checkpoint.name,
         other,
     };
-    show::show(&out, &mut results, &input, &inspected)
+    show::show(&out, &mut results, &checkpoint.input, &inspected)
+}
+
+/// The checkpoints of `--model` and `--other`.
+fn open(flags: &Flags, device: &Device) -> Result<(Checkpoint, Option<Checkpoint>)> {
+    let (folder, other) = (&*flags.model.model, flags.other.as_deref());
+    let embedded = flags.input == Path::new("digits") && !flags.input.exists();
+    let samples = (!embedded).then_some(&*flags.input);
+    let limit = flags.limit.of_checkpoint(flags.common.preset);
+    let open = |folder: &Path, name: String| -> Result<Checkpoint> {
+        let (model, unexpected) = load_vit(folder, device)?;
+        let input = Input::open(samples, limit, folder, model.config())?;
+        Ok(Checkpoint { name, model, unexpected, input })
+    };
+    let mut names = model_names(&[&[folder][..], other.as_slice()].concat())?.into_iter();
+    let mut name = || names.next().unwrap_or_default();
+    let checkpoint = open(folder, name())?;
+    let other = other.map(|folder| open(folder, name())).transpose()?;
+    Ok((checkpoint, other))
 }

@@ -22,24 +22,32 @@ pub(crate) struct Inspected {
     /// Over layers `0..=L`.
     pub(crate) within: Vec<Matrix>,
     pub(crate) scores: Option<LayerScores>,
-    /// The name of the other model, and its layers' matrices with ours in rows.
-    pub(crate) other: Option<(String, Vec<Matrix>)>,
+    pub(crate) other: Option<Other>,
+}
+
+/// A second model beside the first.
+pub(crate) struct Other {
+    pub(crate) name: String,
+    pub(crate) unexpected: Vec<String>,
+    /// Its layers `0..=L'` in columns, those of the first model in rows.
+    pub(crate) across: Vec<Matrix>,
 }
 
 /// Writes everything into `out`, and prints the tables.
 pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: &Inspected) -> Result<()> {
     let Inspected { name, within, scores, other } = inspected;
-    let LayerScores { accuracy, loss, .. } = scores.clone().unwrap_or_default();
     let inner = |named| {
         let matrix = within.iter().find(|matrix| matrix.named == named);
         matrix.map(|matrix| to_last(matrix)[1..].to_vec()).unwrap_or_default()
     };
-    let (cos_to_last, cka_to_last) = (inner(Named::Cos), inner(Named::Cka));
-    let entry = ModelResults { accuracy, loss, cos_to_last, cka_to_last, ..Default::default() };
+    let mut entry = ModelResults::of(scores.as_ref());
+    (entry.cos_to_last, entry.cka_to_last) = (inner(Named::Cos), inner(Named::Cka));
     results.models.insert(name.clone(), entry);
     results.more.insert("similarity".into(), by_key(within));
-    if let Some((other, across)) = other {
-        results.more.insert("between".into(), json!({ "other": other, "similarity": by_key(across) }));
+    if let Some(Other { name, unexpected, across }) = other {
+        let between =
+            json!({ "other": name, "similarity": by_key(across), "unexpected_tensors": unexpected });
+        results.more.insert("between".into(), between);
     }
     if let Some(files) = input.files() {
         results.more.insert("files".into(), json!(files));
@@ -57,9 +65,11 @@ pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: 
     let curves = |values: fn(&Matrix) -> Vec<f64>, first| -> Vec<Series> {
         within.iter().map(|matrix| Series::per_layer(matrix.named.title(), first, &values(matrix))).collect()
     };
+    let distances = within.iter().any(|matrix| matrix.named == Named::Angular);
+    let unit = if distances { "similarity; angular: distance" } else { "similarity" };
     let panels = vec![
-        plots::lines("Similarity to the last layer", "layer", "similarity", &curves(to_last, 0), None),
-        plots::lines("Similarity to the layer before", "layer", "similarity", &curves(to_next, 1), None),
+        plots::lines("Each layer and the last", "layer", unit, &curves(to_last, 0), None),
+        plots::lines("Each layer and the one before", "layer", unit, &curves(to_next, 1), None),
     ];
     let panels = plots::write(&out.join("curves"), panels, 2)?;
 
@@ -74,9 +84,9 @@ pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: 
         ))
         .figure(&panels, "Each layer beside the last one, and beside the one before it.")
         .figure(&maps, "All pairs of layers, on one scale; values below 0 are drawn as 0.")
-        .table(&layers, "Similarity of each layer to the last one.")
-        .table(&neighbours, "Similarity of each layer to the next one.");
-    if let Some((other, across)) = other {
+        .table(&layers, "Each layer and the last one.")
+        .table(&neighbours, "Each layer and the next one.");
+    if let Some(Other { name: other, across, .. }) = other {
         let labels = (format!("layer of {other}"), format!("layer of {name}"));
         let maps = plots::write(&out.join("between"), heat(across, (&labels.0, &labels.1)), columns)?;
         let nearest = nearest_table(across);

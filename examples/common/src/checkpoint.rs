@@ -1,8 +1,8 @@
 //! Checkpoints of others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::Device;
 use layerwise_models::{Error as ModelError, Head, LoadOptions, Loaded, Vit};
 
@@ -26,11 +26,44 @@ pub fn load_vit(folder: &Path, device: &Device) -> Result<(Vit, Vec<String>)> {
     Ok((model.frozen(), unexpected))
 }
 
-/// What to call the model of a folder: the folder's own name.
+/// What to call the models of folders: the folders' own names, with as many of those above as tell them apart.
 ///
 /// # Errors
 ///
-/// When the folder is not there.
-pub fn model_name(folder: &Path) -> Result<String> {
-    Ok(folder.canonicalize()?.file_name().unwrap_or_default().to_string_lossy().into_owned())
+/// When a folder is not there; the message names it.
+pub fn model_names(folders: &[&Path]) -> Result<Vec<String>> {
+    let whole = |folder: &&Path| folder.canonicalize().with_context(|| folder.display().to_string());
+    let folders = folders.iter().map(whole).collect::<Result<Vec<PathBuf>>>()?;
+    let name = |folder: &PathBuf, parts: usize| -> String {
+        let all: Vec<_> = folder.iter().collect();
+        let end: PathBuf = all[all.len().saturating_sub(parts)..].iter().collect();
+        end.to_string_lossy().into_owned()
+    };
+    let clash = |parts: usize| {
+        let of = |folder| name(folder, parts);
+        folders.iter().any(|one| folders.iter().any(|other| one != other && of(one) == of(other)))
+    };
+    let parts = (1..).find(|&parts| !clash(parts)).unwrap_or(1);
+    Ok(folders.iter().map(|folder| name(folder, parts)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_models_apart() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a/model", "b/model", "b/other"] {
+            std::fs::create_dir_all(at(name))?;
+        }
+        let names = |folders: &[PathBuf]| model_names(&folders.iter().map(|f| &**f).collect::<Vec<_>>());
+        assert_eq!(names(&[at("b/model"), at("b/other")])?, ["model", "other"]);
+        assert_eq!(names(&[at("a/model"), at("b/model")])?, ["a/model", "b/model"]);
+        assert_eq!(names(&[at("a/model"), at("a/../a/model")])?, ["model", "model"]);
+        let error = names(&[at("absent")]).unwrap_err().to_string();
+        assert!(error.contains("absent"), "{error}");
+        Ok(())
+    }
 }

@@ -76,11 +76,12 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
     if varies { (dot(&x, &y) / scale).clamp(-1., 1.) } else { f64::NAN }
 }
 
-/// Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank.
+/// Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank; NaN where a value is not finite.
 #[must_use]
 pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
     let n = x.len().min(y.len());
-    pearson(&ranks(&x[..n]), &ranks(&y[..n]))
+    let finite = [x, y].iter().all(|values| values[..n].iter().all(|value| value.is_finite()));
+    if finite { pearson(&ranks(&x[..n]), &ranks(&y[..n])) } else { f64::NAN }
 }
 
 fn ranks(values: &[f64]) -> Vec<f64> {
@@ -124,6 +125,8 @@ mod tests {
     #[test]
     fn what_does_not_vary_has_none() {
         assert!(pearson(&[1., 2.], &[3., 3.]).is_nan() && spearman(&[1.], &[2.]).is_nan());
+        assert!(spearman(&[1., 2., f64::NAN], &[1., 2., 3.]).is_nan());
+        assert!(pearson(&[1., 2., f64::NAN], &[1., 2., 3.]).is_nan());
         assert!(pearson(&[], &[]).is_nan() && pearson(&[0.3; 12], &[0.1; 12]).is_nan());
     }
 }

@@ -2,11 +2,29 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::Device;
 use layerwise_data::{Augment, Split, cifar10, digits, idx};
 
-use crate::images::Images;
+use crate::{Preset, images::Images, progress};
+
+/// The folder of `--data`, or none where the embedded digits stand in: with [`Preset::Smoke`], which is said on stderr.
+///
+/// # Errors
+///
+/// Without a folder otherwise; `expected` says which.
+pub fn folder_or_digits<'a>(
+    data: Option<&'a Path>,
+    preset: Preset,
+    expected: &str,
+) -> Result<Option<&'a Path>> {
+    if data.is_none() {
+        let smoke = preset == Preset::Smoke;
+        ensure!(smoke, "--data DIR: expected {expected}; only --preset smoke does without");
+        progress::line("no --data: the embedded digits stand in");
+    }
+    Ok(data)
+}
 
 /// The embedded digits: 80 %, or at most `limit`, to train on, turned by up to 10 degrees; 20 % held out, the same in every
 /// run.

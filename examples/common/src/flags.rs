@@ -39,6 +39,30 @@ pub struct ModelFlag {
     pub model: PathBuf,
 }
 
+/// `--runs`, for examples that train models which others find.
+#[derive(Args, Clone, Debug)]
+pub struct RunsFlag {
+    /// Trained models, which the experiments share.
+    #[arg(long, value_name = "DIR", default_value = "out/runs")]
+    pub runs: PathBuf,
+}
+
+/// `--limit`, for examples that measure a model on samples.
+#[derive(Args, Clone, Debug)]
+pub struct LimitFlag {
+    /// Measure the first so many samples only [default: all; of those for a checkpoint, 64 with --preset smoke].
+    #[arg(long, value_name = "N")]
+    pub limit: Option<NonZeroUsize>,
+}
+
+impl LimitFlag {
+    /// The number for a checkpoint: 64 by default with [`Preset::Smoke`]; `None` for all.
+    #[must_use]
+    pub fn of_checkpoint(&self, preset: Preset) -> Option<usize> {
+        self.limit.map(NonZeroUsize::get).or((preset == Preset::Smoke).then_some(64))
+    }
+}
+
 /// How much an example does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

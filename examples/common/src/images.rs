@@ -23,6 +23,7 @@ pub struct Images {
     test: Batch,
     labels: Tensor,
     label_values: Vec<u32>,
+    checksum: u32,
     device: Device,
 }
 
@@ -44,6 +45,7 @@ impl Images {
         let normalise = Normalise::from_set(&train);
         let all: Vec<usize> = (0..test.len()).collect();
         let (images, labels) = test.tensors(&all, &normalise, None, device)?;
+        let checksum = checksum(&[&train, test]);
         Ok(Self {
             name,
             augment,
@@ -52,6 +54,7 @@ impl Images {
             test: images.into(),
             labels,
             label_values: test.labels().to_vec(),
+            checksum,
             device: device.clone(),
         })
     }
@@ -66,6 +69,12 @@ impl Images {
     #[must_use]
     pub fn test_len(&self) -> usize {
         self.labels.elem_count()
+    }
+
+    /// CRC-32 of all pixels and labels, those held out included: tells this data from other data of the same name.
+    #[must_use]
+    pub fn checksum(&self) -> u32 {
+        self.checksum
     }
 
     /// The `preprocessor_config.json` of a model that learned them.
@@ -92,6 +101,17 @@ impl Images {
             Ok((images.into(), self.labels.narrow(0, start, end - start)?))
         })
     }
+}
+
+fn checksum(sets: &[&ImageSet]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for set in sets {
+        for (index, label) in set.labels().iter().enumerate() {
+            hasher.update(set.image(index).unwrap_or_default());
+            hasher.update(&label.to_le_bytes());
+        }
+    }
+    hasher.finalize()
 }
 
 impl Samples for Images {

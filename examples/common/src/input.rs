@@ -31,13 +31,18 @@ enum Kind {
 }
 
 impl Input {
-    /// Opens `input` for a model of this configuration, whose folder may have a `preprocessor_config.json`: a folder of PNG and
-    /// JPEG files, or of MNIST's or CIFAR-10's files, whose test part is taken, or the word `digits`.
+    /// Opens samples for a model of this configuration, whose folder may have a `preprocessor_config.json`: a folder of PNG and
+    /// JPEG files, or of MNIST's or CIFAR-10's files, whose test part is taken; without a folder, the embedded digits.
     ///
     /// # Errors
     ///
     /// When it is none of these; the message names it.
-    pub fn open(input: &Path, limit: Option<usize>, model: &Path, config: &VitConfig) -> Result<Self> {
+    pub fn open(
+        input: Option<&Path>,
+        limit: Option<usize>,
+        model: &Path,
+        config: &VitConfig,
+    ) -> Result<Self> {
         let limit = limit.unwrap_or(usize::MAX);
         let kind = match kind(input)? {
             Kind::Files(files) => Kind::Files(files.into_iter().take(limit).collect()),
@@ -139,14 +144,10 @@ impl Source for Input {
     }
 }
 
-fn kind(input: &Path) -> Result<Kind> {
-    if input == Path::new("digits") && !input.exists() {
-        // The part that the quickstart's models have not seen.
-        return Ok(Kind::Set(digits()?.split(0.2, 0)?.1));
-    }
-    if !input.is_dir() {
-        bail!("{}: expected a folder, or the word digits", input.display());
-    }
+fn kind(input: Option<&Path>) -> Result<Kind> {
+    // The part that the examples' models have not seen.
+    let Some(input) = input else { return Ok(Kind::Set(digits()?.split(0.2, 0)?.1)) };
+    ensure!(input.is_dir(), "{}: expected a folder", input.display());
     let attempts = [
         image_files(input).map(Kind::Files),
         cifar10::load(input, Split::Test).map(Kind::Set),

@@ -35,13 +35,28 @@ pub trait Source {
     fn classes(&self) -> &[String];
 }
 
-/// Features `(samples, width)` of layers `0..=L` of the first `samples`, `at_once` at a time. `see` gets each state as soon as it is
-/// there: its layer, its first sample, the state of all tokens, and the feature.
+/// Features `(samples, width)` of layers `0..=L` of the first `samples`, `at_once` at a time.
 ///
 /// # Errors
 ///
-/// [`Interrupted`] after Ctrl-C; when a state is not finite, naming layer and sample; what the samples, the model or `see` report.
+/// [`Interrupted`] after Ctrl-C; when a state is not finite, naming layer and sample; what the samples or the model report.
 pub fn features<M: Tapped>(
+    model: &M,
+    from: &dyn Source,
+    size: (usize, usize),
+    device: &Device,
+    stop: &AtomicBool,
+) -> Result<Vec<Tensor>> {
+    features_with(model, from, size, device, stop, &mut |_, _, _, _| Ok(()))
+}
+
+/// As [`features`]; `see` gets each state as soon as it is there: its layer, its first sample, the state of all tokens, and the
+/// feature.
+///
+/// # Errors
+///
+/// As [`features`], and what `see` reports.
+pub fn features_with<M: Tapped>(
     model: &M,
     from: &dyn Source,
     (samples, at_once): (usize, usize),
@@ -53,7 +68,7 @@ pub fn features<M: Tapped>(
     let mut bar = Progress::new("hidden states", samples as u64);
     for start in (0..samples).step_by(at_once) {
         if stop.load(Ordering::Relaxed) {
-            return Err(Interrupted("stopped; nothing was written").into());
+            return Err(Interrupted("stopped; no results were written").into());
         }
         let end = samples.min(start + at_once);
         let batch = from.batch(start..end, device)?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::Device;
+use layerwise_exit::LayerScores;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -103,6 +104,15 @@ impl Results {
         text.push('\n');
         write_atomic(&path, text.as_bytes())?;
         Ok(path)
+    }
+}
+
+impl ModelResults {
+    /// Accuracy and loss of the exits, where they are known.
+    #[must_use]
+    pub fn of(scores: Option<&LayerScores>) -> Self {
+        let LayerScores { accuracy, loss, .. } = scores.cloned().unwrap_or_default();
+        Self { accuracy, loss, ..Self::default() }
     }
 }
 

@@ -25,7 +25,11 @@ impl std::error::Error for Interrupted {}
 /// Runs an example with its device: exit code 0, 1 with one line on stderr when it fails, 130 when Ctrl-C stopped it.
 ///
 /// Wrong flags end in clap with exit code 2.
+/// Warnings of the libraries go to stderr.
 pub fn run_main(flags: &CommonFlags, example: impl FnOnce(Device) -> Result<()> + Send) -> ExitCode {
+    let warnings = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN);
+    // One that is set already stays.
+    let _ = warnings.with_writer(io::stderr).with_ansi(false).with_target(false).without_time().try_init();
     exit_code(in_pool(flags.threads, || example(flags.open_device()?)))
 }
 

@@ -61,24 +61,25 @@ fn telling(layers: &[Tensor]) -> Result<Vec<usize>> {
     Ok(kept)
 }
 
-/// Leaves out the layer that has no similarity under this measure, or all where samples are too few or widths differ. Layers of the
-/// second list count on from the first.
+/// Leaves out the layer that has no similarity under this measure, or all where samples are too few or widths differ. In the error,
+/// layers of the second list count on from the first.
 fn forget(error: Error, kept: &mut [&mut Vec<usize>]) -> Result<()> {
-    let Error::Layer { mut layer, source } = error else { return Err(error.into()) };
-    match *source {
-        Error::Degenerate { .. } => {
-            for list in kept {
-                if layer < list.len() {
-                    list.remove(layer);
-                    break;
-                }
-                layer -= list.len();
-            }
-        }
-        Error::Samples { .. } | Error::Widths { .. } => kept.iter_mut().for_each(|list| list.clear()),
-        _ => return Err(Error::Layer { layer, source }.into()),
+    let Error::Layer { layer: mut at, source } = error else { return Err(error.into()) };
+    if matches!(*source, Error::Samples { .. } | Error::Widths { .. }) {
+        kept.iter_mut().for_each(|list| list.clear());
+        return Ok(());
     }
-    Ok(())
+    let mut stack = 0;
+    while stack + 1 < kept.len() && at >= kept[stack].len() {
+        at -= kept[stack].len();
+        stack += 1;
+    }
+    if matches!(*source, Error::Degenerate { .. }) {
+        kept[stack].remove(at);
+        return Ok(());
+    }
+    let error = anyhow::Error::from(Error::Layer { layer: kept[stack][at], source });
+    Err(if stack == 0 { error } else { error.context("the other model") })
 }
 
 fn pick(layers: &[Tensor], kept: &[usize]) -> Vec<Tensor> {
@@ -125,7 +126,12 @@ mod tests {
         let few = [random(0, 3)?, random(1, 3)?];
         let debiased = all_pairs(&few, Measure::Cka(Estimator::Debiased))?;
         assert!(debiased.iter().flatten().all(|x| x.is_nan()));
-        assert!(between(&few, &layers, Measure::Cos(Centring::Samples)).is_err(), "other samples");
+        // The layer as the caller counts: the constant one is not measured.
+        let error = between(&layers, &few, Measure::Cos(Centring::Samples)).unwrap_err();
+        assert!(format!("{error:#}").starts_with("the other model: layer 0: "), "{error:#}");
+        let mixed = [layers[0].clone(), random(3, 6)?, random(4, 5)?];
+        let error = all_pairs(&mixed, Measure::Pnka).unwrap_err().to_string();
+        assert!(error.starts_with("layer 2: "), "{error}");
         Ok(())
     }
 }

@@ -53,6 +53,16 @@ impl fmt::Display for Table {
 /// A column of [`per_layer`]: its name, how a number is written, and one number a layer.
 pub type Column = (String, fn(f64) -> String, Vec<f64>);
 
+/// A column for each curve of one quantity, called after the quantity and the curve.
+#[must_use]
+pub fn columns<'a>(
+    what: &str,
+    write: fn(f64) -> String,
+    curves: impl IntoIterator<Item = (&'a str, Vec<f64>)>,
+) -> Vec<Column> {
+    curves.into_iter().map(|(name, values)| (format!("{what} {name}"), write, values)).collect()
+}
+
 /// One row a layer, counted from `first`, with a column of numbers each. A column that ends early has dashes.
 #[must_use]
 pub fn per_layer(first: usize, columns: &[Column]) -> Table {

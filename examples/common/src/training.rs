@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, sync::atomic::AtomicBool};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use layerwise_exit::evaluate;
 use layerwise_models::{Mlp, Params, Tapped, Vit};
 use layerwise_train::{Evaluation, Event, Hooks, TrainConfig, train};
@@ -100,16 +100,18 @@ pub fn trained<M: Trainable>(
 
 /// What a run learns with what, where the trainer's own settings do not say so.
 fn task<M: Trainable>(model: &M, data: &Images) -> Result<Value> {
-    let held_out = data.test_len();
-    Ok(json!({ "data": data.name, "augment": data.augment, "held_out": held_out, "model": model.shape()? }))
+    let images = json!({ "name": data.name, "train": data.train_len(), "held_out": data.test_len(), "crc32": data.checksum() });
+    Ok(json!({ "data": images, "augment": data.augment, "model": model.shape()? }))
 }
 
-/// The folder's `task.json`, written where there is none, must be this task: the trainer knows its own settings and the shapes of
+/// The folder's `task.json`, written into a new folder, must be this task: the trainer knows its own settings and the shapes of
 /// tensors only.
 fn same_task(run: &Path, task: &Value) -> Result<()> {
     create_folder(run)?;
     let file = run.join("task.json");
     if !file.exists() {
+        let mut entries = fs::read_dir(run).with_context(|| run.display().to_string())?;
+        ensure!(entries.next().is_none(), "{}: expected this file, or an empty folder", file.display());
         let text = serde_json::to_string_pretty(task)? + "\n";
         return write_atomic(&file, text.as_bytes());
     }
@@ -168,8 +170,15 @@ mod tests {
         let error =
             trained("turned", &again, &turned, &config, folder.path(), &stop).unwrap_err().to_string();
         assert!(error.contains("another augment"), "{error}");
-        let longer = TrainConfig { epochs: 3, ..config };
+        let fewer = embedded_digits(59, &Cpu)?;
+        let error = trained("fewer", &again, &fewer, &config, folder.path(), &stop).unwrap_err().to_string();
+        assert!(error.contains("another data"), "{error}");
+        let longer = TrainConfig { epochs: 3, ..config.clone() };
         assert!(trained("longer", &again, &data, &longer, folder.path(), &stop).is_err());
+        // A state of which nobody knows what it is the state of.
+        fs::remove_file(folder.path().join("task.json"))?;
+        let error = trained("unknown", &again, &data, &config, folder.path(), &stop).unwrap_err().to_string();
+        assert!(error.contains("task.json") && error.contains("empty folder"), "{error}");
         Ok(())
     }
 }

@@ -1,13 +1,9 @@
 //! The experiments with vision transformers: which models, trained here or by others, and what their layers say of held-out
 //! images.
 
-use std::{
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
-};
+use std::{num::NonZeroUsize, path::PathBuf, sync::atomic::AtomicBool};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::Args;
 use layerwise_exit::LayerScores;
@@ -18,8 +14,9 @@ use serde_json::{Value, json};
 
 use crate::{
     CommonFlags, ModelResults, Preset,
-    checkpoint::{load_vit, model_name},
-    data_sets::{cifar10_of, embedded_digits},
+    checkpoint::{load_vit, model_names},
+    data_sets::{cifar10_of, embedded_digits, folder_or_digits},
+    flags::{LimitFlag, RunsFlag},
     images::Images,
     input::Input,
     interrupt,
@@ -35,18 +32,19 @@ pub struct VisionFlags {
     /// The flags of every example.
     #[command(flatten)]
     pub common: CommonFlags,
-    /// Folder of CIFAR-10, parquet or binary files [without it, --preset smoke takes the embedded digits].
+    /// Folder of CIFAR-10, parquet or binary files; with --model also of PNG and JPEG files [without it, --preset smoke takes the
+    /// embedded digits].
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Measure this ViT or DeiT folder of Hugging Face's; nothing is trained.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["runs", "seed"])]
     pub model: Option<PathBuf>,
-    /// Measure on the first so many held-out images only [default: all; 64 with --preset smoke and --model].
-    #[arg(long, value_name = "N")]
-    pub limit: Option<NonZeroUsize>,
-    /// Trained models, which the experiments share.
-    #[arg(long, value_name = "DIR", default_value = "out/runs")]
-    pub runs: PathBuf,
+    /// How many of the held-out images.
+    #[command(flatten)]
+    pub limit: LimitFlag,
+    /// Where trained models are.
+    #[command(flatten)]
+    pub runs: RunsFlag,
 }
 
 /// How a model is trained.
@@ -103,8 +101,7 @@ impl Subject {
     /// Accuracy and loss as `results.json` has them.
     #[must_use]
     pub fn results(&self) -> ModelResults {
-        let LayerScores { accuracy, loss, .. } = self.scores.clone().unwrap_or_default();
-        ModelResults { accuracy, loss, ..Default::default() }
+        ModelResults::of(self.scores.as_ref())
     }
 }
 
@@ -130,29 +127,30 @@ impl<'a> Vision<'a> {
     ///
     /// When there is no `--data` where it is needed, or it is not what it should be.
     pub fn open(flags: &'a VisionFlags, device: &Device) -> Result<Self> {
-        let smoke = flags.common.preset == Preset::Smoke;
-        if flags.data.is_none() {
-            let needed = "--data DIR: expected a folder of CIFAR-10 (parquet or binary files); only --preset smoke does without";
-            smoke.then_some(()).context(needed)?;
-            progress::line("no --data: the embedded digits stand in for CIFAR-10");
-        }
+        let preset = flags.common.preset;
+        let expected = match flags.model {
+            Some(_) => "a folder of images, or of CIFAR-10 or MNIST",
+            None => "a folder of CIFAR-10 (parquet or binary files)",
+        };
+        let folder = folder_or_digits(flags.data.as_deref(), preset, expected)?;
         let origin = match &flags.model {
-            Some(folder) => {
-                let (model, _) = load_vit(folder, device)?;
-                let limit = flags.limit.map(NonZeroUsize::get).or(smoke.then_some(64));
-                let data = flags.data.as_deref().unwrap_or(Path::new("digits"));
-                let input = Input::open(data, limit, folder, model.config())?;
-                Origin::Load { name: model_name(folder)?, model: model.into(), input }
+            Some(model) => {
+                let name = model_names(&[model])?.concat();
+                let (vit, _) = load_vit(model, device)?;
+                let input = Input::open(folder, flags.limit.of_checkpoint(preset), model, vit.config())?;
+                Origin::Load { name, model: vit.into(), input }
             }
             None => {
-                let (data, vit) = match &flags.data {
+                let (data, vit) = match folder {
                     None => (embedded_digits(240, device)?, digits_vit()),
                     Some(folder) => {
-                        let limit = if smoke { 240 } else { usize::MAX };
-                        (cifar10_of(folder, limit, device)?, cifar10_vit(flags.common.preset))
+                        let limit = if preset == Preset::Smoke { 240 } else { usize::MAX };
+                        (cifar10_of(folder, limit, device)?, cifar10_vit(preset))
                     }
                 };
-                Origin::Train { data: data.into(), vit, config: cifar10_recipe(flags.common.preset) }
+                let (train, held_out) = (data.train_len(), data.test_len());
+                progress::line(&format!("{}: {train} images to train on, {held_out} held out", data.name));
+                Origin::Train { data: data.into(), vit, config: cifar10_recipe(preset) }
             }
         };
         Ok(Self { flags, device: device.clone(), stop: interrupt::stop_flag()?, origin })
@@ -179,7 +177,7 @@ impl<'a> Vision<'a> {
     /// Number of images measured.
     #[must_use]
     pub fn samples(&self) -> usize {
-        self.flags.limit.map_or(usize::MAX, NonZeroUsize::get).min(self.source().samples())
+        self.flags.limit.limit.map_or(usize::MAX, NonZeroUsize::get).min(self.source().samples())
     }
 
     /// Labels of the images measured, where they are known.
@@ -204,6 +202,16 @@ impl<'a> Vision<'a> {
         )
     }
 
+    /// The standard and the aligned model of `--seed`; with `--model`, that one instead.
+    ///
+    /// # Errors
+    ///
+    /// As [`study`](Self::study).
+    pub fn standard_and_aligned(&self) -> Result<Vec<Subject>> {
+        let seed = self.flags.common.seed;
+        self.study(&[("standard", Training::Standard, seed), ("aligned", Training::Aligned, seed)])
+    }
+
     /// Trains or finds the `wanted` models (name, training, seed) and measures each; with `--model`, that one instead.
     ///
     /// # Errors
@@ -217,10 +225,11 @@ impl<'a> Vision<'a> {
                     let config =
                         TrainConfig { objective: training.objective(), seed: *seed, ..config.clone() };
                     let model = Vit::new(vit.clone(), &mut init::rng(*seed), &self.device)?;
-                    let run = self.run_folder(data.name, *training, *seed);
-                    trained(name, &model, data, &config, &run, self.stop)?;
+                    let run = self.run_name(data.name, *training, *seed);
+                    let runs = &self.flags.runs.runs;
+                    trained(name, &model, data, &config, &runs.join(&run), self.stop)?;
                     // For other programs, and for `--model`.
-                    let folder = run.join("model");
+                    let folder = runs.join("models").join(&run);
                     model.save(&folder)?;
                     data.preprocess().save(&folder)?;
                     self.measure(name, &model.packed()?)
@@ -230,9 +239,9 @@ impl<'a> Vision<'a> {
         }
     }
 
-    fn run_folder(&self, data: &str, training: Training, seed: u64) -> PathBuf {
+    fn run_name(&self, data: &str, training: Training, seed: u64) -> String {
         let preset = self.flags.common.preset.name();
-        self.flags.runs.join(format!("{data}-{}-{preset}-seed{seed}", training.name()))
+        format!("{data}-{}-{preset}-seed{seed}", training.name())
     }
 
     fn source(&self) -> &dyn Source {
@@ -246,8 +255,7 @@ impl<'a> Vision<'a> {
         // Small images in large batches; those of a checkpoint need more memory each.
         let at_once = if model.config().tokens() > 100 { 16 } else { 100 };
         let size = (self.samples(), at_once);
-        let mut ignore = |_, _, _: &_, _: &_| Ok(());
-        let features = features(model, self.source(), size, &self.device, self.stop, &mut ignore)?;
+        let features = features(model, self.source(), size, &self.device, self.stop)?;
         let (scores, answers) = scores(model, &features, self.source())?.unzip();
         let answers = answers.unwrap_or_default();
         Ok(Subject { name: name.to_owned(), features, scores, answers })

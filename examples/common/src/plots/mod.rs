@@ -47,6 +47,11 @@ impl Series {
     }
 }
 
+/// A series for each named curve over layers, starting at layer `first`.
+pub fn series<'a>(first: usize, curves: impl IntoIterator<Item = (&'a str, Vec<f64>)>) -> Vec<Series> {
+    curves.into_iter().map(|(name, values)| Series::per_layer(name, first, &values)).collect()
+}
+
 /// One part of a figure, made by [`lines`], [`heat_map`], [`bars`], [`boxes`] or [`plane`].
 pub struct Panel {
     layers: Vec<Plot>,
