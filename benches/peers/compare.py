@@ -251,14 +251,19 @@ def print_similarity(results, args):
             ours = "ours, 2000 samples" if "2000" in name else "ours"
             pairs = last.get("of_pairs", 91)
             # Of a package that computes both orders of a pair, all 169; of few pairs, what all would take at that speed.
-            every = 1 if last["case"].startswith("13x") else (169 if name == "torch_cka" else 91) / pairs
+            whole = last["case"].startswith("13x")
+            every = 1 if whole else (169 if name == "torch_cka" else 91) / pairs
             times = results.rounds(name, job, lambda run, every=every: run["median_s"] * every)
             memory = f"{last['peak_rss_mib'] - last['data_rss_mib']:.0f}"
             limit = results.limit(job) if name == "ours" else ""
-            rows.append([threads, name, last["engine"], pairs, middle(results.rounds(name, job)), middle(times),
-                         ratio(results.rounds(ours, job), times), limit, memory, f"{last['first_last']:.12f}"])
-    head = ["threads", "program", "version", "pairs computed", "s", "s for all pairs", "ours / this", "limit, s"]
-    table("Linear CKA of all pairs of 13 layers, 10,000 samples, width 768", [*head, "memory above the data, MiB", "CKA(first, last)"], rows)
+            # One layer has no other, and the stream repeats one batch.
+            score = f"{last['first_last']:.12f}" if whole and "stream" not in name else ""
+            rows.append([threads, name, last["engine"], last["case"].split("x")[1], pairs, middle(results.rounds(name, job)),
+                         middle(times), ratio(results.rounds(ours, job), times), limit, memory, score])
+    head = ["threads", "program", "version", "samples", "pairs computed", "s", "s for all pairs", "ours / this", "limit, s"]
+    head += ["memory above the data, MiB", "CKA(first, last)"]
+    table("Debiased linear CKA of all pairs of 13 layers of width 768 (gram: biased)", head, rows)
+    print("\nLimit: the upper triangle of X^T X of all layers side by side, in f64, at the speed of a square product of 2048.")
 
 
 def listed(choices):
@@ -306,12 +311,14 @@ def main():
             args.json.write_text(json.dumps(facts | {"runs": results.runs}, indent=1) + "\n")
 
     print(f"`{facts['commit']}`, {facts['processor']}, {', '.join(results.engines())}, ", end="")
-    print(f"load {facts['load']:.1f} at the start, {args.rounds} rounds of {args.steps} steps")
+    print(f"load {facts['load']:.1f} at the start, {args.rounds} rounds", end="")
+    print(f" of {args.steps} steps" if set(args.sets) != {"similarity"} else "")
     printers = {"train": print_training, "infer": print_inference, "adamw": print_adamw, "similarity": print_similarity}
     for kind in args.sets:
         printers[kind](results, args)
-    print("\nThe limit is the arithmetic of the matrix products at the speed of a square one of 1024, the best of the rounds.")
-    print("Memory is the peak above what each process held before it made the model.")
+    if set(args.sets) & {"train", "infer"}:
+        print("\nThe limit is the arithmetic of the matrix products at the speed of a square one of 1024, the best of the rounds.")
+        print("Memory is the peak above what each process held before it made the model.")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 Engines: `numpy` and `torch` are reference forms written for speed (f64, features, each pair once); `gram` is the form that is
 copied from notebooks (PyTorch, f32, centring matrices of n x n, each pair anew); `pytorch_cka` and `torch_cka` are packages of
-PyPI. The last line it prints is a JSON object. `of_pairs` says how many pairs were computed; `gram` and `torch_cka` are asked
-for few of them with `--layers 1`, as they take minutes a pair.
+PyPI. `gram` is biased, all others are debiased. The last line it prints is a JSON object. `of_pairs` says how many pairs were
+computed; `gram` and `torch_cka` are asked for few of them with `--layers 1`, as they take long for each.
 """
 
 import argparse

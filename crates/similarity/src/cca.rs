@@ -10,7 +10,8 @@ use crate::{Measure, Representation, Result, pairwise::similarity};
 /// 1e-10 of the variance of the largest one count as rounding and are dropped. With few samples (`n` not much above the ranks)
 /// it is close to 1 for anything: see [`svcca`] and [`cka`](crate::cka()).
 ///
-/// Unchanged by any invertible linear map and shift of either.
+/// Unchanged by any shift of either and any invertible linear map that stretches directions by less than 1e5 against each other:
+/// beyond that, some are dropped.
 ///
 /// # Errors
 ///

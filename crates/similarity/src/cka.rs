@@ -4,7 +4,7 @@ use crate::{
     Centring, Error, Measure, Representation, Result,
     error::in_layer,
     frame::{Frame, check_samples, frames},
-    gram::{Kernel, gram_sums, median_squared_distance},
+    gram::{Gaussian, Kernel, gram_sums, median_squared_distance},
     in_memory::by_moments,
     pairwise::similarity,
 };
@@ -67,7 +67,7 @@ pub fn cka(x: &dyn Representation, y: &dyn Representation, estimator: Estimator)
 /// # Errors
 ///
 /// As [`cka`]; [`Error::Setting`] for a bandwidth that is not between 1e-6 and 1e6, [`Error::Degenerate`], too, when half of all pairs of
-/// samples coincide, so that there is no scale.
+/// samples coincide, so that there is no scale, and when the bandwidth is so small that no two samples are near each other.
 pub fn rbf_cka(
     x: &dyn Representation,
     y: &dyn Representation,
@@ -125,6 +125,9 @@ impl Estimator {
 /// Beyond them a kernel is constant to f64.
 const BANDWIDTHS: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
 
+/// Fourth powers of its exponential are far from overflow.
+const LARGEST_SHIFT: f64 = 100.;
+
 /// Below this share of its terms, a difference is rounding.
 const ROUNDING: f64 = 1e-12;
 
@@ -160,14 +163,23 @@ pub(crate) fn rbf(
     check_samples(layers, estimator.samples())?;
     let xs = features(&frames(layers, Centring::Samples)?)?;
     let n = xs[0].nrows();
-    let gamma = |(layer, xs)| {
-        let median = median_squared_distance(xs);
-        let gamma = 0.5 / (bandwidth * bandwidth * median);
-        let scale = if gamma.is_finite() { Ok(gamma) } else { Err(Error::Degenerate { spread: median }) };
-        in_layer(layer, scale)
+    // `-ln k` of the median distance.
+    let at_median = 0.5 / (bandwidth * bandwidth);
+    // The biased estimate has ones on the diagonal, beside which the rest may be small; the debiased one has not, and a kernel
+    // that is small everywhere is made one of 1 at the median.
+    let shift = match estimator {
+        Estimator::Biased => 0.,
+        Estimator::Debiased => at_median.min(LARGEST_SHIFT),
     };
-    let gamma = xs.iter().enumerate().map(gamma).collect::<Result<Vec<_>>>()?;
-    let sums = gram_sums(&xs, &Kernel::Gaussian(gamma));
+    let kernel = |(layer, xs)| {
+        let median = median_squared_distance(xs);
+        let gamma = at_median / median;
+        let kernel = Gaussian { gamma, shift };
+        let kernel = if gamma.is_finite() { Ok(kernel) } else { Err(Error::Degenerate { spread: median }) };
+        in_layer(layer, kernel)
+    };
+    let kernels = xs.iter().enumerate().map(kernel).collect::<Result<Vec<_>>>()?;
+    let sums = gram_sums(&xs, &Kernel::Gaussian(kernels));
     let hsic = |i: usize, j: usize| {
         let (left, right) = (&sums.rows[i], &sums.rows[j]);
         estimator.hsic_of_sums(sums.products[[i, j]], left.dot(right), (left.sum(), right.sum()), n)

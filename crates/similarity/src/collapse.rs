@@ -325,12 +325,14 @@ impl ClassAccumulator {
                 "counts that do not add up to the samples of two classes or more".into(),
             ));
         }
-        let shift = state.vector("shift", None)?;
+        let shift = state.vector("shift", None, LIMIT)?;
         let width = shift.len();
+        // What samples up to the limit can add up to, around any of them.
+        let most = |power| state.samples() as f64 * (2. * LIMIT).powi(power);
         Ok(Self {
-            sums: state.matrix("sums", (counts.len(), width))?,
-            scatter: state.matrix("scatter", (width, width))?,
-            largest: state.vector("largest", Some(1))?[0],
+            sums: state.matrix("sums", (counts.len(), width), most(1))?,
+            scatter: state.matrix("scatter", (width, width), most(2))?,
+            largest: state.vector("largest", Some(1), LIMIT)?[0],
             shift,
             counts,
         })

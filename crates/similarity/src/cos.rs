@@ -1,6 +1,6 @@
 use std::f64::consts::PI;
 
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayView1};
 use rayon::prelude::*;
 
 use crate::{
@@ -64,14 +64,24 @@ pub fn cos_per_sample(
     y: &dyn Representation,
     centring: Centring,
 ) -> Result<Array1<f64>> {
+    per_sample_of(x, y, centring, cosine)
+}
+
+/// `of(x_i, y_i)` of each sample's directions.
+pub(crate) fn per_sample_of(
+    x: &dyn Representation,
+    y: &dyn Representation,
+    centring: Centring,
+    of: Compare,
+) -> Result<Array1<f64>> {
     let (x, y) = (Frame::new(x, centring)?, Frame::new(y, centring)?);
     same_shape(&x, &y)?;
-    let mut cosines = Vec::with_capacity(x.samples);
+    let mut values = Vec::with_capacity(x.samples);
     for rows in chunks(x.samples, ROWS) {
         let (x, y) = (directions(&x, rows.clone())?, directions(&y, rows)?);
-        cosines.extend(row_cosines(&x, &y));
+        values.extend(of_rows(&x, &y, of));
     }
-    Ok(cosines.into())
+    Ok(values.into())
 }
 
 /// Angle between the two vectors of each sample, as a share of 180 degrees, averaged over samples.
@@ -102,17 +112,28 @@ pub fn angular_distance(x: &dyn Representation, y: &dyn Representation, centring
     similarity(x, y, Measure::AngularDistance(centring))
 }
 
-/// `arccos(cosine) / pi`.
-pub(crate) fn angle(cosine: f64) -> f64 {
-    cosine.acos() / PI
+/// Compares two directions: rows of length 1, or of length 0.
+pub(crate) type Compare = fn(ArrayView1<'_, f64>, ArrayView1<'_, f64>) -> f64;
+
+/// Their cosine; 0 where one has no direction.
+pub(crate) fn cosine(x: ArrayView1<'_, f64>, y: ArrayView1<'_, f64>) -> f64 {
+    x.dot(&y).clamp(-1., 1.)
 }
 
-/// Mean of `of(cosine)` over the samples for each of `pairs` of layers.
-pub(crate) fn mean_cosines(
-    layers: &[Frame<'_>],
-    pairs: &[(usize, usize)],
-    of: fn(f64) -> f64,
-) -> Result<Vec<f64>> {
+/// Their angle over pi, `2 atan(|x - y| / |x + y|) / pi`: the arc cosine would lose small angles; 0.5 where one has no direction.
+pub(crate) fn angle(x: ArrayView1<'_, f64>, y: ArrayView1<'_, f64>) -> f64 {
+    let (mut difference, mut sum, mut x_squared, mut y_squared) = (0., 0., 0., 0.);
+    for (x, y) in x.iter().zip(y) {
+        difference += (x - y) * (x - y);
+        sum += (x + y) * (x + y);
+        x_squared += x * x;
+        y_squared += y * y;
+    }
+    if x_squared == 0. || y_squared == 0. { 0.5 } else { 2. * f64::sqrt(difference).atan2(sum.sqrt()) / PI }
+}
+
+/// Mean of `of(x_i, y_i)` over the samples' directions for each of `pairs` of layers.
+pub(crate) fn mean_of_rows(layers: &[Frame<'_>], pairs: &[(usize, usize)], of: Compare) -> Result<Vec<f64>> {
     for (layer, xs) in layers.iter().enumerate() {
         in_layer(layer, same_shape(&layers[0], xs))?;
     }
@@ -124,7 +145,7 @@ pub(crate) fn mean_cosines(
             let read = layers.iter().enumerate();
             let rows = read.map(|(layer, xs)| in_layer(layer, directions(xs, rows.clone())));
             let rows = rows.collect::<Result<Vec<_>>>()?;
-            Ok(pairs.iter().map(|&(i, j)| row_cosines(&rows[i], &rows[j]).map(of).sum()).collect())
+            Ok(pairs.iter().map(|&(i, j)| of_rows(&rows[i], &rows[j], of).sum()).collect())
         })
         .collect();
     let mut means = vec![0.; pairs.len()];
@@ -136,9 +157,9 @@ pub(crate) fn mean_cosines(
     Ok(means)
 }
 
-/// `<x_i, y_i>` of each row of length 1.
-pub(crate) fn row_cosines(x: &Array2<f64>, y: &Array2<f64>) -> impl Iterator<Item = f64> {
-    x.rows().into_iter().zip(y.rows()).map(|(x, y)| x.dot(&y).clamp(-1., 1.))
+/// `of` each two rows.
+pub(crate) fn of_rows(x: &Array2<f64>, y: &Array2<f64>, of: Compare) -> impl Iterator<Item = f64> {
+    x.rows().into_iter().zip(y.rows()).map(move |(x, y)| of(x, y))
 }
 
 /// Few enough that those of a dozen layers stay in the cache while all pairs are taken.

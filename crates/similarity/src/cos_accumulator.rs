@@ -3,7 +3,8 @@ use rayon::prelude::*;
 
 use crate::{
     Centring, Error, MeanAccumulator, Representation, Result,
-    cos::row_cosines,
+    cos::{cosine, of_rows},
+    error::in_layer,
     frame::{Centre, unit_rows},
     mean::{LARGEST, Mean, read_batch, stack_widths},
     state::{State, StateReader},
@@ -49,7 +50,8 @@ impl CosAccumulator {
     ///
     /// # Errors
     ///
-    /// [`Error::Samples`] when the means have seen no samples, [`Error::Widths`] when layers differ in width.
+    /// [`Error::Samples`] when the means have seen no samples, [`Error::Layer`] around [`Error::Widths`] when layers differ in
+    /// width.
     pub fn centred(means: MeanAccumulator) -> Result<Self> {
         if means.samples() == 0 {
             return Err(Error::Samples { samples: 0, needed: 1 });
@@ -61,15 +63,15 @@ impl CosAccumulator {
     ///
     /// # Errors
     ///
-    /// [`Error::TooFewLayers`] without layers, [`Error::Widths`] when they differ in width, [`Error::NotFinite`] for a NaN or,
-    /// above 1e280, [`Error::Magnitude`] (row 0 of the means).
+    /// [`Error::TooFewLayers`] without layers; [`Error::Layer`] around [`Error::Widths`] when they differ in width,
+    /// [`Error::NotFinite`] for a NaN or, above 1e280, [`Error::Magnitude`] (row 0 of the means).
     pub fn with_means(means: Vec<Array1<f64>>) -> Result<Self> {
-        for mean in &means {
+        for (layer, mean) in means.iter().enumerate() {
             if let Some(column) = mean.iter().position(|x| !x.is_finite()) {
-                return Err(Error::NotFinite { row: 0, column });
+                return in_layer(layer, Err(Error::NotFinite { row: 0, column }));
             }
             if let Some(column) = mean.iter().position(|x| x.abs() > LARGEST) {
-                return Err(Error::Magnitude { row: 0, column, limit: LARGEST });
+                return in_layer(layer, Err(Error::Magnitude { row: 0, column, limit: LARGEST }));
             }
         }
         Self::new(means.into_iter().map(|mean| Centre::Columns(Mean::given(mean))).collect())
@@ -101,8 +103,8 @@ impl CosAccumulator {
         });
         let widths: Vec<usize> = widths.collect();
         let width = stack_widths(&widths)?[0];
-        if let Some(&other) = widths.iter().find(|&&other| other != width) {
-            return Err(Error::Widths { left: width, right: other });
+        if let Some((layer, &other)) = widths.iter().enumerate().find(|&(_, &other)| other != width) {
+            return in_layer(layer, Err(Error::Widths { left: width, right: other }));
         }
         Self::of_width(centres, width)
     }
@@ -129,7 +131,7 @@ impl CosAccumulator {
         self.samples += batch[0].nrows();
         // Pair by pair, so that the order of additions does not depend on the number of threads or the size of batches.
         self.sums.indexed_iter_mut().filter(|((i, j), _)| i <= j).par_bridge().for_each(|((i, j), sum)| {
-            for cosine in row_cosines(&batch[i], &batch[j]) {
+            for cosine in of_rows(&batch[i], &batch[j], cosine) {
                 *sum += cosine;
             }
         });
@@ -184,9 +186,7 @@ impl CosAccumulator {
         for (i, centre) in self.centres.iter().enumerate() {
             if let Centre::Columns(mean) = centre {
                 state.note(&format!("mean_samples.{i}"), mean.samples.to_string());
-                state.add(format!("shift.{i}"), mean.shift.view());
-                state.add(format!("sum.{i}"), mean.sum.view());
-                state.add(format!("largest.{i}"), mean.largest.view());
+                mean.write(&mut state, i);
             }
         }
         state.add("cosines".into(), self.sums.view());
@@ -201,14 +201,16 @@ impl CosAccumulator {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let state = StateReader::new("cos", bytes)?;
         let (layers, width) = (state.number("layers")?, state.number("width")?);
-        let sums = state.matrix("cosines", (layers, layers))?;
+        let rounding = 1. + 1e-9;
+        let sums = state.matrix("cosines", (layers, layers), rounding * state.samples() as f64)?;
+        let mean = |i: usize| {
+            let key = format!("mean_samples.{i}");
+            let mean = Mean::read(&state, i, state.count(&key)?)?;
+            let fits = mean.samples > 0 && mean.shift.len() == width;
+            if fits { Ok(mean) } else { Err(Error::State(format!("shift.{i} or {key} does not fit"))) }
+        };
         let centre = |i: usize| match state.text("centring")? {
-            "samples" => Ok(Centre::Columns(Mean {
-                samples: state.number(&format!("mean_samples.{i}"))?,
-                shift: state.vector(&format!("shift.{i}"), Some(width))?,
-                sum: state.vector(&format!("sum.{i}"), Some(width))?,
-                largest: state.vector(&format!("largest.{i}"), Some(width))?,
-            })),
+            "samples" => Ok(Centre::Columns(mean(i)?)),
             "features" => Ok(Centre::Rows),
             "none" => Ok(Centre::Nothing),
             other => Err(Error::State(format!("centring is {other:?}"))),

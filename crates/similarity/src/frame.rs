@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use ndarray::{Array1, Array2, ArrayView, ArrayViewMut1, Dimension};
+use ndarray::{Array1, Array2, ArrayView, ArrayViewMut1, Axis, Dimension};
 use rayon::prelude::*;
 
 use crate::{
@@ -34,11 +34,15 @@ pub(crate) enum Centre {
 }
 
 impl Centre {
-    pub(crate) fn apply(&self, xs: &mut Array2<f64>) {
+    /// Gives what rounding may leave where 0 is meant: one number for all, for each row or for each column.
+    pub(crate) fn apply(&self, xs: &mut Array2<f64>) -> Array2<f64> {
         match self {
-            Self::Nothing => {}
-            Self::Rows => xs.rows_mut().into_iter().for_each(centre_row),
-            Self::Columns(mean) => mean.centre(xs),
+            Self::Nothing => Array2::zeros((1, 1)),
+            Self::Rows => {
+                let rounding: Array1<f64> = xs.rows_mut().into_iter().map(centre_row).collect();
+                rounding.insert_axis(Axis(1))
+            }
+            Self::Columns(mean) => mean.centre(xs).insert_axis(Axis(0)),
         }
     }
 }
@@ -65,12 +69,17 @@ impl<'a> Frame<'a> {
 
     /// Samples `rows`, `(rows, width)`.
     pub(crate) fn rows(&self, rows: Range<usize>) -> Result<Array2<f64>> {
+        Ok(self.rows_and_rounding(rows)?.0)
+    }
+
+    /// Samples `rows`, and what rounding may have left of a number that is 0 in theory: one, one a row, or one a feature.
+    pub(crate) fn rows_and_rounding(&self, rows: Range<usize>) -> Result<(Array2<f64>, Array2<f64>)> {
         let mut xs = finite_rows(self.source, rows)?;
         if self.scale != 1. {
             xs *= self.scale;
         }
-        self.centre.apply(&mut xs);
-        Ok(xs)
+        let rounding = self.centre.apply(&mut xs);
+        Ok((xs, rounding))
     }
 
     /// What numbers are multiplied with before they are centred.
@@ -127,8 +136,8 @@ pub(crate) fn unit_rows(xs: &mut Array2<f64>) {
     }
 }
 
-/// Subtracts the mean of a row; what rounding alone leaves of a value becomes exactly 0.
-pub(crate) fn centre_row(mut row: ArrayViewMut1<'_, f64>) {
+/// Subtracts the mean of a row; what rounding alone leaves of a value becomes exactly 0. Gives what that is.
+fn centre_row(mut row: ArrayViewMut1<'_, f64>) -> f64 {
     // Numbers whose sums might overflow.
     if largest(row.view()) > 1e280 {
         row *= 2f64.powi(-128);
@@ -139,6 +148,7 @@ pub(crate) fn centre_row(mut row: ArrayViewMut1<'_, f64>) {
     row -= first;
     let mean = row.sum() / row.len() as f64;
     row.mapv_inplace(|x| if (x - mean).abs() <= rounding { 0. } else { x - mean });
+    rounding
 }
 
 /// The largest absolute value.

@@ -9,9 +9,15 @@ use crate::{linalg::add_product, representation::chunks};
 pub(crate) enum Kernel {
     /// Nothing.
     Linear,
-    /// `exp(-gamma |x_i - x_j|^2) - 1`, with its own gamma for each layer: HSIC does not depend on a constant, and near 1 it would
-    /// cost digits.
-    Gaussian(Vec<f64>),
+    /// `exp(shift - gamma |x_i - x_j|^2) - 1`, with its own numbers for each layer, and 0 on the diagonal. HSIC does not depend on a
+    /// constant, CKA not on a factor; both are chosen so that most numbers are near 0, where differences cost no digits.
+    Gaussian(Vec<Gaussian>),
+}
+
+/// A Gaussian kernel.
+pub(crate) struct Gaussian {
+    pub(crate) gamma: f64,
+    pub(crate) shift: f64,
 }
 
 /// Sums of all layers' kernel matrices.
@@ -60,13 +66,12 @@ pub(crate) fn gram_sums(layers: &[Array2<f64>], kernel: &Kernel) -> GramSums {
                         let (left, right) =
                             (xs.slice(s![rows.clone(), ..]), xs.slice(s![columns.clone(), ..]));
                         add_product(tile.view_mut(), left, right.t());
-                        let Kernel::Gaussian(gamma) = kernel else { continue };
-                        let (left, right) =
-                            (squares[l].slice(s![rows.clone()]), squares[l].slice(s![columns.clone()]));
-                        for (mut row, a) in tile.rows_mut().into_iter().zip(left) {
-                            row.zip_mut_with(&right, |k, b| {
-                                *k = (-gamma[l] * squared_distance(*a, *b, *k)).exp_m1()
-                            });
+                        let Kernel::Gaussian(kernels) = kernel else { continue };
+                        let Gaussian { gamma, shift } = kernels[l];
+                        for ((i, j), k) in tile.indexed_iter_mut() {
+                            let distance =
+                                squared_distance(xs, &squares[l], (rows.start + i, columns.start + j), *k);
+                            *k = (shift - gamma * distance).exp_m1();
                         }
                         if diagonal {
                             tile.diag_mut().fill(0.);
@@ -157,7 +162,7 @@ fn digits(
             if i >= j {
                 continue;
             }
-            let bits = squared_distance(squares[i], squares[j], *product).to_bits();
+            let bits = squared_distance(xs, squares, (i, j), *product).to_bits();
             for (which, (found, _)) in middle.iter().enumerate() {
                 if higher(bits) == higher(*found) {
                     counts[(bits >> shift & 0xffff) as usize][which] += 1;
@@ -168,10 +173,15 @@ fn digits(
     counts
 }
 
-/// `|x - y|^2 = |x|^2 + |y|^2 - 2 <x, y>`; exactly 0 where only rounding is left.
-fn squared_distance(x: f64, y: f64, product: f64) -> f64 {
-    let distance = x + y - 2. * product;
-    if distance > 1e-14 * (x + y) { distance } else { 0. }
+/// `|x_i - x_j|^2 = |x_i|^2 + |x_j|^2 - 2 <x_i, x_j>`, or, where that would cost more than three digits, from the differences: of
+/// equal samples it is exactly 0.
+fn squared_distance(xs: &Array2<f64>, squares: &Array1<f64>, (i, j): (usize, usize), product: f64) -> f64 {
+    let sum = squares[i] + squares[j];
+    let distance = sum - 2. * product;
+    if distance > 1e-3 * sum {
+        return distance;
+    }
+    xs.row(i).iter().zip(xs.row(j)).map(|(x, y)| (x - y) * (x - y)).sum()
 }
 
 /// `|x_i|^2`.

@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use crate::{
     Centring, Error, Measure, Representation, Result,
     error::in_layer,
-    frame::{check_samples, frames, unit_rows},
+    frame::{check_samples, frames, largest, unit_rows},
     linalg::add_product,
+    mean::rounding,
     pairwise::similarity,
     representation::chunks,
 };
@@ -26,7 +27,7 @@ use crate::{
 /// # Errors
 ///
 /// [`Error::Rows`] when `n` differs, [`Error::Setting`] for 0 neighbours, [`Error::Samples`] when there are not more than `k` samples,
-/// [`Error::NotFinite`] for a NaN.
+/// [`Error::NotFinite`] for a NaN, [`Error::Degenerate`] when all samples have the same direction.
 ///
 /// # Example
 ///
@@ -58,6 +59,10 @@ pub(crate) fn per_sample_of(
     let near = frames.iter().enumerate().map(|(layer, frame)| {
         let mut xs = in_layer(layer, frame.all())?;
         unit_rows(&mut xs);
+        let spread = xs.rows().into_iter().map(|row| largest((&row - &xs.row(0)).view())).fold(0., f64::max);
+        if spread <= rounding(1.) {
+            return in_layer(layer, Err(Error::Degenerate { spread }));
+        }
         Ok(nearest(&xs, neighbours))
     });
     let near = near.collect::<Result<Vec<_>>>()?;

@@ -90,9 +90,7 @@ impl MeanAccumulator {
         let mut state = State::new("mean", self.samples());
         state.note("layers", self.layers.len().to_string());
         for (i, layer) in self.layers.iter().enumerate() {
-            state.add(format!("shift.{i}"), layer.shift.view());
-            state.add(format!("sum.{i}"), layer.sum.view());
-            state.add(format!("largest.{i}"), layer.largest.view());
+            layer.write(&mut state, i);
         }
         state.into_bytes()
     }
@@ -106,14 +104,7 @@ impl MeanAccumulator {
         let state = StateReader::new("mean", bytes)?;
         let mut layers = Vec::new();
         for i in 0..state.number("layers")? {
-            let shift: Array1<f64> = state.vector(&format!("shift.{i}"), None)?;
-            let width = Some(shift.len());
-            layers.push(Mean {
-                samples: state.samples(),
-                sum: state.vector(&format!("sum.{i}"), width)?,
-                largest: state.vector(&format!("largest.{i}"), width)?,
-                shift,
-            });
+            layers.push(Mean::read(&state, i, state.samples())?);
         }
         state.holds(3 * layers.len())?;
         if layers.is_empty() {
@@ -158,6 +149,25 @@ impl Mean {
         Self { samples: 1, sum: Array1::zeros(mean.len()), shift: mean, largest }
     }
 
+    /// Adds the mean of layer `i` to a state, but for the number of samples.
+    pub(crate) fn write<'a>(&'a self, state: &mut State<'a>, i: usize) {
+        state.add(format!("shift.{i}"), self.shift.view());
+        state.add(format!("sum.{i}"), self.sum.view());
+        state.add(format!("largest.{i}"), self.largest.view());
+    }
+
+    /// What [`write`](Self::write) wrote.
+    pub(crate) fn read(state: &StateReader<'_>, i: usize, samples: usize) -> Result<Self> {
+        let shift = state.vector(&format!("shift.{i}"), None, LARGEST)?;
+        let width = Some(shift.len());
+        Ok(Self {
+            samples,
+            sum: state.vector(&format!("sum.{i}"), width, 2. * LARGEST * samples as f64)?,
+            largest: state.vector(&format!("largest.{i}"), width, LARGEST)?,
+            shift,
+        })
+    }
+
     /// Sample by sample: the same sum whatever the size of the batches.
     pub(crate) fn push(&mut self, xs: ArrayView2<'_, f64>) {
         if self.samples == 0 && xs.nrows() > 0 {
@@ -185,8 +195,9 @@ impl Mean {
         &self.sum / self.samples.max(1) as f64
     }
 
-    /// Subtracts the mean from each row; what rounding alone leaves of a value becomes exactly 0.
-    pub(crate) fn centre(&self, xs: &mut Array2<f64>) {
+    /// Subtracts the mean from each row; what rounding alone leaves of a value becomes exactly 0. Gives what that is for each
+    /// feature.
+    pub(crate) fn centre(&self, xs: &mut Array2<f64>) -> Array1<f64> {
         let offset = self.offset();
         let rounding = self.largest.mapv(rounding);
         for mut row in xs.rows_mut() {
@@ -197,6 +208,7 @@ impl Mean {
                 },
             );
         }
+        rounding
     }
 }
 

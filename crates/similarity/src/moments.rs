@@ -319,6 +319,7 @@ impl MomentAccumulator {
         measure: Measure,
         features: &(dyn Fn(usize) -> Option<&'a Array2<f64>> + Sync),
     ) -> Result<Vec<f64>> {
+        measure.check()?;
         self.flush();
         let needed = match measure {
             Measure::Cka(estimator) => estimator.samples(),
@@ -458,28 +459,36 @@ impl MomentAccumulator {
             Ok(&[left, right]) if left > 0 && right > 0 => (left.saturating_add(right), Some(left)),
             _ => return Err(Error::State("stacks are not one or two numbers of layers".into())),
         };
+        // Before anything is allocated by the sizes that the file claims.
+        let others = match left {
+            None => layers.checked_mul(layers.saturating_sub(1)).map(|both| both / 2),
+            Some(left) => left.checked_mul(layers - left),
+        };
+        let tensors = || others?.checked_add(layers)?.checked_mul(4)?.checked_add(layers.checked_mul(3)?);
+        state.holds(tensors().unwrap_or(usize::MAX))?;
         for i in 0..layers {
-            widths.push(state.vector(&format!("shift.{i}"), None)?.len());
+            widths.push(state.vector(&format!("shift.{i}"), None, LIMIT)?.len());
         }
         let pairs = match left {
             None => all_pairs(widths.len()),
             Some(left) => pairs_between(left, widths.len() - left),
         };
-        // Before anything is allocated by the sizes that the file claims.
         let itself = (0..widths.len()).map(|l| (l, l));
         for (i, j) in itself.chain(pairs.iter().copied()) {
             state.matrix_shape(&format!("cross.{i}-{j}"), (widths[i], widths[j]))?;
         }
         let mut all = Self::of_pairs(&widths, &pairs, left).map_err(|e| Error::State(e.to_string()))?;
-        state.holds(3 * all.layers.len() + 4 * all.pairs.len())?;
-        all.samples = state.samples();
+        let n = state.samples();
+        all.samples = n;
+        // What samples up to the limit can add up to, around any of them.
+        let most = |widths: f64, power: i32| n as f64 * widths * (2. * LIMIT).powi(power);
         for (i, layer) in all.layers.iter_mut().enumerate() {
-            let width = Some(widths[i]);
-            let scalars = state.vector(&format!("scalars.{i}"), Some(2))?;
+            let width = widths[i];
+            let scalars = state.vector(&format!("scalars.{i}"), Some(2), most(width as f64, 2).max(LIMIT))?;
             *layer = Layer {
                 first: layer.first,
-                shift: state.vector(&format!("shift.{i}"), width)?,
-                sum: state.vector(&format!("sum.{i}"), width)?,
+                shift: state.vector(&format!("shift.{i}"), Some(width), LIMIT)?,
+                sum: state.vector(&format!("sum.{i}"), Some(width), most(1., 1))?,
                 squares: scalars[0],
                 largest: scalars[1],
             };
@@ -487,11 +496,12 @@ impl MomentAccumulator {
         for pair in &mut all.pairs {
             let (i, j) = (pair.i, pair.j);
             let name = format!("{i}-{j}");
-            let cross = state.matrix(&format!("cross.{name}"), (widths[i], widths[j]))?;
+            let (x, y) = (widths[i] as f64, widths[j] as f64);
+            let cross = state.matrix(&format!("cross.{name}"), (widths[i], widths[j]), most(1., 2))?;
             all.bands[i].slice_mut(s![.., pair.column..pair.column + widths[j]]).assign(&cross);
-            pair.u = state.vector(&format!("u.{name}"), Some(widths[i]))?;
-            pair.v = state.vector(&format!("v.{name}"), Some(widths[j]))?;
-            pair.products = state.vector(&format!("products.{name}"), Some(1))?[0];
+            pair.u = state.vector(&format!("u.{name}"), Some(widths[i]), most(y, 3))?;
+            pair.v = state.vector(&format!("v.{name}"), Some(widths[j]), most(x, 3))?;
+            pair.products = state.vector(&format!("products.{name}"), Some(1), most(x * y, 4))?[0];
         }
         Ok(all)
     }

@@ -2,7 +2,7 @@ use ndarray::{Array1, Array2};
 
 use crate::{
     Error, Measure, Representation, Result, cka,
-    cos::{angle, cos_per_sample, mean_cosines},
+    cos::{self, angle, cosine, mean_of_rows},
     frame::frames,
     in_memory::spectral_of,
     knn, pnka, rsa,
@@ -50,8 +50,8 @@ pub fn similarity(x: &dyn Representation, y: &dyn Representation, measure: Measu
 pub fn per_sample(x: &dyn Representation, y: &dyn Representation, measure: Measure) -> Result<Array1<f64>> {
     let (layers, pairs) = ([x, y], [(0, 1)]);
     let mut found = match measure {
-        Measure::Cos(centring) => return cos_per_sample(x, y, centring),
-        Measure::AngularDistance(centring) => return Ok(cos_per_sample(x, y, centring)?.mapv(angle)),
+        Measure::Cos(centring) => return cos::per_sample_of(x, y, centring, cosine),
+        Measure::AngularDistance(centring) => return cos::per_sample_of(x, y, centring, angle),
         Measure::Pnka => pnka::per_sample_of(&layers, &pairs).map_err(without_layer)?,
         Measure::MutualKnn { neighbours } => {
             knn::per_sample_of(&layers, &pairs, neighbours).map_err(without_layer)?
@@ -108,8 +108,8 @@ pub fn pairwise_between<R: Representation, S: Representation>(
 fn scores(layers: &[&dyn Representation], pairs: &[(usize, usize)], measure: Measure) -> Result<Vec<f64>> {
     measure.check()?;
     match measure {
-        Measure::Cos(centring) => mean_cosines(&frames(layers, centring)?, pairs, |cosine| cosine),
-        Measure::AngularDistance(centring) => mean_cosines(&frames(layers, centring)?, pairs, angle),
+        Measure::Cos(centring) => mean_of_rows(&frames(layers, centring)?, pairs, cosine),
+        Measure::AngularDistance(centring) => mean_of_rows(&frames(layers, centring)?, pairs, angle),
         Measure::Cka(estimator) => cka::linear(layers, pairs, estimator),
         Measure::RbfCka { estimator, bandwidth } => cka::rbf(layers, pairs, estimator, bandwidth),
         Measure::Cca

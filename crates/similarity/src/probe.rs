@@ -1,7 +1,13 @@
-use std::cell::{Cell, RefCell};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
 
 use argmin::{
-    core::{CostFunction, Error as SolverError, Executor, Gradient},
+    core::{
+        CostFunction, Error as SolverError, Executor, Gradient, KV,
+        observers::{Observe, ObserverMode},
+    },
     solver::{linesearch::MoreThuenteLineSearch, quasinewton::LBFGS},
 };
 use ndarray::{Array1, Array2, ArrayView2, Axis};
@@ -129,24 +135,24 @@ pub fn fit_probe(
         .and_then(|solver| solver.with_tolerance_cost(0.))
         .map_err(failed)?;
     let start = vec![0.; classes * (width + 1)];
-    let run = Executor::new(&objective, solver)
-        .configure(|state| state.param(start).max_iters(config.iterations as u64))
-        .timer(false)
-        .run();
-    let steps = run.map(|run| run.state.iter as usize);
+    let steps = Steps::default();
     // Near the solution the search may find nothing lower along its direction, which is an error to the solver; the best point
     // that it has seen stays with us.
+    let _ = Executor::new(&objective, solver)
+        .configure(|state| state.param(start).max_iters(config.iterations as u64))
+        .add_observer(steps.clone(), ObserverMode::Always)
+        .timer(false)
+        .run();
     let best = objective.best.take().ok_or(Error::Convergence("linear probe"))?;
-    let length = best.gradient.iter().map(|x| x * x).sum::<f64>().sqrt();
     let (weights, bias) = objective.parts(&best.param);
     let weights = &weights * &factor;
-    let bias = &bias - &weights.dot(&frame.mean());
+    let bias = &bias - &weights.dot(&(frame.mean() / frame.scale()));
     Ok(Probe {
         bias: &bias - bias.sum() / classes as f64,
         weights,
         loss: best.cost,
-        iterations: steps.unwrap_or(config.iterations),
-        converged: length <= config.tolerance,
+        iterations: steps.0.get(),
+        converged: best.slope() <= config.tolerance,
     })
 }
 
@@ -211,11 +217,39 @@ struct Objective<'a> {
     best: RefCell<Option<Point>>,
 }
 
+/// Counts the steps: a search that fails does not say how many it took.
+#[derive(Clone, Default)]
+struct Steps(Rc<Cell<usize>>);
+
+impl<I> Observe<I> for Steps {
+    fn observe_iter(&mut self, _state: &I, _kv: &KV) -> Result<(), SolverError> {
+        self.0.set(self.0.get() + 1);
+        Ok(())
+    }
+}
+
 #[derive(Clone)]
 struct Point {
     param: Vec<f64>,
     cost: f64,
     gradient: Vec<f64>,
+}
+
+impl Point {
+    /// Lower, or as low to rounding and flatter.
+    fn is_better(&self, other: &Self) -> bool {
+        let rounding = 4. * f64::EPSILON * other.cost.abs();
+        match self.cost - other.cost {
+            less if less < -rounding => true,
+            more if more > rounding => false,
+            _ => self.slope() < other.slope(),
+        }
+    }
+
+    /// Length of the gradient.
+    fn slope(&self) -> f64 {
+        self.gradient.iter().map(|x| x * x).sum::<f64>().sqrt()
+    }
 }
 
 impl Objective<'_> {
@@ -235,7 +269,7 @@ impl Objective<'_> {
                 return Err(SolverError::msg("no finite loss"));
             }
             let mut best = self.best.borrow_mut();
-            if best.as_ref().is_none_or(|best| point.cost <= best.cost) {
+            if best.as_ref().is_none_or(|best| point.is_better(best)) {
                 *best = Some(point.clone());
             }
             self.last.replace(Some(point));

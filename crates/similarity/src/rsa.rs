@@ -1,10 +1,11 @@
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Axis};
 use rayon::prelude::*;
 
 use crate::{
     Centring, Error, Measure, Representation, Result,
     error::in_layer,
     frame::{check_samples, frames, unit_rows},
+    mean::rounding,
     pairwise::similarity,
 };
 
@@ -27,7 +28,8 @@ pub enum Distance {
 /// RSA(X, Y) = corr(rank(D_X), rank(D_Y)),  D over all pairs of samples i < j
 /// ```
 ///
-/// `x` is `(n, d)`, `y` is `(n, d')`; in `[-1, 1]`. Distances that are equal, to 1e-13 of the largest, share their mean rank. Time is
+/// `x` is `(n, d)`, `y` is `(n, d')`; in `[-1, 1]`. Distances that are equal but for rounding (1e-13 of them, 1e-15 of the median length of
+/// a sample) share their mean rank. Time is
 /// `O(n^2 d)` a layer and memory `10 n^2` bytes, of which `4 n^2` are kept for each layer of a stack: take a subset of some thousand
 /// samples; more than 92,681 are refused.
 ///
@@ -58,7 +60,7 @@ pub fn rsa(x: &dyn Representation, y: &dyn Representation, distance: Distance) -
 /// As many have fewer than 2^32 pairs.
 const SAMPLES: usize = 92_681;
 
-/// Share of the largest distance below which two distances differ by rounding.
+/// Share of a distance by which another may be less and still count as equal.
 const ROUNDING: f64 = 1e-13;
 
 /// RSA of each of `pairs` of layers.
@@ -85,7 +87,9 @@ pub(crate) fn scores(
             if distance != Distance::Euclidean {
                 unit_rows(&mut xs);
             }
-            centred_ranks(distances(&xs, distance))
+            let mut norms = xs.map_axis(Axis(1), |row| row.dot(&row).sqrt()).to_vec();
+            norms.sort_unstable_by(f64::total_cmp);
+            centred_ranks(distances(&xs, distance), rounding(norms[norms.len() / 2]))
         };
         in_layer(layer, ranks())
     });
@@ -112,18 +116,21 @@ fn distances(xs: &Array2<f64>, distance: Distance) -> Vec<f64> {
     rows.concat()
 }
 
-/// Ranks, ties sharing their mean, centred and scaled to length 1.
-fn centred_ranks(values: Vec<f64>) -> Result<Array1<f64>> {
+/// Ranks, ties sharing their mean, centred and scaled to length 1. Values that differ by up to `rounding` are ties, too.
+fn centred_ranks(values: Vec<f64>, rounding: f64) -> Result<Array1<f64>> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
     order.par_sort_unstable_by(|&i, &j| values[i as usize].total_cmp(&values[j as usize]));
     let mut ranks = Array1::zeros(values.len());
     let middle = (values.len() - 1) as f64 / 2.;
     let mut start = 0;
-    let rounding = ROUNDING * order.last().map_or(0., |&last| values[last as usize]);
-    for tied in order.chunk_by(|&i, &j| values[j as usize] - values[i as usize] <= rounding) {
-        let rank = start as f64 + (tied.len() - 1) as f64 / 2. - middle;
-        tied.iter().for_each(|&i| ranks[i as usize] = rank);
-        start += tied.len();
+    while start < order.len() {
+        let value = |&i: &u32| values[i as usize];
+        let least = value(&order[start]);
+        let tie = |i: &&u32| value(i) - least <= ROUNDING * value(i) + rounding;
+        let tied = order[start..].iter().take_while(tie).count();
+        let rank = start as f64 + (tied - 1) as f64 / 2. - middle;
+        order[start..start + tied].iter().for_each(|&i| ranks[i as usize] = rank);
+        start += tied;
     }
     let length = ranks.dot(&ranks).sqrt();
     if length > 0. { Ok(ranks / length) } else { Err(Error::Degenerate { spread: 0. }) }

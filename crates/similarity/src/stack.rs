@@ -1,8 +1,8 @@
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Zip};
 
 use crate::{
     Centring, Error, Representation, Result,
-    cos::mean_cosines,
+    cos::{cosine, mean_of_rows, of_rows},
     error::in_layer,
     frame::{Frame, frames, safe_scale, size_of, unit_rows},
     mean::ROWS,
@@ -58,9 +58,13 @@ pub fn block_relations<R: Representation>(layers: &[R], centring: Centring) -> R
         let n = pair[0].samples as f64;
         let (mut ratios, mut changed) = (0., 0usize);
         for rows in chunks(pair[0].samples, ROWS) {
-            let before = in_layer(l, pair[0].rows(rows.clone()))?;
-            let after = in_layer(l + 1, pair[1].rows(rows))?;
-            let branch = &after - &before;
+            let (before, rounding) = in_layer(l, pair[0].rows_and_rounding(rows.clone()))?;
+            let (after, of_after) = in_layer(l + 1, pair[1].rows_and_rounding(rows))?;
+            let mut branch = &after - &before;
+            // A branch that only adds what centring takes away adds nothing.
+            Zip::from(&mut branch).and_broadcast(&(rounding + of_after)).for_each(|x, rounding| {
+                *x = if x.abs() <= *rounding { 0. } else { *x };
+            });
             for (before, branch) in norms(&before).zip(norms(&branch)).filter(|(_, branch)| *branch > 0.) {
                 ratios += before / branch;
                 changed += 1;
@@ -106,7 +110,7 @@ fn adjacent_cos<R: Representation>(layers: &[R], centring: Centring) -> Result<A
     }
     let layers: Vec<_> = layers.iter().map(|layer| layer as &dyn Representation).collect();
     let pairs: Vec<_> = (1..layers.len()).map(|l| (l - 1, l)).collect();
-    Ok(mean_cosines(&frames(&layers, centring)?, &pairs, |cosine| cosine)?.into())
+    Ok(mean_of_rows(&frames(&layers, centring)?, &pairs, cosine)?.into())
 }
 
 /// So that they can be subtracted.
@@ -129,5 +133,5 @@ fn norms(xs: &Array2<f64>) -> impl Iterator<Item = f64> {
 fn sum_of_cosines(mut x: Array2<f64>, mut y: Array2<f64>) -> f64 {
     unit_rows(&mut x);
     unit_rows(&mut y);
-    crate::cos::row_cosines(&x, &y).sum()
+    of_rows(&x, &y, cosine).sum()
 }

@@ -10,6 +10,9 @@ use crate::{Error, Result};
 /// Of the layout of states; a reader refuses what it does not know.
 const VERSION: &str = "1";
 
+/// Up to it, f64 has every whole number.
+const COUNT: usize = 1 << 53;
+
 /// A state that is being written.
 pub(crate) struct State<'a> {
     metadata: HashMap<String, String>,
@@ -82,7 +85,7 @@ impl<'a> StateReader<'a> {
                 return Err(Error::State(format!("{key} is {found:?}; expected {expected:?}")));
             }
         }
-        state.samples = state.number("samples")?;
+        state.samples = state.count("samples")?;
         Ok(state)
     }
 
@@ -99,7 +102,15 @@ impl<'a> StateReader<'a> {
         self.text(key)?.parse().map_err(|e| Error::State(format!("{key}: {e}")))
     }
 
-    /// Nothing but what was read.
+    /// A number of samples.
+    pub(crate) fn count(&self, key: &str) -> Result<usize> {
+        match self.number(key)? {
+            count if count <= COUNT => Ok(count),
+            count => Err(Error::State(format!("{key} is {count}; expected at most {COUNT}"))),
+        }
+    }
+
+    /// Nothing but what is read.
     pub(crate) fn holds(&self, tensors: usize) -> Result<()> {
         let found = self.tensors.len();
         if found == tensors {
@@ -109,9 +120,9 @@ impl<'a> StateReader<'a> {
         }
     }
 
-    /// A vector of any or of this length.
-    pub(crate) fn vector(&self, name: &str, length: Option<usize>) -> Result<Array<f64, Ix1>> {
-        let found = self.array::<Ix1>(name)?;
+    /// A vector of any or of this length, of numbers up to `limit`.
+    pub(crate) fn vector(&self, name: &str, length: Option<usize>, limit: f64) -> Result<Array<f64, Ix1>> {
+        let found = self.array::<Ix1>(name, limit)?;
         match length {
             Some(length) if length != found.len() => {
                 Err(Error::State(format!("{name} has {} numbers; expected {length}", found.len())))
@@ -121,10 +132,10 @@ impl<'a> StateReader<'a> {
         }
     }
 
-    /// A matrix of this shape.
-    pub(crate) fn matrix(&self, name: &str, shape: (usize, usize)) -> Result<Array<f64, Ix2>> {
+    /// A matrix of this shape, of numbers up to `limit`.
+    pub(crate) fn matrix(&self, name: &str, shape: (usize, usize), limit: f64) -> Result<Array<f64, Ix2>> {
         self.matrix_shape(name, shape)?;
-        self.array(name)
+        self.array(name, limit)
     }
 
     /// Checks the shape without reading.
@@ -137,7 +148,7 @@ impl<'a> StateReader<'a> {
         }
     }
 
-    fn array<D: Dimension>(&self, name: &str) -> Result<Array<f64, D>> {
+    fn array<D: Dimension>(&self, name: &str, limit: f64) -> Result<Array<f64, D>> {
         let invalid = |what: String| Error::State(format!("{name}: {what}"));
         let view = self.tensors.tensor(name).map_err(|e| invalid(e.to_string()))?;
         if view.dtype() != Dtype::F64 {
@@ -147,6 +158,9 @@ impl<'a> StateReader<'a> {
         let values: Vec<f64> = values.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
         if values.iter().any(|x| !x.is_finite()) {
             return Err(invalid("a number that is not finite".into()));
+        }
+        if let Some(large) = values.iter().find(|x| x.abs() > limit) {
+            return Err(invalid(format!("{large:e}; expected at most {limit:e}")));
         }
         Array::from_shape_vec(view.shape(), values)
             .and_then(|xs| xs.into_dimensionality())

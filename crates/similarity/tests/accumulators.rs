@@ -88,9 +88,9 @@ macro_rules! accumulator {
     };
 }
 accumulator!(MeanAccumulator, |it, batch| it.push(batch), |it| drop(it.means()));
-accumulator!(CosAccumulator, |it, batch| it.push(batch), |it| drop(it.pairwise()));
+accumulator!(CosAccumulator, |it, batch| it.push(batch), |it| numbers(it.pairwise()));
 accumulator!(MomentAccumulator, |it, batch| it.push(batch), |it| {
-    OF_MOMENTS.into_iter().for_each(|measure| drop(it.pairwise(measure)));
+    OF_MOMENTS.into_iter().for_each(|measure| numbers(it.pairwise(measure)));
 });
 // Of the first layer.
 accumulator!(
@@ -101,6 +101,12 @@ accumulator!(
     },
     |it| drop((it.means(), it.collapse(), it.nc3(good(2, 3).view())))
 );
+
+fn numbers(result: Result<Array2<f64>>) {
+    if let Ok(found) = result {
+        assert!(found.iter().all(|x| x.is_finite()), "{found}");
+    }
+}
 
 /// Three layers of width 3.
 fn batch(first: usize, rows: usize) -> Vec<Array2<f64>> {
@@ -236,9 +242,15 @@ fn accumulators_that_cannot_be_made() -> Result<()> {
     let unsupported = CosAccumulator::uncentred(2, 3, Centring::Samples).unwrap_err();
     assert!(matches!(unsupported, Error::Unsupported { measure: "COS", .. }), "{unsupported}");
     let widths = Error::Widths { left: 3, right: 2 };
-    assert_eq!(CosAccumulator::with_means(vec![Array1::zeros(3), Array1::zeros(2)]).unwrap_err(), widths);
-    let mean = array![0., f64::NAN];
-    assert_eq!(CosAccumulator::with_means(vec![mean]).unwrap_err(), Error::NotFinite { row: 0, column: 1 });
+    let second = |source: Error| Error::Layer { layer: 1, source: source.into() };
+    for (mean, want) in [
+        (Array1::zeros(2), widths),
+        (array![0., f64::NAN, 0.], Error::NotFinite { row: 0, column: 1 }),
+        (array![0., 0., 1e281], Error::Magnitude { row: 0, column: 2, limit: 1e280 }),
+    ] {
+        let error = CosAccumulator::with_means(vec![Array1::zeros(3), mean]).unwrap_err();
+        assert_eq!(error, second(want));
+    }
     assert_eq!(ClassAccumulator::new(0, 2), Err(Error::Width));
     assert_eq!(ClassAccumulator::new(3, 1), Err(Error::Classes { found: 1, expected: 2 }));
     Ok(())
@@ -342,6 +354,9 @@ fn survives<A: Accumulator>(accumulator: &A, at: usize, byte: u8, mut bytes: Vec
         Ok(mut read) => {
             assert_eq!(read.shapes(), accumulator.shapes(), "{before:?} became {:?}", around(&bytes));
             read.evaluate();
+            let _ = read.push(&batch(7, 2));
+            let _ = read.merge(accumulator.clone());
+            read.evaluate();
         }
         Err(error) => assert!(matches!(error, Error::State(_)), "{error:?}"),
     }
@@ -410,17 +425,60 @@ fn a_state_that_claims_more_than_it_holds_takes_no_memory() {
     assert!(matches!(MomentAccumulator::from_bytes(&bytes), Err(Error::State(_))));
 }
 
-/// Finite, and not what any samples have: sums that overflow give an error or no number, never a panic. A NaN is not read.
+/// 20,000 layers of one feature, without what is kept of pairs, which would be 200 million.
 #[test]
-fn a_state_of_huge_numbers_answers() -> Result<()> {
+fn a_state_of_many_layers_takes_no_memory() {
+    let tensor =
+        || safetensors::tensor::TensorView::new(safetensors::Dtype::F64, vec![1], &[0; 8]).expect("8 bytes");
+    let shifts = (0..20_000).map(|i| (format!("shift.{i}"), tensor()));
+    for stacks in ["20000", "10000 10000", "1 19999", "18446744073709551615", "1 18446744073709551615"] {
+        let notes =
+            [("layerwise_accumulator", "moments"), ("version", "1"), ("samples", "5"), ("stacks", stacks)];
+        let notes = notes.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let bytes = safetensors::serialize(shifts.clone(), Some(notes.into())).expect("a file");
+        let error = MomentAccumulator::from_bytes(&bytes).unwrap_err().to_string();
+        assert!(error.contains("20000 tensors; expected"), "{error}");
+    }
+}
+
+/// As many samples as fit into f64, and no more, so that no count ever overflows.
+#[test]
+fn a_state_of_too_many_samples_is_refused() -> Result<()> {
+    let bytes = String::from_utf8(safetensors_without_numbers()?).expect("no numbers");
+    for (samples, fits) in
+        [("9007199254740992", true), ("9007199254740993", false), ("18446744073709551615", false)]
+    {
+        let bytes = bytes.replace("\"samples\":\"0\"", &format!("\"samples\":\"{samples}\""));
+        let length = (bytes.len() - 8 - 24) as u64;
+        let bytes = [&length.to_le_bytes(), &bytes.as_bytes()[8..]].concat();
+        match MeanAccumulator::from_bytes(&bytes) {
+            Ok(mut read) => {
+                assert!(fits, "{samples} samples");
+                read.push(&[array![[1.]]])?;
+            }
+            Err(error) => assert!(!fits && error.to_string().contains("at most"), "{error}"),
+        }
+    }
+    Ok(())
+}
+
+/// Of one feature, whose numbers are all 0; a text.
+fn safetensors_without_numbers() -> Result<Vec<u8>> {
+    let bytes = MeanAccumulator::new(&[1])?.to_bytes();
+    let header = header(&bytes);
+    let text = std::str::from_utf8(&bytes[8..header]).expect("JSON").trim_end();
+    Ok([&[0; 8], text.as_bytes(), &[0; 24]].concat())
+}
+
+/// Finite, and not what any samples have: refused, so that no sum of them overflows. Nor is a NaN read.
+#[test]
+fn a_state_of_huge_numbers_is_refused() -> Result<()> {
     fn check<A: Accumulator>(accumulator: &A) -> Result<()> {
         let bytes = accumulator.clone().to_bytes();
         for last_byte in (header(&bytes) + 7..bytes.len()).step_by(8) {
             let mut bytes = bytes.clone();
             bytes[last_byte] = 0x7f; // 1e304 and more
-            if let Ok(mut read) = A::from_bytes(&bytes) {
-                read.evaluate();
-            }
+            assert!(matches!(A::from_bytes(&bytes), Err(Error::State(_))));
             bytes[last_byte - 7..=last_byte].copy_from_slice(&f64::NAN.to_le_bytes());
             assert!(matches!(A::from_bytes(&bytes), Err(Error::State(_))));
         }

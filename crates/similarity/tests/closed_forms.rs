@@ -1,7 +1,8 @@
 //! Cases worked out by hand.
 
 use layerwise_similarity::{
-    Centring, Error, Estimator, Measure, Result, cka, cos, cos_per_sample, pairwise, pairwise_between,
+    Centring, Distance, Error, Estimator, Measure, Result, angular_distance, block_relations, cka, cos,
+    cos_per_sample, pairwise, pairwise_between, rbf_cka, rsa,
 };
 use ndarray::{Array2, array, concatenate};
 
@@ -86,6 +87,114 @@ fn cka_of_orthogonal_designs() -> Result<()> {
         let debiased = (c - k * m / 7.) / ((k - k * k / 7.) * (m - m * m / 7.)).sqrt();
         close(cka(&x, &y, Estimator::Debiased)?, debiased);
     }
+    Ok(())
+}
+
+/// `x` and `x` with noise, of `n` samples.
+fn noisy(n: usize, width: usize) -> [Array2<f64>; 2] {
+    let noise = |seed: u32| {
+        move |(i, j): (usize, usize)| {
+            let mut hashed = (i * width + j) as u32 ^ seed;
+            for factor in [0x85eb_ca6b, 0xc2b2_ae35] {
+                hashed = (hashed ^ hashed >> 16).wrapping_mul(factor);
+            }
+            f64::from(hashed >> 8) / f64::from(1 << 23) - 1.
+        }
+    };
+    let x = Array2::from_shape_fn((n, width), noise(0));
+    let y = &x + &Array2::from_shape_fn((n, width), noise(0x5bd1_e995));
+    [x, y]
+}
+
+/// `|x_i - x_j|`, from differences.
+fn distances(x: &Array2<f64>) -> Array2<f64> {
+    let distance = |(i, j)| (&x.row(i) - &x.row(j)).mapv(|x| x * x).sum().sqrt();
+    Array2::from_shape_fn((x.nrows(), x.nrows()), distance)
+}
+
+/// Those of pairs `i < j`.
+fn upper(all: &Array2<f64>) -> Vec<f64> {
+    all.indexed_iter().filter(|((i, j), _)| i < j).map(|(_, x)| *x).collect()
+}
+
+/// A Gaussian kernel with 0 on the diagonal.
+fn kernel(x: &Array2<f64>, bandwidth: f64) -> Array2<f64> {
+    let distances = distances(x);
+    let mut sorted = upper(&distances);
+    sorted.sort_by(f64::total_cmp);
+    let median = 0.5 * (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]);
+    let mut kernel = distances.mapv(|d| (-0.5 * (d / (bandwidth * median)).powi(2)).exp());
+    kernel.diag_mut().fill(0.);
+    kernel
+}
+
+/// `HSIC_1` of Song et al. (2012), but for a factor of `n`.
+fn hsic_1(k: &Array2<f64>, l: &Array2<f64>) -> f64 {
+    let (n, rows) = (k.nrows() as f64, k.sum_axis(ndarray::Axis(1)).dot(&l.sum_axis(ndarray::Axis(1))));
+    (k * l).sum() + k.sum() * l.sum() / ((n - 1.) * (n - 2.)) - 2. / (n - 2.) * rows
+}
+
+/// In 512 dimensions all samples are about equally far apart: with a bandwidth of 0.2 the kernel is 4e-6 everywhere.
+#[test]
+fn debiased_cka_of_narrow_kernels() -> Result<()> {
+    let [x, y] = noisy(60, 512);
+    for bandwidth in [0.15, 0.2, 0.4, 0.8] {
+        let (k, l) = (kernel(&x, bandwidth), kernel(&y, bandwidth));
+        let want = hsic_1(&k, &l) / (hsic_1(&k, &k) * hsic_1(&l, &l)).sqrt();
+        let got = rbf_cka(&x, &y, Estimator::Debiased, bandwidth)?;
+        assert!((got - want).abs() < 1e-9, "bandwidth {bandwidth}: {got}, want {want}");
+    }
+    Ok(())
+}
+
+/// One sample a billion times as far away as the others are from each other: their distances keep their order.
+#[test]
+fn one_far_sample_hides_no_other() -> Result<()> {
+    let [mut x, mut y] = noisy(50, 3);
+    for x in [&mut x, &mut y] {
+        let mut far = x.row_mut(7);
+        far += 1e9;
+    }
+    let ranks = |x: &Array2<f64>| -> Vec<f64> {
+        let all = upper(&distances(x));
+        all.iter().map(|d| all.iter().filter(|other| *other < d).count() as f64).collect()
+    };
+    let (left, right) = (ranks(&x), ranks(&y));
+    let middle = (left.len() - 1) as f64 / 2.;
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - middle) * (b - middle)).sum::<f64>();
+    let want = dot(&left, &right) / dot(&left, &left);
+    let got = rsa(&x, &y, Distance::Euclidean)?;
+    assert!((got - want).abs() < 1e-6, "RSA {got}, want {want}");
+    for bandwidth in [0.5, 1.] {
+        let (k, l) = (kernel(&x, bandwidth), kernel(&y, bandwidth));
+        let want = hsic_1(&k, &l) / (hsic_1(&k, &k) * hsic_1(&l, &l)).sqrt();
+        let got = rbf_cka(&x, &y, Estimator::Debiased, bandwidth)?;
+        assert!((got - want).abs() < 1e-6, "RBF CKA {got}, want {want}");
+    }
+    Ok(())
+}
+
+/// A block that adds the same vector to all samples, or the same number to all features of each, adds nothing to what is centred.
+#[test]
+fn blocks_that_add_what_centring_takes_away() -> Result<()> {
+    let [x, y] = noisy(40, 6);
+    let shifted = &x + &(&y.row(0) * 3.);
+    let lifted = &x + &(&y.column(1) * 3.).insert_axis(ndarray::Axis(1));
+    for (layer, centring) in [(shifted, Centring::Samples), (lifted, Centring::Features)] {
+        let relations = block_relations(&[x.view(), layer.view()], centring)?;
+        assert_eq!((relations.norm_ratio[0], relations.branch_cos[0]), (f64::INFINITY, 0.), "{centring:?}");
+    }
+    Ok(())
+}
+
+/// The arc cosine would have nothing but rounding left of an angle of 1e-9.
+#[test]
+fn small_angles() -> Result<()> {
+    let angle = 1e-9 * std::f64::consts::PI;
+    let turned = array![[angle.cos(), angle.sin()]];
+    let got = angular_distance(&array![[2., 0.]], &turned, Centring::None)?;
+    assert!((got / 1e-9 - 1.).abs() < 1e-6, "{got}");
+    assert_eq!(angular_distance(&turned, &(&turned * 3.), Centring::None)?.max(1e-16), 1e-16);
     Ok(())
 }
 
