@@ -125,7 +125,7 @@ fn trained_models_are_found_again_and_others_are_not_taken_for_them() -> Done {
         run.join("task.json"),
         task.replace("\"num_attention_heads\": 3", "\"num_attention_heads\": 4"),
     )?;
-    fails_with(&again(&folder.path().join("runs")), 1, &["task.json", "another model"]);
+    fails_with(&again(&folder.path().join("runs")), 1, &["task.json", "differs in model"]);
     Ok(())
 }
 

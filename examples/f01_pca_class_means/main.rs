@@ -8,6 +8,7 @@ use clap::Parser;
 use layerwise::similarity::{Centring, Measure, class_means, cos, pca};
 use layerwise_example_common::{
     Report, Results, Table,
+    curves::named,
     plots::{self, Series},
     progress, run_main,
     similarity::to_last,
@@ -61,7 +62,10 @@ fn f01(flags: &VisionFlags, device: &Device) -> Result<()> {
     let labels: Vec<usize> = labels.iter().map(|&label| label as usize).collect();
     for (class, name) in vision.classes().iter().enumerate() {
         let samples = labels.len();
-        ensure!(labels.contains(&class), "--limit: no image of class {name} among the first {samples}");
+        ensure!(
+            labels.contains(&class),
+            "no image of class {name} among the {samples} measured (--limit): class means need every class"
+        );
     }
     let models: Vec<Measured> = vision
         .standard_and_aligned()?
@@ -150,6 +154,6 @@ fn table(models: &[Measured]) -> Table {
     per_layer(1, &all.concat())
 }
 
-fn curves(models: &[Measured], values: fn(&Measured) -> Vec<f64>) -> impl Iterator<Item = (&str, Vec<f64>)> {
-    models.iter().map(move |model| (&*model.subject.name, values(model)))
+fn curves(models: &[Measured], values: fn(&Measured) -> Vec<f64>) -> Vec<(&str, Vec<f64>)> {
+    named(models, |model| &model.subject.name, values)
 }

@@ -7,7 +7,9 @@ use candle_core::Device;
 use clap::Parser;
 use layerwise::similarity::{BlockRelations, Centring, block_influence, block_relations};
 use layerwise_example_common::{
-    Report, Results, Table, plots, progress, run_main,
+    Report, Results, Table,
+    curves::named,
+    plots, progress, run_main,
     table::{columns, per_layer, thousandths},
     vision::{Subject, Vision, VisionFlags},
 };
@@ -114,8 +116,8 @@ fn table(models: &[Measured]) -> Table {
     per_layer(1, &all.concat())
 }
 
-fn curves(models: &[Measured], values: fn(&Measured) -> Vec<f64>) -> impl Iterator<Item = (&str, Vec<f64>)> {
-    models.iter().map(move |model| (&*model.subject.name, values(model)))
+fn curves(models: &[Measured], values: fn(&Measured) -> Vec<f64>) -> Vec<(&str, Vec<f64>)> {
+    named(models, |model| &model.subject.name, values)
 }
 
 /// A row for block 1, which has none.

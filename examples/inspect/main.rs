@@ -9,7 +9,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use clap::Parser;
 use layerwise::models::{Hidden, Tapped, Vit};
@@ -86,7 +86,7 @@ fn inspect(flags: &Flags, device: Device) -> Result<()> {
         }
     }
     let keys: Vec<_> = measures.iter().map(|named| named.key()).collect();
-    let settings = json!({ "preset": flags.common.preset, "input": flags.input, "samples": input.samples(), "limit": flags.limit.limit,
+    let settings = json!({ "preset": flags.common.preset, "input": flags.input, "samples": input.samples(), "limit": flags.limit.of_checkpoint(flags.common.preset),
         "tokens": flags.tokens, "measures": keys, "model": flags.model.model, "vit": model.config(), "preprocess": input.preprocess(),
         "other": flags.other, "other_vit": other.as_ref().map(|other| other.model.config()),
         "other_preprocess": other.as_ref().map(|other| other.input.preprocess()) });
@@ -123,7 +123,7 @@ fn inspect(flags: &Flags, device: Device) -> Result<()> {
 
 /// The checkpoints of `--model` and `--other`.
 fn open(flags: &Flags, device: &Device) -> Result<(Checkpoint, Option<Checkpoint>)> {
-    let (folder, other) = (&*flags.model.model, flags.other.as_deref());
+    let folders: Vec<&Path> = std::iter::once(&*flags.model.model).chain(flags.other.as_deref()).collect();
     let embedded = flags.input == Path::new("digits") && !flags.input.exists();
     let samples = (!embedded).then_some(&*flags.input);
     let limit = flags.limit.of_checkpoint(flags.common.preset);
@@ -132,9 +132,8 @@ fn open(flags: &Flags, device: &Device) -> Result<(Checkpoint, Option<Checkpoint
         let input = Input::open(samples, limit, folder, model.config())?;
         Ok(Checkpoint { name, model, unexpected, input })
     };
-    let mut names = model_names(&[&[folder][..], other.as_slice()].concat())?.into_iter();
-    let mut name = || names.next().unwrap_or_default();
-    let checkpoint = open(folder, name())?;
-    let other = other.map(|folder| open(folder, name())).transpose()?;
-    Ok((checkpoint, other))
+    let names = model_names(&folders)?;
+    let mut both = folders.into_iter().zip(names).map(|(folder, name)| open(folder, name));
+    let first = both.next().context("--model")??;
+    Ok((first, both.next().transpose()?))
 }

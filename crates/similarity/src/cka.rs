@@ -60,14 +60,16 @@ pub fn cka(x: &dyn Representation, y: &dyn Representation, estimator: Estimator)
 /// ```
 ///
 /// Small bandwidths compare neighbourhoods; as the bandwidth grows, the limit is linear [`cka`]. Kornblith et al. try 0.2, 0.4 and
-/// 0.8. Each representation has its own median. Time is `O(n^2 d)`, memory that of the features in f64.
+/// 0.8. Where no two samples are near each other, the biased estimate is 1 for any two representations: a sample is alike to itself
+/// only, in both. Each representation has its own median. Time is `O(n^2 d)`, memory that of the features in f64.
 ///
 /// Unchanged by a rotation, a shift or a scaling of either.
 ///
 /// # Errors
 ///
-/// As [`cka`]; [`Error::Setting`] for a bandwidth that is not between 1e-6 and 1e6, [`Error::Degenerate`], too, when half of all pairs of
-/// samples coincide, so that there is no scale, and when the bandwidth is so small that no two samples are near each other.
+/// As [`cka`]; [`Error::Setting`] for a bandwidth that is not between 1e-6 and 1e6, [`Error::Degenerate`], too, when half of all
+/// pairs of samples coincide, so that there is no scale, and, debiased, when the bandwidth is so small that no two samples are near
+/// each other.
 pub fn rbf_cka(
     x: &dyn Representation,
     y: &dyn Representation,
@@ -122,7 +124,7 @@ impl Estimator {
     }
 }
 
-/// Beyond them a kernel is constant to f64.
+/// With squares of them, f64 is far from its ends.
 const BANDWIDTHS: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
 
 /// Fourth powers of its exponential are far from overflow.
@@ -166,7 +168,7 @@ pub(crate) fn rbf(
     // `-ln k` of the median distance.
     let at_median = 0.5 / (bandwidth * bandwidth);
     // The biased estimate has ones on the diagonal, beside which the rest may be small; the debiased one has not, and a kernel
-    // that is small everywhere is made one of 1 at the median.
+    // that is small everywhere is made one of 1 at the median, as far as that is possible.
     let shift = match estimator {
         Estimator::Biased => 0.,
         Estimator::Debiased => at_median.min(LARGEST_SHIFT),

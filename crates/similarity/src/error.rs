@@ -72,9 +72,10 @@ pub enum Error {
         largest: f64,
     },
     /// A representation that is the same for all samples or, to a debiased measure, keeps all of them equally far apart.
-    #[error("a representation that does not tell samples apart (its similarity with itself is {spread:.1e})")]
+    #[error("a representation that does not tell samples apart (their spread is {spread:.1e})")]
     Degenerate {
-        /// Its unnormalised similarity with itself: the HSIC, the squared norm or the variance of distances.
+        /// How much there is of what the measure looks at: the HSIC with itself, the squared norm, the variance of distances or the
+        /// largest difference of directions.
         spread: f64,
     },
     /// A parameter of a measure outside of its range.

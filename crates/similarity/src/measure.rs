@@ -16,7 +16,7 @@ pub enum Measure {
     RbfCka {
         /// How HSIC is estimated.
         estimator: Estimator,
-        /// Width of the kernel over the median distance of samples; positive.
+        /// Width of the kernel over the median distance of samples, from 1e-6 to 1e6.
         bandwidth: f64,
     },
     /// [`cca`](crate::cca()).

@@ -295,8 +295,9 @@ impl MomentAccumulator {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for a measure that is no function of moments, [`Error::Samples`] when there are too few,
-    /// [`Error::Layer`] around [`Error::Degenerate`] for a layer that does not tell samples apart or, below 1e-60, [`Error::Tiny`].
+    /// [`Error::Unsupported`] for a measure that is no function of moments, [`Error::Setting`] for a parameter of it that is out of
+    /// range, [`Error::Samples`] when there are too few, [`Error::Layer`] around [`Error::Degenerate`] for a layer that does not tell
+    /// samples apart or, below 1e-60, [`Error::Tiny`].
     pub fn pairwise(&mut self, measure: Measure) -> Result<Array2<f64>> {
         let layers = self.layers.len();
         let (shape, first, pairs) = match self.left {

@@ -67,7 +67,8 @@ pub fn per_sample(x: &dyn Representation, y: &dyn Representation, measure: Measu
 ///
 /// # Errors
 ///
-/// [`Error::TooFewLayers`] for an empty stack; [`Error::Layer`] naming the layer whose representation does not do.
+/// [`Error::TooFewLayers`] for an empty stack; [`Error::Layer`] naming the layer whose representation does not do; [`Error::Setting`]
+/// as the measure's own function.
 ///
 /// # Example
 ///
@@ -91,8 +92,7 @@ pub fn pairwise<R: Representation>(layers: &[R], measure: Measure) -> Result<Arr
 ///
 /// # Errors
 ///
-/// [`Error::TooFewLayers`] for an empty stack; [`Error::Layer`] naming the layer whose representation does not do, where layers of
-/// the second stack count on from the first.
+/// As [`pairwise`]; layers of the second stack count on from the first.
 pub fn pairwise_between<R: Representation, S: Representation>(
     left: &[R],
     right: &[S],

@@ -32,7 +32,7 @@ pub struct ProbeConfig {
     pub tolerance: f64,
 }
 
-/// What a probe may have.
+/// Most weights and biases of a probe.
 const WEIGHTS: usize = 1 << 31;
 
 impl Default for ProbeConfig {
@@ -69,7 +69,8 @@ pub struct Probe {
 /// # Errors
 ///
 /// [`Error::Labels`] and [`Error::Label`] for labels that do not fit, [`Error::Classes`] below 2 classes, [`Error::Setting`] for
-/// numbers that are not positive and for too many classes, [`Error::NotFinite`] for a NaN, [`Error::Convergence`] when no step could be taken.
+/// numbers that are not positive and above 2^31 weights, [`Error::NotFinite`] for a NaN, [`Error::Convergence`] when no step could be
+/// taken.
 ///
 /// # Example
 ///
@@ -102,7 +103,7 @@ pub fn fit_probe(
     }
     let (n, width) = shape(x)?;
     if classes > WEIGHTS / (width + 1) {
-        let expected = "at most 2^31 divided by the width";
+        let expected = "at most 2^31 weights: classes * (width + 1)";
         return Err(Error::Setting { name: "classes", value: classes as f64, expected });
     }
     check_labels(n, labels, classes)?;

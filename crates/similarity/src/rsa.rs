@@ -28,10 +28,9 @@ pub enum Distance {
 /// RSA(X, Y) = corr(rank(D_X), rank(D_Y)),  D over all pairs of samples i < j
 /// ```
 ///
-/// `x` is `(n, d)`, `y` is `(n, d')`; in `[-1, 1]`. Distances that are equal but for rounding (1e-13 of them, 1e-15 of the median length of
-/// a sample) share their mean rank. Time is
-/// `O(n^2 d)` a layer and memory `10 n^2` bytes, of which `4 n^2` are kept for each layer of a stack: take a subset of some thousand
-/// samples; more than 92,681 are refused.
+/// `x` is `(n, d)`, `y` is `(n, d')`; in `[-1, 1]`. Distances that are equal but for rounding (1e-13 of them, 1e-15 of the median
+/// length of a sample) share their mean rank. Time is `O(n^2 d)` a layer and memory `10 n^2` bytes, of which `4 n^2` are kept for
+/// each layer of a stack: take a subset of some thousand samples; more than 92,681 are refused.
 ///
 /// Unchanged by a scaling of either. Besides, with [`Distance::Euclidean`] by a rotation and a shift of either; with
 /// [`Distance::Cosine`] by a rotation of either and a scale of each sample; with [`Distance::Correlation`] by a scale of each sample
@@ -57,7 +56,7 @@ pub fn rsa(x: &dyn Representation, y: &dyn Representation, distance: Distance) -
     similarity(x, y, Measure::Rsa(distance))
 }
 
-/// As many have fewer than 2^32 pairs.
+/// About as many as have 2^32 pairs.
 const SAMPLES: usize = 92_681;
 
 /// Share of a distance by which another may be less and still count as equal.

@@ -32,8 +32,8 @@ pub struct BlockRelations {
 ///
 /// # Errors
 ///
-/// [`Error::TooFewLayers`] below 2 layers, [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`], [`Error::NotFinite`] or
-/// [`Error::Samples`].
+/// [`Error::TooFewLayers`] below 2 layers, [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`], [`Error::Width`],
+/// [`Error::NotFinite`] or [`Error::Samples`].
 ///
 /// # Example
 ///

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 const VERSION: &str = "1";
 
 /// Up to it, f64 has every whole number.
-const COUNT: usize = 1 << 53;
+const COUNT: u64 = 1 << 53;
 
 /// A state that is being written.
 pub(crate) struct State<'a> {
@@ -105,7 +105,7 @@ impl<'a> StateReader<'a> {
     /// A number of samples.
     pub(crate) fn count(&self, key: &str) -> Result<usize> {
         match self.number(key)? {
-            count if count <= COUNT => Ok(count),
+            count if count as u64 <= COUNT => Ok(count),
             count => Err(Error::State(format!("{key} is {count}; expected at most {COUNT}"))),
         }
     }

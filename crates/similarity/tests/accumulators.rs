@@ -1,5 +1,7 @@
 //! Accumulators refuse what they cannot add, merge or read, with a typed error, and are then as they were before.
 
+mod samples;
+
 use std::{collections::BTreeMap, fmt::Debug};
 
 use layerwise_similarity::{
@@ -9,18 +11,9 @@ use layerwise_similarity::{
 use ndarray::{Array1, Array2, array, s};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
+use samples::{OF_MOMENTS, good};
 
-/// Those of a [`MomentAccumulator`].
-const OF_MOMENTS: [Measure; 7] = [
-    Measure::Cka(Estimator::Biased),
-    Measure::Cka(Estimator::Debiased),
-    Measure::Cca,
-    Measure::Svcca { variance: 0.9 },
-    Measure::Pwcca,
-    Measure::Procrustes,
-    Measure::ProcrustesDistance,
-];
-/// Those that it does not have.
+/// Those that a [`MomentAccumulator`] does not have.
 const OTHERS: [Measure; 6] = [
     Measure::Cos(Centring::Samples),
     Measure::AngularDistance(Centring::None),
@@ -29,11 +22,6 @@ const OTHERS: [Measure; 6] = [
     Measure::Rsa(Distance::Correlation),
     Measure::MutualKnn { neighbours: 2 },
 ];
-
-/// Different for each sample.
-fn good(n: usize, width: usize) -> Array2<f64> {
-    Array2::from_shape_fn((n, width), |(i, j)| ((i * 3 + j * 5) as f64).sin())
-}
 
 /// What an accumulator does, whichever it is.
 trait Accumulator: Sized + Clone {
@@ -402,40 +390,46 @@ proptest! {
     }
 }
 
-/// A state is as large as what it holds: one of two layers of `WIDTH` and of 1 that leaves out the square of the first, 1.3 TB, is
-/// refused before room for it is made.
+/// A tensor of zeros.
+fn zeros(zeros: &[u8], shape: Vec<usize>) -> safetensors::tensor::TensorView<'_> {
+    let len = 8 * shape.iter().product::<usize>();
+    safetensors::tensor::TensorView::new(safetensors::Dtype::F64, shape, &zeros[..len])
+        .expect("as many bytes")
+}
+
+/// What a state of moments says beside its tensors.
+fn notes(stacks: &str) -> Option<std::collections::HashMap<String, String>> {
+    let notes =
+        [("layerwise_accumulator", "moments"), ("version", "1"), ("samples", "5"), ("stacks", stacks)];
+    Some(notes.map(|(key, value)| (key.to_owned(), value.to_owned())).into())
+}
+
+/// A state is as large as what it holds: one of two layers of `WIDTH` and of 1 that has a single number for the square of the
+/// first, 1.3 TB, is refused before room for it is made.
 #[test]
 fn a_state_that_claims_more_than_it_holds_takes_no_memory() {
     const WIDTH: usize = 400_000;
-    let zeros = vec![0; 8 * WIDTH];
-    let tensor = |shape: Vec<usize>| {
-        let len = 8 * shape.iter().product::<usize>();
-        safetensors::tensor::TensorView::new(safetensors::Dtype::F64, shape, &zeros[..len])
-            .expect("as many bytes")
-    };
+    let bytes = vec![0; 8 * WIDTH];
     let layers = [("0", WIDTH), ("1", 1)].into_iter().flat_map(|(name, width)| {
         let own = [("shift", vec![width]), ("sum", vec![width]), ("scalars", vec![2])];
-        own.map(|(what, shape)| (format!("{what}.{name}"), tensor(shape)))
+        own.map(|(what, shape)| (format!("{what}.{name}"), zeros(&bytes, shape)))
     });
-    let pair = [("cross", vec![WIDTH, 1]), ("u", vec![WIDTH]), ("v", vec![1]), ("products", vec![1])]
-        .map(|(what, shape)| (format!("{what}.0-1"), tensor(shape)));
-    let notes = [("layerwise_accumulator", "moments"), ("version", "1"), ("samples", "5"), ("stacks", "1 1")];
-    let notes = notes.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let bytes = safetensors::serialize(layers.chain(pair), Some(notes.into())).expect("a file");
-    assert!(matches!(MomentAccumulator::from_bytes(&bytes), Err(Error::State(_))));
+    let pairs = [("0-0", WIDTH, WIDTH, [1, 1]), ("1-1", 1, 1, [1, 1]), ("0-1", WIDTH, 1, [WIDTH, 1])];
+    let pairs = pairs.into_iter().flat_map(|(name, x, y, cross)| {
+        let all = [("cross", cross.to_vec()), ("u", vec![x]), ("v", vec![y]), ("products", vec![1])];
+        all.map(|(what, shape)| (format!("{what}.{name}"), zeros(&bytes, shape)))
+    });
+    let bytes = safetensors::serialize(layers.chain(pairs), notes("1 1")).expect("a file");
+    let error = MomentAccumulator::from_bytes(&bytes).unwrap_err().to_string();
+    assert!(error.contains("cross.0-0 has shape [1, 1]; expected (400000, 400000)"), "{error}");
 }
 
 /// 20,000 layers of one feature, without what is kept of pairs, which would be 200 million.
 #[test]
 fn a_state_of_many_layers_takes_no_memory() {
-    let tensor =
-        || safetensors::tensor::TensorView::new(safetensors::Dtype::F64, vec![1], &[0; 8]).expect("8 bytes");
-    let shifts = (0..20_000).map(|i| (format!("shift.{i}"), tensor()));
+    let shifts = (0..20_000).map(|i| (format!("shift.{i}"), zeros(&[0; 8], vec![1])));
     for stacks in ["20000", "10000 10000", "1 19999", "18446744073709551615", "1 18446744073709551615"] {
-        let notes =
-            [("layerwise_accumulator", "moments"), ("version", "1"), ("samples", "5"), ("stacks", stacks)];
-        let notes = notes.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let bytes = safetensors::serialize(shifts.clone(), Some(notes.into())).expect("a file");
+        let bytes = safetensors::serialize(shifts.clone(), notes(stacks)).expect("a file");
         let error = MomentAccumulator::from_bytes(&bytes).unwrap_err().to_string();
         assert!(error.contains("20000 tensors; expected"), "{error}");
     }

@@ -1,5 +1,7 @@
 //! What cannot be measured is a typed error with one clear line, never a panic and never a NaN.
 
+mod samples;
+
 use std::fmt::Debug;
 
 use layerwise_similarity::{
@@ -9,6 +11,7 @@ use layerwise_similarity::{
     saturation, similarity,
 };
 use ndarray::{Array2, ArrayView2, array, s};
+use samples::{OF_MOMENTS, good};
 
 const CENTRINGS: [Centring; 3] = [Centring::Samples, Centring::Features, Centring::None];
 const ESTIMATORS: [Estimator; 2] = [Estimator::Biased, Estimator::Debiased];
@@ -34,21 +37,6 @@ const MEASURES: [Measure; 20] = [
     Measure::Rsa(Distance::Cosine),
     Measure::MutualKnn { neighbours: 2 },
 ];
-/// Of moments: those of a [`MomentAccumulator`].
-const OF_MOMENTS: [Measure; 7] = [
-    Measure::Cka(Estimator::Biased),
-    Measure::Cka(Estimator::Debiased),
-    Measure::Cca,
-    Measure::Svcca { variance: 0.9 },
-    Measure::Pwcca,
-    Measure::Procrustes,
-    Measure::ProcrustesDistance,
-];
-
-/// Different for each sample.
-fn good(n: usize, width: usize) -> Array2<f64> {
-    Array2::from_shape_fn((n, width), |(i, j)| ((i * 3 + j * 5) as f64).sin())
-}
 
 fn all_are(want: &Error, x: &Array2<f64>, y: &Array2<f64>) {
     for measure in MEASURES {
@@ -161,10 +149,6 @@ fn a_constant_representation() -> Result<()> {
                     // One direction for all samples.
                     Measure::Cos(Centring::None) | Measure::AngularDistance(Centring::None) => {
                         assert!(result?.is_finite())
-                    }
-                    // Or 0 where that is none.
-                    Measure::MutualKnn { .. } => {
-                        assert_eq!(result, Err(Error::Degenerate { spread: 0. }));
                     }
                     _ => {
                         let error = result.unwrap_err();
@@ -447,18 +431,20 @@ fn setting<T: Debug>(result: Result<T>, want: &str) {
 #[test]
 fn settings_out_of_range() {
     let (x, y) = (good(8, 3), good(8, 4));
-    for measure in [
-        [0., -1., f64::NAN, f64::INFINITY, -0., 1e-200, 1e150]
-            .map(|bandwidth| Measure::RbfCka { estimator: Estimator::Biased, bandwidth }),
-        [0., -1., f64::NAN, f64::INFINITY, -0., 1e-200, 1e150]
-            .map(|bandwidth| Measure::RbfCka { estimator: Estimator::Debiased, bandwidth }),
-    ]
-    .into_iter()
-    .flatten()
-    {
-        setting(similarity(&x, &y, measure), "bandwidth");
-        setting(pairwise(&[&x, &y], measure), "bandwidth");
+    for estimator in ESTIMATORS {
+        for bandwidth in [0., -1., f64::NAN, f64::INFINITY, -0., 1e-200, 9e-7, 1.1e6, 1e150] {
+            let measure = Measure::RbfCka { estimator, bandwidth };
+            setting(similarity(&x, &y, measure), "bandwidth");
+            setting(pairwise(&[&x, &y], measure), "bandwidth");
+        }
+        let widest = similarity(&x, &y, Measure::RbfCka { estimator, bandwidth: 1e6 });
+        let linear = similarity(&x, &y, Measure::Cka(estimator));
+        assert!((widest.expect("a number") - linear.expect("a number")).abs() < 1e-6, "{estimator:?}");
     }
+    // No two samples are near each other.
+    let narrowest = |estimator| similarity(&x, &y, Measure::RbfCka { estimator, bandwidth: 1e-6 });
+    assert!(narrowest(Estimator::Biased).is_ok_and(|found| (found - 1.).abs() < 1e-12));
+    assert!(matches!(narrowest(Estimator::Debiased), Err(Error::Degenerate { .. })));
     for variance in [0., -0.5, 1.5, f64::NAN, f64::INFINITY] {
         setting(similarity(&x, &y, Measure::Svcca { variance }), "variance");
         setting(pairwise(&[&x, &y], Measure::Svcca { variance }), "variance");
@@ -633,7 +619,6 @@ fn the_first_bad_layer_of_a_stack_is_named() {
             Measure::Cos(_) | Measure::AngularDistance(_) => {
                 cases.push((&wide, Error::Widths { left: 3, right: 4 }))
             }
-            Measure::MutualKnn { .. } => {}
             _ => cases.push((&constant, Error::Degenerate { spread: 0. })),
         }
         for (bad, source) in cases {

@@ -1,25 +1,19 @@
 //! Sums that come batch by batch give what all samples together give, whatever the batches and the order of merging.
 
+mod samples;
+
 use layerwise_similarity::{
     Centring, ClassAccumulator, CosAccumulator, Error, Estimator, MeanAccumulator, Measure,
     MomentAccumulator, Result, cka, pairwise, pairwise_between,
 };
 use ndarray::{Array2, Axis, s};
+use samples::OF_MOMENTS;
 
-/// What an accumulator and a definition on all samples may differ by, of numbers up to 1: the issue is 1e-9, and sums of some
-/// thousand products cost 4 of 16 digits.
+/// What an accumulator and a definition on all samples may differ by, of numbers up to 1. Sums of some thousand products cost 4
+/// of 16 digits.
 const TOLERANCE: f64 = 1e-9;
 
 const ESTIMATORS: [Estimator; 2] = [Estimator::Biased, Estimator::Debiased];
-const OF_MOMENTS: [Measure; 7] = [
-    Measure::Cka(Estimator::Biased),
-    Measure::Cka(Estimator::Debiased),
-    Measure::Cca,
-    Measure::Svcca { variance: 0.9 },
-    Measure::Pwcca,
-    Measure::Procrustes,
-    Measure::ProcrustesDistance,
-];
 
 /// Numbers in (-1, 1) without a pattern.
 fn noise(seed: u64, n: usize, width: usize) -> Array2<f64> {

@@ -39,11 +39,12 @@ pub fn model_names(folders: &[&Path]) -> Result<Vec<String>> {
         let end: PathBuf = all[all.len().saturating_sub(parts)..].iter().collect();
         end.to_string_lossy().into_owned()
     };
-    let clash = |parts: usize| {
-        let of = |folder| name(folder, parts);
-        folders.iter().any(|one| folders.iter().any(|other| one != other && of(one) == of(other)))
+    let tells_apart = |parts: &usize| {
+        let of = |folder| name(folder, *parts);
+        folders.iter().all(|one| folders.iter().all(|other| one == other || of(one) != of(other)))
     };
-    let parts = (1..).find(|&parts| !clash(parts)).unwrap_or(1);
+    let longest = folders.iter().map(|folder| folder.iter().count()).max().unwrap_or(1);
+    let parts = (1..longest).find(tells_apart).unwrap_or(longest);
     Ok(folders.iter().map(|folder| name(folder, parts)).collect())
 }
 

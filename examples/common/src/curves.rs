@@ -37,6 +37,11 @@ pub fn correlation_table<'a>(models: impl IntoIterator<Item = (&'a str, &'a [Tog
     table
 }
 
+/// A curve of each model, under its name.
+pub fn named<M>(models: &[M], name: fn(&M) -> &str, values: fn(&M) -> Vec<f64>) -> Vec<(&str, Vec<f64>)> {
+    models.iter().map(|model| (name(model), values(model))).collect()
+}
+
 /// The mean of curves over as many layers.
 #[must_use]
 pub fn mean_curve(curves: &[Vec<f64>]) -> Vec<f64> {

@@ -50,7 +50,7 @@ pub struct RunsFlag {
 /// `--limit`, for examples that measure a model on samples.
 #[derive(Args, Clone, Debug)]
 pub struct LimitFlag {
-    /// Measure the first so many samples only [default: all; of those for a checkpoint, 64 with --preset smoke].
+    /// Measure the first so many samples only [default: all; of a checkpoint with --preset smoke 64].
     #[arg(long, value_name = "N")]
     pub limit: Option<NonZeroUsize>,
 }

@@ -55,7 +55,7 @@ pub fn cifar10_recipe(preset: Preset) -> TrainConfig {
     match preset {
         Preset::Smoke => one_cycle(1, 48),
         Preset::Small => one_cycle(8, 64),
-        // The paper's, which fine-tunes, but for the learning rate: it gives 0.1.
+        // The paper's, but for the learning rate, which it gives as 0.1.
         Preset::Paper => TrainConfig {
             optimiser: AdamWConfig { lr: 5e-4, ..Default::default() },
             evaluate_every: 10,

@@ -110,8 +110,8 @@ fn same_task(run: &Path, task: &Value) -> Result<()> {
     create_folder(run)?;
     let file = run.join("task.json");
     if !file.exists() {
-        let mut entries = fs::read_dir(run).with_context(|| run.display().to_string())?;
-        ensure!(entries.next().is_none(), "{}: expected this file, or an empty folder", file.display());
+        let state = run.join("state.safetensors");
+        ensure!(!state.exists(), "{}: missing beside a saved run; take another folder", file.display());
         let text = serde_json::to_string_pretty(task)? + "\n";
         return write_atomic(&file, text.as_bytes());
     }
@@ -122,7 +122,7 @@ fn same_task(run: &Path, task: &Value) -> Result<()> {
         let other: Vec<&str> =
             keys.filter(|(key, value)| saved[*key] != **value).map(|(key, _)| &**key).collect();
         bail!(
-            "{}: the run in this folder has another {}; take another folder",
+            "{}: the run in this folder differs in {}; take another folder",
             file.display(),
             other.join(", ")
         );
@@ -164,21 +164,21 @@ mod tests {
         // Tensors of equal shapes in another model: the trainer alone could not tell.
         let plain = mlp(&MlpConfig { residual: false, ..shape.clone() })?;
         let error = trained("plain", &plain, &data, &config, folder.path(), &stop).unwrap_err().to_string();
-        assert!(error.contains("task.json") && error.contains("another model"), "{error}");
+        assert!(error.contains("task.json") && error.contains("differs in model"), "{error}");
         let mut turned = embedded_digits(60, &Cpu)?;
         turned.augment.rotation_degrees = 90.;
         let error =
             trained("turned", &again, &turned, &config, folder.path(), &stop).unwrap_err().to_string();
-        assert!(error.contains("another augment"), "{error}");
+        assert!(error.contains("differs in augment"), "{error}");
         let fewer = embedded_digits(59, &Cpu)?;
         let error = trained("fewer", &again, &fewer, &config, folder.path(), &stop).unwrap_err().to_string();
-        assert!(error.contains("another data"), "{error}");
+        assert!(error.contains("differs in data"), "{error}");
         let longer = TrainConfig { epochs: 3, ..config.clone() };
         assert!(trained("longer", &again, &data, &longer, folder.path(), &stop).is_err());
         // A state of which nobody knows what it is the state of.
         fs::remove_file(folder.path().join("task.json"))?;
         let error = trained("unknown", &again, &data, &config, folder.path(), &stop).unwrap_err().to_string();
-        assert!(error.contains("task.json") && error.contains("empty folder"), "{error}");
+        assert!(error.contains("task.json") && error.contains("beside a saved run"), "{error}");
         Ok(())
     }
 }

@@ -32,11 +32,11 @@ pub struct VisionFlags {
     /// The flags of every example.
     #[command(flatten)]
     pub common: CommonFlags,
-    /// Folder of CIFAR-10, parquet or binary files; with --model also of PNG and JPEG files [without it, --preset smoke takes the
-    /// embedded digits].
+    /// Folder of CIFAR-10, parquet or binary files; with --model also of MNIST, or of PNG and JPEG files [without it,
+    /// --preset smoke takes the embedded digits].
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Measure this ViT or DeiT folder of Hugging Face's; nothing is trained.
+    /// Measure this ViT or DeiT folder of Hugging Face's. Nothing is trained: --seed and --runs have no place beside it.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["runs", "seed"])]
     pub model: Option<PathBuf>,
     /// How many of the held-out images.
