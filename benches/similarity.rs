@@ -14,9 +14,10 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use criterion::{BenchmarkId, Criterion, Throughput};
-use layerwise::similarity::{Centring, Distance, Estimator, Measure, MomentAccumulator, Result, pairwise};
+use layerwise::similarity::{Measure, MomentAccumulator, Result, pairwise};
 use layerwise_example_common::{
     in_pool,
+    measures::NamedMeasure,
     plots::{self, Series},
 };
 use ndarray::{Array2, ArrayView2, Axis, s};
@@ -30,7 +31,7 @@ struct Args {
     #[command(flatten)]
     timing: Timing,
     #[arg(long, default_value = "cka-debiased")]
-    measure: Name,
+    measure: NamedMeasure,
     #[arg(long, default_value = "whole")]
     form: Form,
     #[arg(long, default_value_t = 13)]
@@ -48,39 +49,6 @@ enum Form {
     Whole,
     /// In batches of 256, of which one is in memory at a time.
     Stream,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Name {
-    Cos,
-    Cka,
-    CkaDebiased,
-    RbfCka,
-    Cca,
-    Svcca,
-    Pwcca,
-    Procrustes,
-    Pnka,
-    Rsa,
-    Knn,
-}
-
-impl Name {
-    fn measure(self) -> Measure {
-        match self {
-            Self::Cos => Measure::Cos(Centring::Samples),
-            Self::Cka => Measure::Cka(Estimator::Biased),
-            Self::CkaDebiased => Measure::Cka(Estimator::Debiased),
-            Self::RbfCka => Measure::RbfCka { estimator: Estimator::Debiased, bandwidth: 0.4 },
-            Self::Cca => Measure::Cca,
-            Self::Svcca => Measure::Svcca { variance: 0.99 },
-            Self::Pwcca => Measure::Pwcca,
-            Self::Procrustes => Measure::Procrustes,
-            Self::Pnka => Measure::Pnka,
-            Self::Rsa => Measure::Rsa(Distance::Correlation),
-            Self::Knn => Measure::MutualKnn { neighbours: 10 },
-        }
-    }
 }
 
 /// Samples of a batch of the stream.
@@ -110,7 +78,7 @@ fn plot(folder: &Path) -> anyhow::Result<()> {
     let mut panels = Vec::new();
     for (what, sizes) in SIZES {
         let mut series = Vec::new();
-        for &name in Name::value_variants() {
+        for &name in NamedMeasure::value_variants() {
             let mut points = Vec::new();
             for [samples, width] in sizes {
                 let stack = stack(LAYERS, samples, width);
@@ -124,7 +92,7 @@ fn plot(folder: &Path) -> anyhow::Result<()> {
                 let varied = if what == "samples" { samples } else { width };
                 points.push(((varied as f64).log2(), seconds[1].log10()));
             }
-            series.push(Series { name: format!("{name:?}"), points });
+            series.push(Series { name: name.title().into(), points });
         }
         let (fixed, title) =
             if what == "samples" { ("width 256", "Samples") } else { ("1,024 samples", "Width") };
@@ -140,8 +108,8 @@ fn plot(folder: &Path) -> anyhow::Result<()> {
 fn bench() -> anyhow::Result<()> {
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
     for (what, sizes) in SIZES {
-        for &name in Name::value_variants() {
-            let mut group = criterion.benchmark_group(format!("similarity/{name:?}/{what}"));
+        for &name in NamedMeasure::value_variants() {
+            let mut group = criterion.benchmark_group(format!("similarity/{}/{what}", name.key()));
             group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
             for [samples, width] in sizes {
                 let varied = if what == "samples" { samples } else { width };
@@ -157,7 +125,7 @@ fn bench() -> anyhow::Result<()> {
     let [samples, width] = SIZES[0].1[2];
     let stack = stack(LAYERS, samples, width);
     criterion.bench_function("similarity/stream", |bencher| {
-        bencher.iter(|| stream(&stack, samples, Name::CkaDebiased.measure()).expect("a good stack"));
+        bencher.iter(|| stream(&stack, samples, NamedMeasure::CkaDebiased.measure()).expect("a good stack"));
     });
     criterion.final_summary();
     Ok(())
@@ -179,7 +147,7 @@ fn measure(args: &Args) -> anyhow::Result<Measured> {
     let gflop = width * (width + 1.) * samples as f64 * 1e-9;
     let threads = args.timing.threads.get() as f64;
     let more = json!({
-        "case": format!("{layers}x{samples}x{}", args.width), "measure": format!("{:?}", args.measure),
+        "case": format!("{layers}x{samples}x{}", args.width), "measure": args.measure.key(),
         "data_rss_mib": data_rss_mib, "gflop": gflop, "limit_s": gflop / (gemm_f64_gflops() * threads),
         "first_last": matrix[[0, layers - 1]],
     });

@@ -20,13 +20,13 @@ use layerwise_example_common::{
     input::Input,
     interrupt,
     layers::{self, Source},
+    measures::NamedMeasure,
     run_main,
 };
 use serde_json::json;
 
 use crate::{
     hidden::HiddenFile,
-    measures::Named,
     show::{Inspected, Other},
 };
 
@@ -51,7 +51,7 @@ struct Flags {
     tokens: bool,
     /// What to measure, separated by commas.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = ["cos", "cka", "cka-debiased"])]
-    measures: Vec<Named>,
+    measures: Vec<NamedMeasure>,
     /// A second checkpoint, whose layers are compared with the first one's on the same input.
     #[arg(long, value_name = "DIR")]
     other: Option<PathBuf>,
@@ -79,7 +79,7 @@ fn inspect(flags: &Flags, device: Device) -> Result<()> {
     let Checkpoint { model, input, .. } = &checkpoint;
     let out = flags.common.out_folder("inspect")?;
     let stop = interrupt::stop_flag()?;
-    let mut measures: Vec<Named> = Vec::new();
+    let mut measures: Vec<NamedMeasure> = Vec::new();
     for named in &flags.measures {
         if !measures.contains(named) {
             measures.push(*named);

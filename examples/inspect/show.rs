@@ -8,13 +8,14 @@ use layerwise_example_common::{
     ModelResults, Report, Results, Table,
     input::Input,
     layers::Source,
+    measures::NamedMeasure,
     plots::{self, Panel, Series},
     progress,
     table::{Column, per_layer, percent, thousandths},
 };
 use serde_json::{Map, Value, json};
 
-use crate::measures::{Matrix, Named};
+use crate::measures::Matrix;
 
 /// What was measured of the model, and of it and another.
 pub(crate) struct Inspected {
@@ -41,7 +42,7 @@ pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: 
         matrix.map(|matrix| to_last(matrix)[1..].to_vec()).unwrap_or_default()
     };
     let mut entry = ModelResults::of(scores.as_ref());
-    (entry.cos_to_last, entry.cka_to_last) = (inner(Named::Cos), inner(Named::Cka));
+    (entry.cos_to_last, entry.cka_to_last) = (inner(NamedMeasure::Cos), inner(NamedMeasure::Cka));
     results.models.insert(name.clone(), entry);
     results.more.insert("similarity".into(), by_key(within));
     if let Some(Other { name, unexpected, across }) = other {
@@ -65,7 +66,7 @@ pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: 
     let curves = |values: fn(&Matrix) -> Vec<f64>, first| -> Vec<Series> {
         within.iter().map(|matrix| Series::per_layer(matrix.named.title(), first, &values(matrix))).collect()
     };
-    let distances = within.iter().any(|matrix| matrix.named == Named::Angular);
+    let distances = within.iter().any(|matrix| matrix.named == NamedMeasure::Angular);
     let unit = if distances { "similarity; angular: distance" } else { "similarity" };
     let panels = vec![
         plots::lines("Each layer and the last", "layer", unit, &curves(to_last, 0), None),
@@ -127,7 +128,7 @@ fn nearest_table(across: &[Matrix]) -> Table {
     let mut table = Table::new(std::iter::once("layer".to_owned()).chain(titles));
     for layer in 0..across.first().map_or(0, |matrix| matrix.values.len()) {
         let cell = |Matrix { named, values }: &Matrix| {
-            let sign = if *named == Named::Angular { -1. } else { 1. };
+            let sign = if *named == NamedMeasure::Angular { -1. } else { 1. };
             let defined = values[layer].iter().enumerate().filter(|(_, value)| value.is_finite());
             let best = defined.max_by(|(_, a), (_, b)| (sign * **a).total_cmp(&(sign * **b)));
             best.map_or("-".into(), |(other, value)| format!("{other} ({})", thousandths(*value)))

@@ -11,32 +11,10 @@ use layerwise_similarity::{
     saturation, similarity,
 };
 use ndarray::{Array2, ArrayView2, array, s};
-use samples::{OF_MOMENTS, good};
+use samples::{MEASURES, OF_MOMENTS, good};
 
 const CENTRINGS: [Centring; 3] = [Centring::Samples, Centring::Features, Centring::None];
 const ESTIMATORS: [Estimator; 2] = [Estimator::Biased, Estimator::Debiased];
-const MEASURES: [Measure; 20] = [
-    Measure::Cos(Centring::Samples),
-    Measure::Cos(Centring::Features),
-    Measure::Cos(Centring::None),
-    Measure::AngularDistance(Centring::Samples),
-    Measure::AngularDistance(Centring::Features),
-    Measure::AngularDistance(Centring::None),
-    Measure::Cka(Estimator::Biased),
-    Measure::Cka(Estimator::Debiased),
-    Measure::RbfCka { estimator: Estimator::Biased, bandwidth: 0.5 },
-    Measure::RbfCka { estimator: Estimator::Debiased, bandwidth: 0.5 },
-    Measure::Cca,
-    Measure::Svcca { variance: 0.9 },
-    Measure::Pwcca,
-    Measure::Procrustes,
-    Measure::ProcrustesDistance,
-    Measure::Pnka,
-    Measure::Rsa(Distance::Correlation),
-    Measure::Rsa(Distance::Euclidean),
-    Measure::Rsa(Distance::Cosine),
-    Measure::MutualKnn { neighbours: 2 },
-];
 
 fn all_are(want: &Error, x: &Array2<f64>, y: &Array2<f64>) {
     for measure in MEASURES {

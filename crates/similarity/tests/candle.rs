@@ -1,34 +1,18 @@
 //! Tensors give the numbers of arrays, bit for bit.
 #![cfg(feature = "candle")]
 
+mod samples;
+
 use std::error::Error;
 
 use candle_core::{DType, Device::Cpu, Tensor};
 use layerwise_similarity::{
-    Centring, Distance, Estimator, Measure, MomentAccumulator, Representation, pairwise, pairwise_between,
-    per_sample, similarity,
+    Estimator, Measure, MomentAccumulator, Representation, pairwise, pairwise_between, per_sample, similarity,
 };
 use ndarray::Array2;
+use samples::MEASURES;
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
-
-const MEASURES: [Measure; 15] = [
-    Measure::Cos(Centring::Samples),
-    Measure::Cos(Centring::Features),
-    Measure::Cos(Centring::None),
-    Measure::AngularDistance(Centring::None),
-    Measure::Cka(Estimator::Biased),
-    Measure::Cka(Estimator::Debiased),
-    Measure::RbfCka { estimator: Estimator::Biased, bandwidth: 0.5 },
-    Measure::Cca,
-    Measure::Svcca { variance: 0.9 },
-    Measure::Pwcca,
-    Measure::Procrustes,
-    Measure::ProcrustesDistance,
-    Measure::Pnka,
-    Measure::Rsa(Distance::Correlation),
-    Measure::MutualKnn { neighbours: 2 },
-];
 
 /// Values that need all the digits of an f64.
 fn array(n: usize, width: usize, phase: f64) -> Array2<f64> {

@@ -1,5 +1,7 @@
 //! What theory promises of the measures, on random representations. What each does not notice: `invariance.rs`.
 
+mod samples;
+
 use layerwise_similarity::{
     Centring, CosAccumulator, Distance, Error, Estimator, MeanAccumulator, Measure, MomentAccumulator,
     Representation, cka, cos, cos_per_sample, pairwise, pairwise_between, per_sample, procrustes_distance,
@@ -7,34 +9,13 @@ use layerwise_similarity::{
 };
 use ndarray::{Array2, Axis, array, s};
 use proptest::{collection::vec, prelude::*};
+use samples::{MEASURES, OF_MOMENTS};
 
 /// Both sides of each comparison are equal in exact arithmetic; sums of some hundred products of numbers near 1 and the
 /// differences in the debiased estimator cost at most 6 of 16 digits.
 const TOLERANCE: f64 = 1e-9;
 /// Angles and distances are square roots near 0: half of the 16 digits.
 const ROOT_TOLERANCE: f64 = 1e-7;
-const MEASURES: [Measure; 20] = [
-    Measure::Cos(Centring::Samples),
-    Measure::Cos(Centring::Features),
-    Measure::Cos(Centring::None),
-    Measure::AngularDistance(Centring::Samples),
-    Measure::AngularDistance(Centring::Features),
-    Measure::AngularDistance(Centring::None),
-    Measure::Cka(Estimator::Biased),
-    Measure::Cka(Estimator::Debiased),
-    Measure::RbfCka { estimator: Estimator::Biased, bandwidth: 0.5 },
-    Measure::RbfCka { estimator: Estimator::Debiased, bandwidth: 0.5 },
-    Measure::Cca,
-    Measure::Svcca { variance: 0.9 },
-    Measure::Pwcca,
-    Measure::Procrustes,
-    Measure::ProcrustesDistance,
-    Measure::Pnka,
-    Measure::Rsa(Distance::Correlation),
-    Measure::Rsa(Distance::Euclidean),
-    Measure::Rsa(Distance::Cosine),
-    Measure::MutualKnn { neighbours: 2 },
-];
 
 /// Of layers of unequal widths, too.
 fn of_any_widths() -> impl Iterator<Item = Measure> {
@@ -305,15 +286,7 @@ fn accumulators_of_an_offset_of_1e4_in_f32_lose_no_digits() -> Result<(), Error>
         part.push(&batch)?;
         merged_means.merge(MeanAccumulator::from_bytes(&part.to_bytes())?)?;
     }
-    for measure in [
-        Measure::Cka(Estimator::Biased),
-        Measure::Cka(Estimator::Debiased),
-        Measure::Cca,
-        Measure::Svcca { variance: 0.9 },
-        Measure::Pwcca,
-        Measure::Procrustes,
-        Measure::ProcrustesDistance,
-    ] {
+    for measure in OF_MOMENTS {
         let want = pairwise(&near, measure)?[[0, 1]];
         for found in [moments.pairwise(measure)?, merged.pairwise(measure)?] {
             assert!((found[[0, 1]] - want).abs() < OFFSET_TOLERANCE, "{measure:?}: {found}, want {want}");

@@ -9,6 +9,7 @@ pub mod images;
 pub mod input;
 pub mod interrupt;
 pub mod layers;
+pub mod measures;
 pub mod plots;
 pub mod progress;
 pub mod recipes;

@@ -2,8 +2,32 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
-use layerwise_similarity::{Estimator, Measure};
+use layerwise_similarity::{Centring, Distance, Estimator, Measure};
 use ndarray::Array2;
+
+/// Every measure, with every choice that it has.
+pub(crate) const MEASURES: [Measure; 20] = [
+    Measure::Cos(Centring::Samples),
+    Measure::Cos(Centring::Features),
+    Measure::Cos(Centring::None),
+    Measure::AngularDistance(Centring::Samples),
+    Measure::AngularDistance(Centring::Features),
+    Measure::AngularDistance(Centring::None),
+    Measure::Cka(Estimator::Biased),
+    Measure::Cka(Estimator::Debiased),
+    Measure::RbfCka { estimator: Estimator::Biased, bandwidth: 0.5 },
+    Measure::RbfCka { estimator: Estimator::Debiased, bandwidth: 0.5 },
+    Measure::Cca,
+    Measure::Svcca { variance: 0.9 },
+    Measure::Pwcca,
+    Measure::Procrustes,
+    Measure::ProcrustesDistance,
+    Measure::Pnka,
+    Measure::Rsa(Distance::Correlation),
+    Measure::Rsa(Distance::Euclidean),
+    Measure::Rsa(Distance::Cosine),
+    Measure::MutualKnn { neighbours: 2 },
+];
 
 /// The measures of a `MomentAccumulator`.
 pub(crate) const OF_MOMENTS: [Measure; 7] = [
