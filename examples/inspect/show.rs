@@ -6,6 +6,7 @@ use anyhow::Result;
 use layerwise::exit::LayerScores;
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
+    curves::named,
     input::Input,
     layers::Source,
     measures::NamedMeasure,
@@ -64,7 +65,7 @@ pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: 
     let columns = within.len().min(3);
     let maps = plots::write(&out.join("similarity"), heat(within, ("layer", "layer")), columns)?;
     let curves = |values: fn(&Matrix) -> Vec<f64>, first| -> Vec<Series> {
-        within.iter().map(|matrix| Series::per_layer(matrix.named.title(), first, &values(matrix))).collect()
+        plots::series(first, named(within, |matrix| matrix.named.title(), values))
     };
     let distances = within.iter().any(|matrix| matrix.named == NamedMeasure::Angular);
     let unit = if distances { "similarity; angular: distance" } else { "similarity" };

@@ -5,9 +5,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
+    curves::named,
     images::TEST_BATCH,
     plots::{self, Series},
-    table::{Column, decimals, per_layer, percent, thousandths},
+    table::{columns, decimals, per_layer, percent, thousandths},
 };
 use serde_json::json;
 
@@ -26,13 +27,9 @@ pub(crate) fn tables(studied: &[Studied], cut: &Cut) -> String {
 pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut: &Cut) -> Result<()> {
     let figures = draw(out, studied)?;
     for model in studied {
-        let mut entry = ModelResults {
-            accuracy: model.scores.accuracy.clone(),
-            loss: model.scores.loss.clone(),
-            cos_to_last: to_last(&model.cos),
-            cka_to_last: to_last(&model.cka),
-            ..Default::default()
-        };
+        let mut entry = ModelResults::of(Some(&model.scores));
+        entry.cos_to_last = to_last(&model.cos);
+        entry.cka_to_last = to_last(&model.cka);
         entry.more.insert("cos".into(), json!(model.cos));
         entry.more.insert("cka".into(), json!(model.cka));
         entry.more.insert("curve".into(), json!(model.curve));
@@ -84,14 +81,12 @@ struct Figures {
 }
 
 fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
-    let series = |values: &dyn Fn(&Studied) -> Vec<f64>| -> Vec<Series> {
-        studied.iter().map(|model| Series::per_layer(model.name, 1, &values(model))).collect()
-    };
+    let series = |values| plots::series(1, curves(studied, values));
     let unit = Some((0., 1.));
     let layers = vec![
-        plots::lines("Accuracy", "layer", "fraction correct", &series(&|m| m.scores.accuracy.clone()), unit),
-        plots::lines("COS to the last layer", "layer", "COS", &series(&|m| to_last(&m.cos)), unit),
-        plots::lines("CKA to the last layer", "layer", "linear CKA", &series(&|m| to_last(&m.cka)), unit),
+        plots::lines("Accuracy", "layer", "fraction correct", &series(|m| m.scores.accuracy.clone()), unit),
+        plots::lines("COS to the last layer", "layer", "COS", &series(|m| to_last(&m.cos)), unit),
+        plots::lines("CKA to the last layer", "layer", "linear CKA", &series(|m| to_last(&m.cka)), unit),
     ];
     let heat = studied
         .iter()
@@ -130,18 +125,16 @@ fn to_last(matrix: &[Vec<f64>]) -> Vec<f64> {
 }
 
 fn layer_table(studied: &[Studied]) -> Table {
-    let column = |name: &str, write: fn(f64) -> String, values: fn(&Studied) -> Vec<f64>| -> Vec<Column> {
-        studied.iter().map(|model| (format!("{name} {}", model.name), write, values(model))).collect()
-    };
-    per_layer(
-        1,
-        &[
-            column("acc.", percent, |model| model.scores.accuracy.clone()),
-            column("COS", thousandths, |model| to_last(&model.cos)),
-            column("CKA", thousandths, |model| to_last(&model.cka)),
-        ]
-        .concat(),
-    )
+    let all = [
+        columns("acc.", percent, curves(studied, |model| model.scores.accuracy.clone())),
+        columns("COS", thousandths, curves(studied, |model| to_last(&model.cos))),
+        columns("CKA", thousandths, curves(studied, |model| to_last(&model.cka))),
+    ];
+    per_layer(1, &all.concat())
+}
+
+fn curves(studied: &[Studied], values: fn(&Studied) -> Vec<f64>) -> Vec<(&str, Vec<f64>)> {
+    named(studied, |model| model.name, values)
 }
 
 fn exit_table(studied: &[Studied]) -> Table {

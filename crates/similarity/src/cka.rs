@@ -4,7 +4,7 @@ use crate::{
     Centring, Error, Measure, Representation, Result,
     error::in_layer,
     frame::{Frame, check_samples, frames},
-    gram::{Gaussian, Kernel, gram_sums, median_squared_distance},
+    gram::{Kernel, gram_sums, median_squared_distance},
     in_memory::by_moments,
     pairwise::similarity,
 };
@@ -173,15 +173,14 @@ pub(crate) fn rbf(
         Estimator::Biased => 0.,
         Estimator::Debiased => at_median.min(LARGEST_SHIFT),
     };
-    let kernel = |(layer, xs)| {
+    let gamma = |(layer, xs)| {
         let median = median_squared_distance(xs);
         let gamma = at_median / median;
-        let kernel = Gaussian { gamma, shift };
-        let kernel = if gamma.is_finite() { Ok(kernel) } else { Err(Error::Degenerate { spread: median }) };
-        in_layer(layer, kernel)
+        let gamma = if gamma.is_finite() { Ok(gamma) } else { Err(Error::Degenerate { spread: median }) };
+        in_layer(layer, gamma)
     };
-    let kernels = xs.iter().enumerate().map(kernel).collect::<Result<Vec<_>>>()?;
-    let sums = gram_sums(&xs, &Kernel::Gaussian(kernels));
+    let gammas = xs.iter().enumerate().map(gamma).collect::<Result<Vec<_>>>()?;
+    let sums = gram_sums(&xs, &Kernel::Gaussian { gammas, shift });
     let hsic = |i: usize, j: usize| {
         let (left, right) = (&sums.rows[i], &sums.rows[j]);
         estimator.hsic_of_sums(sums.products[[i, j]], left.dot(right), (left.sum(), right.sum()), n)

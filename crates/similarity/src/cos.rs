@@ -122,14 +122,13 @@ pub(crate) fn cosine(x: ArrayView1<'_, f64>, y: ArrayView1<'_, f64>) -> f64 {
 
 /// Their angle over pi, `2 atan(|x - y| / |x + y|) / pi`: the arc cosine would lose small angles; 0.5 where one has no direction.
 pub(crate) fn angle(x: ArrayView1<'_, f64>, y: ArrayView1<'_, f64>) -> f64 {
-    let (mut difference, mut sum, mut x_squared, mut y_squared) = (0., 0., 0., 0.);
+    let (mut difference, mut sum) = (0., 0.);
     for (x, y) in x.iter().zip(y) {
         difference += (x - y) * (x - y);
         sum += (x + y) * (x + y);
-        x_squared += x * x;
-        y_squared += y * y;
     }
-    if x_squared == 0. || y_squared == 0. { 0.5 } else { 2. * f64::sqrt(difference).atan2(sum.sqrt()) / PI }
+    // Where one is 0, both are equal; where both are, so are these.
+    if sum + difference == 0. { 0.5 } else { 2. * f64::sqrt(difference).atan2(sum.sqrt()) / PI }
 }
 
 /// Mean of `of(x_i, y_i)` over the samples' directions for each of `pairs` of layers.

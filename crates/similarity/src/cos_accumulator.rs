@@ -1,4 +1,4 @@
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, Axis};
 use rayon::prelude::*;
 
 use crate::{
@@ -66,14 +66,9 @@ impl CosAccumulator {
     /// [`Error::TooFewLayers`] without layers; [`Error::Layer`] around [`Error::Widths`] when they differ in width,
     /// [`Error::NotFinite`] for a NaN or, above 1e280, [`Error::Magnitude`] (row 0 of the means).
     pub fn with_means(means: Vec<Array1<f64>>) -> Result<Self> {
-        for (layer, mean) in means.iter().enumerate() {
-            if let Some(column) = mean.iter().position(|x| !x.is_finite()) {
-                return in_layer(layer, Err(Error::NotFinite { row: 0, column }));
-            }
-            if let Some(column) = mean.iter().position(|x| x.abs() > LARGEST) {
-                return in_layer(layer, Err(Error::Magnitude { row: 0, column, limit: LARGEST }));
-            }
-        }
+        let widths: Vec<usize> = means.iter().map(Array1::len).collect();
+        let rows: Vec<_> = means.iter().map(|mean| mean.view().insert_axis(Axis(0))).collect();
+        read_batch(&rows, &widths, LARGEST)?;
         Self::new(means.into_iter().map(|mean| Centre::Columns(Mean::given(mean))).collect())
     }
 

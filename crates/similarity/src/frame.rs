@@ -123,6 +123,11 @@ pub(crate) fn check_samples(layers: &[&dyn Representation], needed: usize) -> Re
     others.try_for_each(|(layer, &other)| in_layer(layer, same_rows(samples[0], other)))
 }
 
+/// The length of each row.
+pub(crate) fn norms(xs: &Array2<f64>) -> impl Iterator<Item = f64> {
+    xs.rows().into_iter().map(|row| row.dot(&row).sqrt())
+}
+
 /// Scales each row to length 1; rows of length 0 stay 0.
 pub(crate) fn unit_rows(xs: &mut Array2<f64>) {
     for mut row in xs.rows_mut() {

@@ -9,15 +9,9 @@ use crate::{linalg::add_product, representation::chunks};
 pub(crate) enum Kernel {
     /// Nothing.
     Linear,
-    /// `exp(shift - gamma |x_i - x_j|^2) - 1`, with its own numbers for each layer, and 0 on the diagonal. HSIC does not depend on a
+    /// `exp(shift - gamma |x_i - x_j|^2) - 1`, with its own gamma for each layer, and 0 on the diagonal. HSIC does not depend on a
     /// constant, CKA not on a factor; both are chosen so that most numbers are near 0, where differences cost no digits.
-    Gaussian(Vec<Gaussian>),
-}
-
-/// A Gaussian kernel.
-pub(crate) struct Gaussian {
-    pub(crate) gamma: f64,
-    pub(crate) shift: f64,
+    Gaussian { gammas: Vec<f64>, shift: f64 },
 }
 
 /// Sums of all layers' kernel matrices.
@@ -41,7 +35,7 @@ pub(crate) fn gram_sums(layers: &[Array2<f64>], kernel: &Kernel) -> GramSums {
         products: Array2::zeros((layers.len(), layers.len())),
         diagonals: match kernel {
             Kernel::Linear => squares.clone(),
-            Kernel::Gaussian(_) => vec![Array1::zeros(n); layers.len()],
+            Kernel::Gaussian { .. } => vec![Array1::zeros(n); layers.len()],
         },
         rows: vec![Array1::zeros(n); layers.len()],
     };
@@ -66,12 +60,11 @@ pub(crate) fn gram_sums(layers: &[Array2<f64>], kernel: &Kernel) -> GramSums {
                         let (left, right) =
                             (xs.slice(s![rows.clone(), ..]), xs.slice(s![columns.clone(), ..]));
                         add_product(tile.view_mut(), left, right.t());
-                        let Kernel::Gaussian(kernels) = kernel else { continue };
-                        let Gaussian { gamma, shift } = kernels[l];
+                        let Kernel::Gaussian { gammas, shift } = kernel else { continue };
                         for ((i, j), k) in tile.indexed_iter_mut() {
                             let distance =
                                 squared_distance(xs, &squares[l], (rows.start + i, columns.start + j), *k);
-                            *k = (shift - gamma * distance).exp_m1();
+                            *k = (shift - gammas[l] * distance).exp_m1();
                         }
                         if diagonal {
                             tile.diag_mut().fill(0.);

@@ -1,10 +1,10 @@
-use ndarray::{Array1, Array2, Axis};
+use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
 use crate::{
     Centring, Error, Measure, Representation, Result,
     error::in_layer,
-    frame::{check_samples, frames, unit_rows},
+    frame::{check_samples, frames, norms, unit_rows},
     mean::rounding,
     pairwise::similarity,
 };
@@ -86,7 +86,7 @@ pub(crate) fn scores(
             if distance != Distance::Euclidean {
                 unit_rows(&mut xs);
             }
-            let mut norms = xs.map_axis(Axis(1), |row| row.dot(&row).sqrt()).to_vec();
+            let mut norms: Vec<f64> = norms(&xs).collect();
             norms.sort_unstable_by(f64::total_cmp);
             centred_ranks(distances(&xs, distance), rounding(norms[norms.len() / 2]))
         };

@@ -4,7 +4,7 @@ use crate::{
     Centring, Error, Representation, Result,
     cos::{cosine, mean_of_rows, of_rows},
     error::in_layer,
-    frame::{Frame, frames, safe_scale, size_of, unit_rows},
+    frame::{Frame, frames, norms, safe_scale, size_of, unit_rows},
     mean::ROWS,
     representation::chunks,
 };
@@ -124,10 +124,6 @@ fn on_one_scale<R: Representation>(layers: &[R], centring: Centring) -> Result<V
         .enumerate()
         .map(|(layer, xs)| in_layer(layer, Frame::scaled(xs, centring, safe_scale(size))));
     frames.collect()
-}
-
-fn norms(xs: &Array2<f64>) -> impl Iterator<Item = f64> {
-    xs.rows().into_iter().map(|row| row.dot(&row).sqrt())
 }
 
 fn sum_of_cosines(mut x: Array2<f64>, mut y: Array2<f64>) -> f64 {

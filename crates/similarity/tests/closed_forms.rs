@@ -1,10 +1,13 @@
 //! Cases worked out by hand.
 
+mod samples;
+
 use layerwise_similarity::{
     Centring, Distance, Error, Estimator, Measure, Result, angular_distance, block_relations, cka, cos,
     cos_per_sample, pairwise, pairwise_between, rbf_cka, rsa,
 };
 use ndarray::{Array2, array, concatenate};
+use samples::noise;
 
 /// A handful of operations on numbers near 1.
 const TOLERANCE: f64 = 1e-14;
@@ -92,17 +95,8 @@ fn cka_of_orthogonal_designs() -> Result<()> {
 
 /// `x` and `x` with noise, of `n` samples.
 fn noisy(n: usize, width: usize) -> [Array2<f64>; 2] {
-    let noise = |seed: u32| {
-        move |(i, j): (usize, usize)| {
-            let mut hashed = (i * width + j) as u32 ^ seed;
-            for factor in [0x85eb_ca6b, 0xc2b2_ae35] {
-                hashed = (hashed ^ hashed >> 16).wrapping_mul(factor);
-            }
-            f64::from(hashed >> 8) / f64::from(1 << 23) - 1.
-        }
-    };
-    let x = Array2::from_shape_fn((n, width), noise(0));
-    let y = &x + &Array2::from_shape_fn((n, width), noise(0x5bd1_e995));
+    let x = noise(0, n, width);
+    let y = &x + &noise(1, n, width);
     [x, y]
 }
 
@@ -134,13 +128,17 @@ fn hsic_1(k: &Array2<f64>, l: &Array2<f64>) -> f64 {
     (k * l).sum() + k.sum() * l.sum() / ((n - 1.) * (n - 2.)) - 2. / (n - 2.) * rows
 }
 
+fn debiased_rbf_cka(x: &Array2<f64>, y: &Array2<f64>, bandwidth: f64) -> f64 {
+    let (k, l) = (kernel(x, bandwidth), kernel(y, bandwidth));
+    hsic_1(&k, &l) / (hsic_1(&k, &k) * hsic_1(&l, &l)).sqrt()
+}
+
 /// In 512 dimensions all samples are about equally far apart: with a bandwidth of 0.2 the kernel is 4e-6 everywhere.
 #[test]
 fn debiased_cka_of_narrow_kernels() -> Result<()> {
     let [x, y] = noisy(60, 512);
     for bandwidth in [0.15, 0.2, 0.4, 0.8] {
-        let (k, l) = (kernel(&x, bandwidth), kernel(&y, bandwidth));
-        let want = hsic_1(&k, &l) / (hsic_1(&k, &k) * hsic_1(&l, &l)).sqrt();
+        let want = debiased_rbf_cka(&x, &y, bandwidth);
         let got = rbf_cka(&x, &y, Estimator::Debiased, bandwidth)?;
         assert!((got - want).abs() < 1e-9, "bandwidth {bandwidth}: {got}, want {want}");
     }
@@ -166,8 +164,7 @@ fn one_far_sample_hides_no_other() -> Result<()> {
     let got = rsa(&x, &y, Distance::Euclidean)?;
     assert!((got - want).abs() < 1e-6, "RSA {got}, want {want}");
     for bandwidth in [0.5, 1.] {
-        let (k, l) = (kernel(&x, bandwidth), kernel(&y, bandwidth));
-        let want = hsic_1(&k, &l) / (hsic_1(&k, &k) * hsic_1(&l, &l)).sqrt();
+        let want = debiased_rbf_cka(&x, &y, bandwidth);
         let got = rbf_cka(&x, &y, Estimator::Debiased, bandwidth)?;
         assert!((got - want).abs() < 1e-6, "RBF CKA {got}, want {want}");
     }

@@ -7,24 +7,13 @@ use layerwise_similarity::{
     MomentAccumulator, Result, cka, pairwise, pairwise_between,
 };
 use ndarray::{Array2, Axis, s};
-use samples::OF_MOMENTS;
+use samples::{OF_MOMENTS, noise};
 
 /// What an accumulator and a definition on all samples may differ by, of numbers up to 1. Sums of some thousand products cost 4
 /// of 16 digits.
 const TOLERANCE: f64 = 1e-9;
 
 const ESTIMATORS: [Estimator; 2] = [Estimator::Biased, Estimator::Debiased];
-
-/// Numbers in (-1, 1) without a pattern.
-fn noise(seed: u64, n: usize, width: usize) -> Array2<f64> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
-    Array2::from_shape_simple_fn((n, width), || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.
-    })
-}
 
 /// Independent standard normal numbers (Box and Muller).
 fn gaussian(seed: u64, n: usize, width: usize) -> Array2<f64> {

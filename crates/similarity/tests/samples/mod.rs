@@ -44,3 +44,14 @@ pub(crate) const OF_MOMENTS: [Measure; 7] = [
 pub(crate) fn good(n: usize, width: usize) -> Array2<f64> {
     Array2::from_shape_fn((n, width), |(i, j)| ((i * 3 + j * 5) as f64).sin())
 }
+
+/// Numbers in (-1, 1) without a pattern.
+pub(crate) fn noise(seed: u64, n: usize, width: usize) -> Array2<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    Array2::from_shape_simple_fn((n, width), || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.
+    })
+}
