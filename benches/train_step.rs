@@ -72,12 +72,12 @@ fn step(
         Objective::Standard => train::Objective::Standard,
         Objective::Aligned => train::Objective::Aligned { weights: Default::default() },
     };
-    let weights = objective.turn(model.depth(), 0, 0)?;
+    let terms = objective.turn(model.depth(), Moment::default())?;
     let mut optimiser = AdamW::new(&params, Default::default())?;
     let mut seed = 0;
     Ok(move || {
         seed += 1;
-        let total = loss(&*model, &batch, &labels, &weights, 0., Pass::train(seed))?.total;
+        let total = loss(&*model, &batch, &labels, &terms, 0., Pass::train(seed))?.total;
         let value = total.to_scalar::<f32>()?;
         optimiser.step(&params, &take_gradients(backward(&total)?, &params), StepScale::default())?;
         Ok(value)

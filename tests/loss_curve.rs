@@ -29,8 +29,8 @@ fn training_follows_pytorch() -> Result<(), Box<dyn std::error::Error>> {
         let rows = data["batches"].get(step)?;
         let batch = Batch::from(images.index_select(&rows, 0)?);
         let labels = data["labels"].index_select(&rows, 0)?;
-        let weights = objective.turn(vit.depth(), step, step)?;
-        let total = loss(&vit, &batch, &labels, &weights, 0., Pass::EVAL)?.total;
+        let terms = objective.turn(vit.depth(), Moment { step, micro_batch: step, ..Default::default() })?;
+        let total = loss(&vit, &batch, &labels, &terms, 0., Pass::EVAL)?.total;
         worst = worst.max(f64::from((total.to_scalar::<f32>()? - want).abs()));
         let gradients = take_gradients(backward(&total)?, vit.params());
         let gradient = clip_factor(global_norm(&gradients)?, 1.);

@@ -49,6 +49,6 @@ pub fn audit<M: Tapped + ?Sized>(
     weights: &[f64],
     idle: &[String],
 ) -> Result<()> {
-    let loss = loss(model, batch, labels, weights, 0., Pass::EVAL)?;
+    let loss = loss(model, batch, labels, &weights.to_vec().into(), 0., Pass::EVAL)?;
     audit_gradients(params, &take_gradients(layerwise_ops::backward(&loss.total)?, params), idle)
 }

@@ -17,7 +17,7 @@ pub use config::TrainConfig;
 pub use error::{Error, Result};
 pub use events::{Evaluate, Evaluation, Event, Hooks, OnEvent, StepRecord, TrainReport};
 pub use loss::{Loss, loss};
-pub use objective::{LayerWeights, Objective, Unit};
+pub use objective::{LayerWeights, Moment, Objective, Terms, Unit};
 pub use optimiser::{
     AdamW, AdamWConfig, Gradients, ParamGroup, StepScale, accumulate, clip_factor, decays, global_norm,
     take_gradients,

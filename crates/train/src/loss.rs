@@ -1,64 +1,172 @@
-use candle_core::{DType, Tensor};
+use candle_core::{D, DType, Tensor};
 use layerwise_models::{Batch, Pass, Tapped, tap::for_each_layer};
-use layerwise_ops::{CrossEntropy, cross_entropy};
+use layerwise_ops::{CrossEntropy, cross_entropy, softmax};
 
-use crate::{Error, Result};
+use crate::{Error, Result, Terms};
 
 /// Loss of one batch.
 #[derive(Clone, Debug)]
 pub struct Loss {
-    /// `sum_l w_l CE_l`, a scalar on the graph.
+    /// The weighted sum of all terms, a scalar on the graph.
     pub total: Tensor,
-    /// Mean cross-entropy of each exit that has a weight; `None` for the others, which are not computed.
+    /// Mean cross-entropy of each exit that was computed for it; `None` for the others.
     pub per_layer: Vec<Option<f64>>,
 }
 
-/// `sum_l w_l CE(exit_l(h^l), y)` over the exits whose weight is not 0.
+/// An exit that was computed.
+struct Exit {
+    layer: usize,
+    logits: Tensor,
+    cross_entropy: Tensor,
+}
+
+/// The [`Terms`] of a batch: cross-entropies of the exits that have a weight, and what else there is.
 ///
-/// `labels` is `(rows)`, u32, a row for each row of the model's feature; `weights` has one value a layer.
+/// `labels` is `(rows)`, u32, a row for each row of the model's feature.
 ///
 /// # Errors
 ///
 /// [`Error::Label`] naming row and label when the head has no such class; [`Error::Rows`] when the numbers of rows differ;
-/// [`Error::Setting`] unless there is one weight a layer and one that is not 0.
+/// [`Error::Setting`] unless each list of weights is as long as the model is deep (or empty, where it may be) and one
+/// cross-entropy has a weight that is not 0.
 pub fn loss<M: Tapped + ?Sized>(
     model: &M,
     batch: &Batch,
     labels: &Tensor,
-    weights: &[f64],
+    terms: &Terms,
     label_smoothing: f64,
     pass: Pass,
 ) -> Result<Loss> {
     let depth = model.depth();
-    if weights.len() != depth || weights.iter().all(|w| *w == 0.) {
-        let expected = format!("{depth}, one a layer, not all 0");
-        return Err(Error::Setting { field: "weights", value: format!("{weights:?}"), expected });
-    }
+    check(terms, depth)?;
     let config = CrossEntropy { label_smoothing, ..Default::default() };
-    let mut per_layer = vec![None; depth];
-    let mut total: Option<Tensor> = None;
+    let distilled = terms.distillation.iter().any(|weight| *weight != 0.);
+    let teaches = |layer: usize| layer == depth && (distilled || terms.balanced);
+    let mut exits: Vec<Exit> = Vec::new();
+    let mut features = Vec::new();
     for_each_layer(model, batch, pass, |layer, hidden| {
-        let Some(weight) = layer.checked_sub(1).map(|i| weights[i]).filter(|weight| *weight != 0.) else {
+        if layer == 0 {
             return Ok(());
-        };
-        let logits = model.exit(layer, &model.feature(hidden)?)?;
-        let (rows, classes) = logits.dims2()?;
-        if total.is_none() {
-            check_labels(labels, rows, classes)?;
         }
-        let exit = cross_entropy(&logits, labels, None, &config)?;
-        per_layer[layer - 1] = Some(exit.to_dtype(DType::F64)?.to_scalar::<f64>()?);
-        let exit = (exit * weight)?;
-        total = Some(match &total {
-            Some(total) => (total + exit)?,
-            None => exit,
-        });
+        let weighed = [&terms.cross_entropy, &terms.distillation].iter().any(|weights| of(weights, layer) != 0.);
+        let answers = weighed || teaches(layer);
+        if !answers && terms.cosine.is_empty() {
+            return Ok(());
+        }
+        let feature = model.feature(hidden)?;
+        if answers {
+            let logits = model.exit(layer, &feature)?;
+            if exits.is_empty() {
+                let (rows, classes) = logits.dims2()?;
+                check_labels(labels, rows, classes)?;
+            }
+            let cross_entropy = cross_entropy(&logits, labels, None, &config)?;
+            exits.push(Exit { layer, logits, cross_entropy });
+        }
+        if !terms.cosine.is_empty() {
+            features.push(feature);
+        }
         Ok::<_, Error>(())
     })?;
-    match total {
-        Some(total) => Ok(Loss { total, per_layer }),
-        None => Err(candle_core::Error::msg("the model ran no layer").into()),
+    let Some(last) = exits.last() else {
+        return Err(candle_core::Error::msg("the model ran no layer").into());
+    };
+
+    let mut sum: Option<Tensor> = None;
+    let mut add = |term: Tensor| {
+        sum = Some(match &sum {
+            Some(sum) => (sum + term)?,
+            None => term,
+        });
+        Ok::<_, Error>(())
+    };
+    let pull = |exit: &Exit| pull(&exit.logits, labels, label_smoothing);
+    let last_pull = if terms.balanced { pull(last)? } else { 0. };
+    let teacher = distilled.then(|| log_softmax(&last.logits.detach(), terms.temperature)).transpose()?;
+    for exit in &exits {
+        let (mut hard, soft) = (of(&terms.cross_entropy, exit.layer), of(&terms.distillation, exit.layer));
+        if hard != 0. {
+            if terms.balanced {
+                let own = pull(exit)?;
+                hard *= if own > last_pull { last_pull / own } else { 1. };
+            }
+            add((&exit.cross_entropy * hard)?)?;
+        }
+        if let Some(teacher) = teacher.as_ref().filter(|_| soft != 0.) {
+            let divergence = divergence(teacher, &log_softmax(&exit.logits, terms.temperature)?)?;
+            add((divergence * (soft * terms.temperature.powi(2)))?)?;
+        }
     }
+    if let Some((last, inner)) = features.split_last() {
+        for (feature, weight) in inner.iter().zip(&terms.cosine).filter(|(_, weight)| **weight != 0.) {
+            add(((1. - cosine(feature, last)?)? * *weight)?)?;
+        }
+    }
+    let Some(total) = sum else {
+        return Err(candle_core::Error::msg("the model ran no layer").into());
+    };
+    let mut per_layer = vec![None; depth];
+    for exit in &exits {
+        per_layer[exit.layer - 1] = Some(exit.cross_entropy.to_dtype(DType::F64)?.to_scalar::<f64>()?);
+    }
+    Ok(Loss { total, per_layer })
+}
+
+/// The weight of a layer; 0 where there are none.
+fn of(weights: &[f64], layer: usize) -> f64 {
+    weights.get(layer - 1).copied().unwrap_or(0.)
+}
+
+/// Euclidean norm of `dCE/dz` at all logits, times the number of rows: what `softmax(z)` lacks to the targets.
+fn pull(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Result<f64> {
+    let rows = softmax(&logits.detach())?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+    let mut squares = 0.;
+    for (row, label) in rows.iter().zip(labels.to_vec1::<u32>()?) {
+        let spread = label_smoothing / row.len() as f64;
+        for (class, p) in row.iter().enumerate() {
+            let target = spread + if class == label as usize { 1. - label_smoothing } else { 0. };
+            squares += (p - target).powi(2);
+        }
+    }
+    Ok(squares.sqrt())
+}
+
+/// `log softmax(z / T)` of each row.
+fn log_softmax(logits: &Tensor, temperature: f64) -> Result<Tensor> {
+    let logits = (logits / temperature)?;
+    Ok(logits.broadcast_sub(&logits.log_sum_exp(D::Minus1)?.unsqueeze(D::Minus1)?)?)
+}
+
+/// `KL(p || q)`, mean over rows, of logarithms of probabilities.
+fn divergence(p: &Tensor, q: &Tensor) -> Result<Tensor> {
+    Ok((p.exp()? * (p - q)?)?.sum(D::Minus1)?.mean_all()?)
+}
+
+/// Cosine of each row with that of another tensor, mean over rows.
+fn cosine(xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
+    let dot = |a: &Tensor, b: &Tensor| (a * b)?.sum(D::Minus1);
+    // A row of zeros has cosine 0 with all others.
+    let norms = (dot(xs, xs)? * dot(ys, ys)?)?.affine(1., f64::from(f32::MIN_POSITIVE))?.sqrt()?;
+    Ok((dot(xs, ys)? / norms)?.mean_all()?)
+}
+
+fn check(terms: &Terms, depth: usize) -> Result<()> {
+    let lists = [
+        ("cross_entropy", &terms.cross_entropy, false),
+        ("distillation", &terms.distillation, true),
+        ("cosine", &terms.cosine, true),
+    ];
+    for (field, weights, may_be_empty) in lists {
+        if weights.len() != depth && !(may_be_empty && weights.is_empty()) {
+            let value = format!("{} weights", weights.len());
+            return Err(Error::Setting { field, value, expected: format!("{depth}, one a layer") });
+        }
+    }
+    if terms.cross_entropy.iter().all(|weight| *weight == 0.) {
+        let value = format!("{:?}", terms.cross_entropy);
+        return Err(Error::Setting { field: "cross_entropy", value, expected: "weights, not all 0".into() });
+    }
+    Ok(())
 }
 
 fn check_labels(labels: &Tensor, rows: usize, classes: usize) -> Result<()> {

@@ -6,7 +6,7 @@ use rand::RngCore;
 use tracing::{debug, info};
 
 use crate::{
-    AdamW, Error, Evaluation, Event, Gradients, Hooks, Result, Samples, StepRecord, TrainConfig, TrainReport,
+    AdamW, Error, Evaluation, Event, Gradients, Hooks, Moment, Result, Samples, StepRecord, TrainConfig, TrainReport,
     audit::audit_gradients,
     checkpoint::RunFolder,
     loss::{Loss, loss},
@@ -157,12 +157,13 @@ fn one_step<M: Tapped + ?Sized, S: Samples + ?Sized>(
     let mut per_layer = vec![(0., 0.); depth];
     for (i, part) in parts(indices, config.accumulation).enumerate() {
         let micro_batch = at.step * config.accumulation + i;
-        let weights = config.objective.turn(depth, at.step, micro_batch)?;
+        let moment = Moment { step: at.step, steps: at.steps, micro_batch };
+        let terms = config.objective.turn(depth, moment)?;
         let counter = micro_batch as u64;
         let (batch, labels) = data.batch(part, &mut stream(config.seed, Stream::Augmentation, counter))?;
         let pass = Pass::train(stream(config.seed, Stream::Dropout, counter).next_u64());
         let Loss { total: value, per_layer: values } =
-            loss(model, &batch, &labels, &weights, config.label_smoothing, pass)?;
+            loss(model, &batch, &labels, &terms, config.label_smoothing, pass)?;
         // A mean over the whole batch, whatever the sizes of its parts.
         let share = part.len() as f64 / indices.len() as f64;
         let value = (value * share)?;
@@ -214,9 +215,8 @@ fn audit_first_batch<M: Tapped + ?Sized, S: Samples + ?Sized>(
     let first_step = &order[..config.batch_size.min(data.len())];
     let first = parts(first_step, config.accumulation).next().unwrap_or_default();
     let (batch, labels) = data.batch(first, &mut stream(config.seed, Stream::Augmentation, 0))?;
-    // Turn 1 is the aligned one where the objective alternates.
-    let weights = config.objective.turn(model.depth(), 1, 1)?;
-    let total = loss(model, &batch, &labels, &weights, 0., Pass::EVAL)?.total;
+    let exits = config.objective.exits(model.depth())?;
+    let total = loss(model, &batch, &labels, &exits.into(), 0., Pass::EVAL)?.total;
     let value = scalar(&total)?;
     if !value.is_finite() {
         return Err(Error::Loss { step: 1, loss: value });

@@ -1,4 +1,4 @@
-//! The objectives: layer weights, the loss over all exits, its gradient, and whose turn it is.
+//! Layer weights, the loss over all exits, and its gradient.
 
 mod common;
 
@@ -6,7 +6,7 @@ use candle_core::{Device::Cpu, Tensor};
 use layerwise_models::{Batch, Params, Pass, Tapped, tap};
 use layerwise_testkit::{Counted, Scripted, TinyStack, assert_close, random, tiny_vit, tiny_vit_config};
 use layerwise_train::{
-    Error, Hooks, LayerWeights, Objective, Samples, Unit, audit, loss, take_gradients, train,
+    Error, Hooks, LayerWeights, Moment, Objective, Samples, audit, loss, take_gradients, train,
 };
 
 use crate::common::{Done, config, two_classes, values};
@@ -19,7 +19,10 @@ fn weights_are_the_formulas_and_sum_to_one() -> Done {
     for depth in [1, 2, 3, 12, 24] {
         let layers = || (1..=depth).map(|l| l as f64);
         let roots: f64 = layers().map(f64::sqrt).sum();
-        let cases: [(LayerWeights, Vec<f64>); 4] = [
+        let sum = (depth * (depth + 1)) as f64 / 2.;
+        let half_last = layers().map(|l| (l / sum + f64::from(u8::from(l == depth as f64))) / 2.);
+        let cases: [(LayerWeights, Vec<f64>); 5] = [
+            (LayerWeights::HalfLast, half_last.collect()),
             (LayerWeights::Linear, layers().map(|l| 2. * l / (depth * (depth + 1)) as f64).collect()),
             (LayerWeights::Uniform, layers().map(|_| 1. / depth as f64).collect()),
             (LayerWeights::Sqrt, layers().map(|l| l.sqrt() / roots).collect()),
@@ -50,7 +53,7 @@ fn one_layer_is_plain_cross_entropy() -> Done {
     let model = TinyStack::new(1, 6, 4, 1)?;
     let (batch, labels) = (Batch::from(random(2, &[9, 6])), labels(9, 4)?);
     let weights = LayerWeights::Linear.weights(1)?;
-    let got = loss(&model, &batch, &labels, &weights, 0., Pass::EVAL)?;
+    let got = loss(&model, &batch, &labels, &weights.clone().into(), 0., Pass::EVAL)?;
     let want = candle_nn::loss::cross_entropy(&tap::forward(&model, &batch, Pass::EVAL)?, &labels)?;
     Ok(assert_close(&got.total, &want, SUM)?)
 }
@@ -62,7 +65,7 @@ fn equal_states_at_all_layers_are_plain_cross_entropy() -> Done {
     let want = candle_nn::loss::cross_entropy(&logits.squeeze(1)?, &labels)?;
     let script = Batch::from(logits.repeat((1, 6, 1))?);
     for kind in [LayerWeights::Linear, LayerWeights::Uniform, LayerWeights::Sqrt] {
-        let got = loss(&Scripted { depth: 6 }, &script, &labels, &kind.weights(6)?, 0., Pass::EVAL)?;
+        let got = loss(&Scripted { depth: 6 }, &script, &labels, &kind.weights(6)?.into(), 0., Pass::EVAL)?;
         assert_close(&got.total, &want, SUM)?;
     }
     Ok(())
@@ -76,7 +79,7 @@ fn two_layers_by_hand() -> Done {
     let script = Batch::from(Tensor::new(&[[[0., 0.], odds], [[0., 0.], odds]], &Cpu)?);
     let labels = Tensor::new(&[0u32, 1], &Cpu)?;
     let weights = LayerWeights::Linear.weights(2)?;
-    let got = loss(&Scripted { depth: 2 }, &script, &labels, &weights, 0., Pass::EVAL)?;
+    let got = loss(&Scripted { depth: 2 }, &script, &labels, &weights.clone().into(), 0., Pass::EVAL)?;
     let (first, second) = (2f64.ln(), ((4f64 / 3.).ln() + 4f64.ln()) / 2.);
     assert_close(&got.total, &Tensor::new(first / 3. + second * 2. / 3., &Cpu)?, SUM)?;
     let got = got.per_layer.into_iter().collect::<Option<Vec<f64>>>().expect("a value for each layer");
@@ -91,8 +94,8 @@ fn a_boxed_model_trains_like_itself() -> Done {
     let (data, weights) = (two_classes(8, 6, 1), LayerWeights::Linear.weights(3)?);
     let batch = Batch::from(data.inputs.clone());
     audit(&*boxed, &params, &batch, &data.labels, &weights, &[])?;
-    let got = loss(&*boxed, &batch, &data.labels, &weights, 0., Pass::EVAL)?;
-    let want = loss(&stack, &batch, &data.labels, &weights, 0., Pass::EVAL)?;
+    let got = loss(&*boxed, &batch, &data.labels, &weights.clone().into(), 0., Pass::EVAL)?;
+    let want = loss(&stack, &batch, &data.labels, &weights.clone().into(), 0., Pass::EVAL)?;
     assert_close(&got.total, &want.total, 0.)?;
     let samples: &dyn Samples = &data;
     train(&*boxed, &params, samples, &config(), None, Hooks::default())?;
@@ -106,11 +109,11 @@ fn a_boxed_model_trains_like_itself() -> Done {
 fn exits_without_weight_are_not_computed() -> Done {
     let model = Counted::new(TinyStack::new(4, 6, 3, 1)?);
     let batch = Batch::from(random(2, &[5, 6]));
-    let got = loss(&model, &batch, &labels(5, 3)?, &[0., 0.5, 0., 0.5], 0., Pass::EVAL)?;
+    let got = loss(&model, &batch, &labels(5, 3)?, &vec![0., 0.5, 0., 0.5].into(), 0., Pass::EVAL)?;
     assert_eq!((model.blocks(), model.exits()), (vec![5; 4], vec![0, 5, 0, 5]));
     let computed: Vec<bool> = got.per_layer.iter().map(Option::is_some).collect();
     assert_eq!(computed, [false, true, false, true]);
-    let standard = Objective::Standard.turn(4, 0, 0)?;
+    let standard = Objective::Standard.turn(4, Moment::default())?;
     loss(&model, &batch, &labels(5, 3)?, &standard, 0., Pass::EVAL)?;
     assert_eq!(model.exits(), [0, 5, 0, 10]);
     Ok(())
@@ -127,7 +130,7 @@ fn the_gradient_is_the_weighted_sum_of_each_exits() -> Done {
 fn weighted_sum(model: &impl Tapped, params: &Params, inputs: Tensor) -> Done {
     let (batch, labels) = (Batch::from(inputs), labels(5, 3)?);
     let weights = LayerWeights::Linear.weights(model.depth())?;
-    let aligned = loss(model, &batch, &labels, &weights, 0., Pass::EVAL)?.total;
+    let aligned = loss(model, &batch, &labels, &weights.clone().into(), 0., Pass::EVAL)?.total;
     let got = take_gradients(aligned.backward()?, params);
     for (name, var) in params.iter() {
         let mut want = var.zeros_like()?;
@@ -154,7 +157,7 @@ fn label_smoothing_equals_pytorch() -> Done {
     let script =
         Tensor::new(&[[[1.5f32, -0.3, 0.2, 2.1]], [[0.0, 4.0, -1.0, 0.5]], [[-2.0, 0.7, 0.7, 0.1]]], &Cpu)?;
     let labels = Tensor::new(&[3u32, 0, 2], &Cpu)?;
-    let got = loss(&Scripted { depth: 1 }, &script.into(), &labels, &[1.], 0.1, Pass::EVAL)?;
+    let got = loss(&Scripted { depth: 1 }, &script.into(), &labels, &vec![1.].into(), 0.1, Pass::EVAL)?;
     Ok(assert_close(&got.total, &Tensor::new(1.9048811040029314, &Cpu)?, SUM)?)
 }
 
@@ -163,7 +166,7 @@ fn wrong_labels_and_weights_are_named() -> Done {
     let script = Batch::from(Tensor::zeros((3, 2, 4), candle_core::DType::F32, &Cpu)?);
     let run = |labels: &[u32], weights: &[f64]| {
         let labels = Tensor::new(labels, &Cpu).unwrap();
-        loss(&Scripted { depth: 2 }, &script, &labels, weights, 0., Pass::EVAL).unwrap_err()
+        loss(&Scripted { depth: 2 }, &script, &labels, &weights.to_vec().into(), 0., Pass::EVAL).unwrap_err()
     };
     let error = run(&[0, 4, 1], &[0.5, 0.5]);
     assert!(matches!(error, Error::Label { row: 1, label: 4, classes: 4 }), "{error}");
@@ -171,32 +174,8 @@ fn wrong_labels_and_weights_are_named() -> Done {
     assert!(matches!(error, Error::Rows { rows: 3, labels: 2 }), "{error}");
     for weights in [&[1.][..], &[0., 0.], &[1., 1., 1.]] {
         let error = run(&[0, 1, 2], weights);
-        assert!(matches!(error, Error::Setting { field: "weights", .. }), "{error}");
+        assert!(matches!(error, Error::Setting { field: "cross_entropy", .. }), "{error}");
     }
-    Ok(())
-}
-
-#[test]
-fn turns_alternate_by_their_unit_standard_first() -> Done {
-    // Two layers: a standard turn weighs layer 1 with 0, an aligned one with 1/3. Four steps of three micro-batches.
-    let turns = |objective: &Objective| -> Result<String, Error> {
-        let mut turns = String::new();
-        for step in 0..4 {
-            for i in 0..3 {
-                let weights = objective.turn(2, step, step * 3 + i)?;
-                turns.push(if weights == [0., 1.] { 's' } else { 'a' });
-                assert!(weights == [0., 1.] || weights == LayerWeights::Linear.weights(2)?);
-            }
-        }
-        Ok(turns)
-    };
-    let weights = LayerWeights::Linear;
-    let alternating = |unit| Objective::Alternating { weights: weights.clone(), unit };
-    assert_eq!(turns(&alternating(Unit::Step))?, "sssaaasssaaa");
-    assert_eq!(turns(&alternating(Unit::MicroBatch))?, "sasasasasasa");
-    assert_eq!(turns(&Objective::Standard)?, "ssssssssssss");
-    assert_eq!(turns(&Objective::Aligned { weights: weights.clone() })?, "aaaaaaaaaaaa");
-    assert_eq!(Objective::default(), alternating(Unit::Step));
     Ok(())
 }
 

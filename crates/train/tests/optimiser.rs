@@ -280,7 +280,7 @@ fn an_exit_weighed_in_some_micro_batches_reports_its_mean_loss() -> Done {
     let data = TensorSamples { inputs, labels: Tensor::zeros(6, DType::U32, &Cpu)? };
     let model = TinyStack::new(2, 6, 2, 1)?;
     let batch = Batch::from(data.inputs.narrow(0, 0, 1)?);
-    let want = loss(&model, &batch, &data.labels.narrow(0, 0, 1)?, &[0.5, 0.5], 0., Pass::EVAL)?.per_layer;
+    let want = loss(&model, &batch, &data.labels.narrow(0, 0, 1)?, &vec![0.5, 0.5].into(), 0., Pass::EVAL)?.per_layer;
     let objective = Objective::Alternating { weights: LayerWeights::Linear, unit: Unit::MicroBatch };
     let config = TrainConfig { epochs: 1, batch_size: 6, accumulation: 3, objective, ..config() };
     let got = &records(&model, model.params(), &data, &config)?[0].per_layer;
@@ -294,7 +294,7 @@ fn an_exit_weighed_in_some_micro_batches_reports_its_mean_loss() -> Done {
 fn gradients_leave_the_graph_and_absent_ones_stay_absent() -> Done {
     let model = TinyStack::new(2, 6, 2, 1)?;
     let data = two_classes(4, 6, 1);
-    let first_only = loss(&model, &data.inputs.into(), &data.labels, &[1., 0.], 0., Pass::EVAL)?;
+    let first_only = loss(&model, &data.inputs.into(), &data.labels, &vec![1., 0.].into(), 0., Pass::EVAL)?;
     let gradients = take_gradients(first_only.total.backward()?, model.params());
     let names: Vec<&str> = gradients.keys().map(String::as_str).collect();
     assert_eq!(names, ["block.1.bias", "block.1.weight", "head.bias", "head.weight"]);

@@ -19,7 +19,7 @@ use layerwise_train::{
 };
 use serde_json::Value;
 
-pub(crate) type Done = std::result::Result<(), Box<dyn std::error::Error>>;
+pub(crate) type Done<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Inputs `(n, width)` of two classes in turn: unit normal around -1 and around 1 in every direction.
 pub(crate) fn two_classes(n: usize, width: usize, seed: u64) -> TensorSamples {
