@@ -439,6 +439,35 @@ fn deit_comes_with_or_without_its_second_token_and_classifier() -> Result {
 }
 
 #[test]
+fn a_resized_model_shares_all_but_its_positions() -> Result {
+    let model = common::vit(tiny())?;
+    let (size, patch) = (tiny().image_size, tiny().patch_size);
+    let resized = model.resized(3 * size)?;
+    for (name, var) in resized.params().iter() {
+        let shared = model.params().get(name).is_some_and(|own| own.id() == var.id());
+        assert_eq!(shared, name != "vit.embeddings.position_embeddings", "{name}");
+    }
+    // There and nothing else: the same size is the same model, and a class token stays what it is.
+    assert!(
+        model
+            .resized(size)?
+            .params()
+            .iter()
+            .all(|(name, var)| model.params().get(name).is_some_and(|own| own.id() == var.id()))
+    );
+    let class = |model: &Vit| -> Result<Vec<f32>> {
+        let positions = model.params().get("vit.embeddings.position_embeddings").ok_or("positions")?;
+        Ok(positions.narrow(1, 0, 1)?.flatten_all()?.to_vec1()?)
+    };
+    assert_eq!(class(&model)?, class(&resized)?);
+    for wrong in [0, size + 1, usize::MAX] {
+        let error = model.resized(wrong).unwrap_err();
+        assert!(matches!(error, Error::PatchDividesImage { .. } | Error::Size { .. }), "{patch}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
 fn transformers_reads_what_we_save() -> Result {
     let Some(python) = layerwise_testkit::from_env("LAYERWISE_PYTHON") else { return Ok(()) };
     let folder = tempfile::tempdir()?;
@@ -466,6 +495,10 @@ fn transformers_reads_what_we_save() -> Result {
     let distilled = common::vit(VitConfig { distillation_token: true, ..tiny() })?;
     save("distilled", &distilled)?;
     save("cut distilled", &distilled.cut(2)?)?;
+    let resized =
+        common::vit(VitConfig { image_size: 2 * tiny().image_size, ..tiny() })?.resized(tiny().image_size)?;
+    save("resized", &resized)?;
+    save("cut resized", &resized.cut(2)?)?;
     let inner = |(name, _): (&str, &_)| name.starts_with("exits.");
     assert!(!shared.cut(2)?.params().iter().any(inner) && !own.cut(1)?.params().iter().any(inner));
 

@@ -83,6 +83,32 @@ fn a_distilled_classifier_equals_transformers() -> Result {
     Ok(assert_close(&tap::forward(&vit, &batch, Pass::EVAL)?, &expected["logits"], WORST)?)
 }
 
+/// Each model at the size it was made for, and at another one with its positions interpolated.
+#[test]
+fn heads_equal_transformers_at_two_patch_and_image_sizes() -> Result {
+    for (patch, sizes) in [(14, [28, 56]), (16, [48, 32])] {
+        for kind in ["vit", "deit"] {
+            let folder = common::fixtures().join(format!("patch{patch}")).join(kind);
+            let expected = common::read_tensors(&folder.join("expected.safetensors"))?;
+            let made = Vit::load(&folder, &Cpu)?;
+            assert_eq!((made.config().patch_size, made.config().image_size), (patch, sizes[0]));
+            for size in sizes {
+                let vit = made.resized(size)?;
+                assert_eq!(vit.config().patches(), (size / patch).pow(2));
+                let batch = Batch::from(expected[&format!("{size}.pixels")].clone());
+                assert_states(&vit, &batch, &expected[&format!("{size}.hidden")])?;
+                let want = &expected[&format!("{size}.logits")];
+                assert_close(&tap::forward(&vit, &batch, Pass::EVAL)?, want, WORST)?;
+                // Frozen and packed models answer alike.
+                for served in [made.frozen().resized(size)?, made.packed()?.resized(size)?] {
+                    assert_close(&tap::forward(&served, &batch, Pass::EVAL)?, want, WORST)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Two images through twelve blocks of a real checkpoint, `vit-s14`.
 ///
 /// At worst an update of 1536-term sums is off by 1e-4 of the layer's scale, typically by 2e-6; 24 updates of two sums

@@ -48,7 +48,8 @@ pub fn loss<M: Tapped + ?Sized>(
         if layer == 0 {
             return Ok(());
         }
-        let weighed = [&terms.cross_entropy, &terms.distillation].iter().any(|weights| of(weights, layer) != 0.);
+        let weighed =
+            [&terms.cross_entropy, &terms.distillation].iter().any(|weights| of(weights, layer) != 0.);
         let answers = weighed || teaches(layer);
         if !answers && terms.cosine.is_empty() {
             return Ok(());

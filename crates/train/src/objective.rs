@@ -171,13 +171,7 @@ pub struct Terms {
 impl From<Vec<f64>> for Terms {
     /// Cross-entropies with these weights.
     fn from(cross_entropy: Vec<f64>) -> Self {
-        Self {
-            cross_entropy,
-            distillation: Vec::new(),
-            temperature: 1.,
-            cosine: Vec::new(),
-            balanced: false,
-        }
+        Self { cross_entropy, distillation: Vec::new(), temperature: 1., cosine: Vec::new(), balanced: false }
     }
 }
 
@@ -215,7 +209,12 @@ impl Objective {
             }
             Self::Distilled { weights, share, temperature } => {
                 within("share", *share, (0. ..=1.).contains(share), "in [0, 1]")?;
-                within("temperature", *temperature, temperature.is_finite() && *temperature > 0., "finite and above 0")?;
+                within(
+                    "temperature",
+                    *temperature,
+                    temperature.is_finite() && *temperature > 0.,
+                    "finite and above 0",
+                )?;
                 let mut terms = Terms::from(weights.weights(depth)?);
                 terms.distillation = vec![0.; depth];
                 let inner = terms.cross_entropy.iter_mut().zip(&mut terms.distillation).take(depth - 1);
@@ -258,5 +257,9 @@ impl Objective {
 }
 
 fn within(field: &'static str, value: impl ToString, fits: bool, expected: &str) -> Result<()> {
-    if fits { Ok(()) } else { Err(Error::Setting { field, value: value.to_string(), expected: expected.into() }) }
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::Setting { field, value: value.to_string(), expected: expected.into() })
+    }
 }

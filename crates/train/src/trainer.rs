@@ -6,7 +6,8 @@ use rand::RngCore;
 use tracing::{debug, info};
 
 use crate::{
-    AdamW, Error, Evaluation, Event, Gradients, Hooks, Moment, Result, Samples, StepRecord, TrainConfig, TrainReport,
+    AdamW, Error, Evaluation, Event, Gradients, Hooks, Moment, Result, Samples, StepRecord, TrainConfig,
+    TrainReport,
     audit::audit_gradients,
     checkpoint::RunFolder,
     loss::{Loss, loss},

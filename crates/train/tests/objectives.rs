@@ -99,9 +99,7 @@ fn losses_equal_pytorchs() -> Done {
 #[test]
 fn gradients_equal_finite_differences() -> Done {
     let (all, regularised) = (script()?, turn(&regularised(), 3)?);
-    check_gradients(std::slice::from_ref(&all), 1e-8, |inputs| {
-        total(&inputs[0], &regularised)
-    })?;
+    check_gradients(std::slice::from_ref(&all), 1e-8, |inputs| total(&inputs[0], &regularised))?;
     // The last exit teaches and does not learn from it: hold it still.
     let (inner, last) = (all.narrow(1, 0, 2)?.contiguous()?, all.narrow(1, 2, 1)?);
     let distilled = turn(&distilled(), 3)?;
@@ -304,7 +302,8 @@ fn every_objective_trains_and_reads_back() -> Done {
         let data = two_classes(64, 6, 1);
         let config = layerwise_train::TrainConfig { objective, epochs: 30, ..config() };
         train(&model, model.params(), &data, &config, None, Hooks::default())?;
-        let scores = layerwise_exit::evaluate(&model, [Ok((data.inputs.clone().into(), data.labels.clone()))])?;
+        let scores =
+            layerwise_exit::evaluate(&model, [Ok((data.inputs.clone().into(), data.labels.clone()))])?;
         assert!(scores.accuracy[2] > 0.9, "{text}: {scores:?}");
     }
     Ok(())

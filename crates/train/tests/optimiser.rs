@@ -280,7 +280,8 @@ fn an_exit_weighed_in_some_micro_batches_reports_its_mean_loss() -> Done {
     let data = TensorSamples { inputs, labels: Tensor::zeros(6, DType::U32, &Cpu)? };
     let model = TinyStack::new(2, 6, 2, 1)?;
     let batch = Batch::from(data.inputs.narrow(0, 0, 1)?);
-    let want = loss(&model, &batch, &data.labels.narrow(0, 0, 1)?, &vec![0.5, 0.5].into(), 0., Pass::EVAL)?.per_layer;
+    let want = loss(&model, &batch, &data.labels.narrow(0, 0, 1)?, &vec![0.5, 0.5].into(), 0., Pass::EVAL)?
+        .per_layer;
     let objective = Objective::Alternating { weights: LayerWeights::Linear, unit: Unit::MicroBatch };
     let config = TrainConfig { epochs: 1, batch_size: 6, accumulation: 3, objective, ..config() };
     let got = &records(&model, model.params(), &data, &config)?[0].per_layer;

@@ -1,6 +1,6 @@
 use candle_core::{D, Tensor};
 
-use super::VitConfig;
+use super::{POSITIONS, VitConfig};
 use crate::{
     Batch, Error, Hidden, Pass, Result,
     builder::{Builder, Init},
@@ -15,7 +15,7 @@ pub(crate) struct Embeddings {
     /// As convolution weight, `(width, channels, patch, patch)`.
     weight: Tensor,
     bias: Tensor,
-    positions: Tensor,
+    pub(super) positions: Tensor,
     dropout: f64,
 }
 
@@ -30,7 +30,7 @@ impl Embeddings {
             distillation_token: config.distillation_token.then(|| token("distillation_token")).transpose()?,
             weight: b.tensor(&format!("{projection}.weight"), (width, channels, p, p), normal)?,
             bias: b.tensor(&format!("{projection}.bias"), width, Init::Zeros)?,
-            positions: b.tensor("vit.embeddings.position_embeddings", (1, config.tokens(), width), normal)?,
+            positions: b.tensor(POSITIONS, (1, config.tokens(), width), normal)?,
             dropout: config.hidden_dropout_prob,
         })
     }

@@ -6,8 +6,9 @@ mod config;
 mod embeddings;
 mod hf;
 mod io;
+mod positions;
 
-use candle_core::{Device, Result as CandleResult, Tensor};
+use candle_core::{Device, Result as CandleResult, Tensor, Var};
 use layerwise_ops::init::ChaCha8Rng;
 
 use self::embeddings::Embeddings;
@@ -24,6 +25,8 @@ use crate::{
 
 /// Name of the norm that a model has anyway.
 const FINAL_NORM: &str = "vit.layernorm";
+/// Name of the positions of all tokens.
+const POSITIONS: &str = "vit.embeddings.position_embeddings";
 
 /// A vision transformer (ViT, `DeiT`), tapped after every block; its parameters bear Hugging Face's names.
 ///
@@ -99,6 +102,44 @@ impl Vit {
     /// When the device cannot allocate.
     pub fn copied(&self) -> Result<Self> {
         Ok(Self::build(self.config.clone(), Builder::model(&self.params.copied()?))?.0)
+    }
+
+    /// The same model for square images of another size: positions of patches are resampled by a bicubic filter, as Hugging
+    /// Face's `interpolate_pos_encoding` does, once; all other parameters are shared with this model.
+    ///
+    /// Fewer patches cost less: at 56 pixels a ViT-S/14 has 17 tokens, at 224 it has 257.
+    ///
+    /// # Errors
+    ///
+    /// As [`VitConfig::validate`], when patches do not divide the size.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use candle_core::Device::Cpu;
+    /// use layerwise_models::{Vit, VitConfig};
+    ///
+    /// let config = VitConfig { image_size: 32, hidden_size: 24, num_hidden_layers: 2, ..Default::default() };
+    /// let vit = Vit::new(config, &mut layerwise_ops::init::rng(0), &Cpu)?;
+    /// assert_eq!(vit.resized(64)?.config().tokens(), 17); // patches of 16 pixels: 4 x 4 of them, and the class token
+    /// # Ok::<(), layerwise_models::Error>(())
+    /// ```
+    pub fn resized(&self, image_size: usize) -> Result<Self> {
+        let config = VitConfig { image_size, ..self.config.clone() };
+        config.validate()?;
+        let [from, to] = [&self.config, &config].map(|config| config.image_size / config.patch_size);
+        let mut params = self.params.clone();
+        if from != to {
+            let leading = config.tokens() - config.patches();
+            let positions = positions::resampled(&self.embeddings.positions.detach(), leading, from, to)?;
+            params.insert(POSITIONS, Var::from_tensor(&positions)?);
+        }
+        let model = Self::build(config, Builder::model(&params))?.0;
+        if !self.frozen {
+            return Ok(model);
+        }
+        // The same blocks, packed ones too.
+        Ok(Self { blocks: self.blocks.clone(), ..model.frozen() })
     }
 
     fn build(config: VitConfig, mut b: Builder<'_>) -> Result<(Self, Built)> {
