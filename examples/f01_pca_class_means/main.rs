@@ -49,13 +49,13 @@ struct Plane {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().vision;
-    run_main(&flags.common, |device| f01(&flags, &device))
+    run_main(&flags.train.common, |device| f01(&flags, &device))
 }
 
 fn f01(flags: &VisionFlags, device: &Device) -> Result<()> {
     let vision = Vision::open(flags, device)?;
-    let out = flags.common.out_folder(NAME)?;
-    let seed = flags.common.seed;
+    let out = flags.train.common.out_folder(NAME)?;
+    let seed = flags.train.common.seed;
     let mut results = Results::new(NAME, vision.settings(), seed, device);
     let labels =
         vision.labels().context("--data: class means need labels, so a data set, not a folder of images")?;

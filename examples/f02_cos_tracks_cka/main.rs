@@ -13,7 +13,7 @@ use layerwise_example_common::{
     progress, run_main,
     similarity::{all_pairs, to_last},
     table::{Column, per_layer, percent, thousandths},
-    vision::{Subject, Training, Vision, VisionFlags},
+    vision::{Plan, Subject, Vision, VisionFlags},
 };
 use serde_json::json;
 
@@ -44,17 +44,20 @@ struct Measured {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().vision;
-    run_main(&flags.common, |device| f02(&flags, &device))
+    run_main(&flags.train.common, |device| f02(&flags, &device))
 }
 
 fn f02(flags: &VisionFlags, device: &Device) -> Result<()> {
     let vision = Vision::open(flags, device)?;
-    let out = flags.common.out_folder(NAME)?;
-    let seed = flags.common.seed;
+    let out = flags.train.common.out_folder(NAME)?;
+    let seed = flags.train.common.seed;
     let mut results = Results::new(NAME, vision.settings(), seed, device);
     let names: Vec<String> = (seed..seed + SEEDS).map(|seed| format!("seed {seed}")).collect();
-    let wanted: Vec<_> =
-        names.iter().zip(seed..).map(|(name, seed)| (&**name, Training::Standard, seed)).collect();
+    let wanted: Vec<_> = names
+        .iter()
+        .zip(seed..)
+        .map(|(name, seed)| Plan { name: name.clone(), ..Plan::standard(seed) })
+        .collect();
     let models: Vec<Measured> = vision.study(&wanted)?.into_iter().map(measure).collect::<Result<_>>()?;
     let correlations = record(&mut results, &models);
     show(&out, &mut results, &vision, &models, &correlations)

@@ -45,13 +45,13 @@ struct Measured {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().vision;
-    run_main(&flags.common, |device| f09(&flags, &device))
+    run_main(&flags.train.common, |device| f09(&flags, &device))
 }
 
 fn f09(flags: &VisionFlags, device: &Device) -> Result<()> {
     let vision = Vision::open(flags, device)?;
-    let out = flags.common.out_folder(NAME)?;
-    let seed = flags.common.seed;
+    let out = flags.train.common.out_folder(NAME)?;
+    let seed = flags.train.common.seed;
     let mut results = Results::new(NAME, vision.settings(), seed, device);
     let models: Vec<Measured> =
         vision.standard_and_aligned()?.into_iter().map(measure).collect::<Result<_>>()?;

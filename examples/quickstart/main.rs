@@ -2,13 +2,13 @@
 
 mod show;
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use clap::Parser;
 use layerwise::{
-    exit::{ExitReport, LayerScores, evaluate, measure, minimal_depth},
+    exit::{LayerScores, evaluate, measure, minimal_depth},
     models::{Pass, Vit, tap},
     ops::init,
     similarity::{Centring, Estimator, Measure},
@@ -16,9 +16,13 @@ use layerwise::{
 };
 use layerwise_example_common::{
     CommonFlags, Preset,
+    cut::{cut_and_check, save, weights_size},
     data_sets::embedded_digits,
-    images::{Images, TEST_BATCH},
-    interrupt, progress,
+    exits::Exits,
+    images::Images,
+    interrupt,
+    layers::Source,
+    progress,
     recipes::digits_vit,
     run_main,
     similarity::all_pairs,
@@ -47,7 +51,7 @@ struct Studied {
     scores: LayerScores,
     cos: Vec<Vec<f64>>,
     cka: Vec<Vec<f64>>,
-    exits: Vec<ExitReport>,
+    exits: Exits,
     curve: Vec<Evaluation>,
 }
 
@@ -82,22 +86,17 @@ fn quickstart(flags: &CommonFlags, device: Device) -> Result<()> {
         let run = out.join(format!("runs/{name}-{}-seed{}", flags.preset.name(), flags.seed));
         let model = Vit::new(vit.clone(), &mut init::rng(flags.seed), &device)?;
         let curve = trained(name, &model, &data, &config, &run, stop)?;
-        save(&model, &out.join(name), &data)?;
+        save(&model, data.preprocess(), &out.join(name))?;
         studied.push(study(name, model, curve, &data, if smoke { 1 } else { 7 })?);
     }
     let aligned = studied.last().context("no model")?;
     let depth = minimal_depth(&aligned.scores.accuracy, TOLERANCE).context("no accuracy")?;
-    let cut =
-        cut_and_check(aligned, depth, &data, (&out.join("aligned"), &out.join("aligned-cut")), &device)?;
+    let folder = out.join("aligned-cut");
+    let cut = cut_and_check(&aligned.model, depth, data.preprocess(), data.test_batches(), &folder, &device)?;
+    let cut = (cut, weights_size(&out.join("aligned"))?);
     progress::print(&show::tables(&studied, &cut));
     show::write(&out, &mut results, &studied, &cut)?;
     Ok(())
-}
-
-/// A Hugging Face folder: the model, and how its images are prepared.
-fn save(model: &Vit, folder: &Path, data: &Images) -> Result<()> {
-    model.save(folder)?;
-    Ok(data.preprocess().save(folder)?)
 }
 
 /// Scores every layer, compares all layers, leaves early.
@@ -109,50 +108,14 @@ fn study(
     rounds: usize,
 ) -> Result<Studied> {
     let packed = model.packed()?;
-    let (inputs, _) = data.test();
+    let inputs = Source::batch(data, 0..data.test_len(), &Device::Cpu)?;
     let scores = evaluate(&packed, data.test_batches())?;
     // The embedding's [CLS] token is the same for every image: layers 1..L only.
-    let features = tap::features(&packed, inputs, Pass::EVAL)?.split_off(1);
+    let features = tap::features(&packed, &inputs, Pass::EVAL)?.split_off(1);
     let cos = all_pairs(&features, Measure::Cos(Centring::Samples))?;
     let cka = all_pairs(&features, Measure::Cka(Estimator::Biased))?;
-    let exits = measure(&packed, || data.test_batches(), &THRESHOLDS, rounds)?;
+    let reports = measure(&packed, || data.test_batches(), &THRESHOLDS, rounds)?;
+    let full = scores.accuracy.last().copied().context("no layer")?;
+    let exits = Exits { name: name.to_owned(), full, reports };
     Ok(Studied { name, model, scores, cos, cka, exits, curve })
-}
-
-/// A shallower model in a folder, read back and checked.
-struct Cut {
-    depth: usize,
-    accuracy: f64,
-    bytes: u64,
-    full_bytes: u64,
-}
-
-/// Cuts, saves, reloads: the file must answer as the exit at that depth does, bit for bit.
-fn cut_and_check(
-    studied: &Studied,
-    depth: usize,
-    data: &Images,
-    (full, folder): (&Path, &Path),
-    device: &Device,
-) -> Result<Cut> {
-    save(&studied.model.cut(depth)?, folder, data)?;
-    let (whole, reloaded) = (studied.model.frozen(), Vit::load(folder, device)?.frozen());
-    let scores = evaluate(&reloaded, data.test_batches())?;
-    let (inputs, _) = data.test();
-    for part in inputs.split(TEST_BATCH)? {
-        let want = &tap::layer_logits(&whole, &part, Pass::EVAL)?[depth - 1];
-        let got = tap::forward(&reloaded, &part, Pass::EVAL)?;
-        ensure!(
-            got.to_vec2::<f32>()? == want.to_vec2::<f32>()?,
-            "{}: the reloaded model's logits differ from exit {depth}'s",
-            folder.display()
-        );
-    }
-    Ok(Cut { depth, accuracy: scores.accuracy[depth - 1], bytes: size(folder)?, full_bytes: size(full)? })
-}
-
-/// Bytes of a folder's weights.
-fn size(folder: &Path) -> Result<u64> {
-    let file = folder.join("model.safetensors");
-    Ok(std::fs::metadata(&file).with_context(|| file.display().to_string())?.len())
 }

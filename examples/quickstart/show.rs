@@ -6,17 +6,19 @@ use anyhow::{Context, Result};
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
     curves::named,
+    cut::Cut,
+    exits::{Exits, exit_table, leaving, record_exits},
     images::TEST_BATCH,
     plots::{self, Series},
-    table::{columns, decimals, per_layer, percent, thousandths},
+    table::{columns, per_layer, percent, thousandths},
 };
 use serde_json::json;
 
-use crate::{Cut, Studied, TOLERANCE};
+use crate::{Studied, TOLERANCE};
 
 /// The two tables, and what the cut gave.
-pub(crate) fn tables(studied: &[Studied], cut: &Cut) -> String {
-    let (layers, exits) = (layer_table(studied), exit_table(studied));
+pub(crate) fn tables(studied: &[Studied], cut: &(Cut, u64)) -> String {
+    let (layers, exits) = (layer_table(studied), exit_table(&exits(studied)));
     format!(
         "\nAccuracy (%), COS and CKA to the last layer:\n{layers}\nLeaving early:\n{exits}\n{}\n",
         cut_sentence(cut)
@@ -24,7 +26,7 @@ pub(crate) fn tables(studied: &[Studied], cut: &Cut) -> String {
 }
 
 /// Writes everything into `out`.
-pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut: &Cut) -> Result<()> {
+pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut: &(Cut, u64)) -> Result<()> {
     let figures = draw(out, studied)?;
     for model in studied {
         let mut entry = ModelResults::of(Some(&model.scores));
@@ -34,18 +36,14 @@ pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut:
         entry.more.insert("cka".into(), json!(model.cka));
         entry.more.insert("curve".into(), json!(model.curve));
         results.models.insert(model.name.into(), entry);
-        for exit in &model.exits {
-            let mut entry = serde_json::to_value(exit)?;
-            entry["model"] = json!(model.name);
-            entry["policy"] = json!("confidence");
-            results.exits.push(entry);
-        }
     }
-    results.more.insert(
-        "cut".into(),
-        json!({ "model": "aligned", "depth": cut.depth, "accuracy": cut.accuracy, "bytes": cut.bytes,
-            "full_bytes": cut.full_bytes, "tolerance": TOLERANCE }),
-    );
+    let exits = exits(studied);
+    record_exits(results, &exits)?;
+    let mut entry = json!(cut.0);
+    entry["model"] = json!("aligned");
+    entry["full_bytes"] = json!(cut.1);
+    entry["tolerance"] = json!(TOLERANCE);
+    results.more.insert("cut".into(), entry);
 
     let mut report = Report::new("Quickstart: one ViT, trained standard and aligned");
     report
@@ -62,7 +60,7 @@ pub(crate) fn write(out: &Path, results: &mut Results, studied: &[Studied], cut:
         .heading("Leaving early")
         .figure(&figures.exits, "Samples leaving after each layer at threshold 0.9.")
         .table(
-            &exit_table(studied),
+            &exit_table(&exits),
             "A sample leaves at the first layer whose confidence exceeds the threshold. The layer ratio counts layers; \
              the time ratio is measured against the same engine without exits.",
         )
@@ -95,15 +93,7 @@ fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
         })
         .collect();
     let depth = studied.first().context("no model")?.scores.accuracy.len();
-    let names: Vec<String> = (1..=depth).map(|layer| layer.to_string()).collect();
-    let groups: Vec<(String, Vec<f64>)> = studied
-        .iter()
-        .filter_map(|model| {
-            let exit = model.exits.iter().find(|exit| exit.threshold == 0.9)?;
-            Some((model.name.to_owned(), exit.histogram.iter().map(|&count| count as f64).collect()))
-        })
-        .collect();
-    let exits = plots::bars("Samples leaving, threshold 0.9", "layer", "samples", &names, &groups);
+    let exits = leaving(&exits(studied), 0.9);
     let curve = |model: &Studied, layer: usize| {
         let points = model.curve.iter().map(|e| (e.epoch as f64, e.evaluation.accuracy[layer - 1]));
         Series::new(format!("{}, layer {layer}", model.name), points)
@@ -133,30 +123,15 @@ fn layer_table(studied: &[Studied]) -> Table {
     per_layer(1, &all.concat())
 }
 
+fn exits(studied: &[Studied]) -> Vec<Exits> {
+    studied.iter().map(|model| model.exits.clone()).collect()
+}
+
 fn curves(studied: &[Studied], values: fn(&Studied) -> Vec<f64>) -> Vec<(&str, Vec<f64>)> {
     named(studied, |model| model.name, values)
 }
 
-fn exit_table(studied: &[Studied]) -> Table {
-    let mut table =
-        Table::new(["model", "threshold", "accuracy", "points lost", "layer ratio", "time ratio"]);
-    for model in studied {
-        let full = model.scores.accuracy.last().copied().unwrap_or(f64::NAN);
-        for exit in &model.exits {
-            table.row([
-                model.name.to_owned(),
-                exit.threshold.to_string(),
-                percent(exit.accuracy),
-                decimals(100. * (full - exit.accuracy), 1),
-                decimals(exit.layer_ratio, 2),
-                decimals(exit.wall_ratio, 2),
-            ]);
-        }
-    }
-    table
-}
-
-fn cut_sentence(cut: &Cut) -> String {
+fn cut_sentence((cut, full_bytes): &(Cut, u64)) -> String {
     format!(
         "Layer {} is the first of the aligned model within {:.1} points of its best, on the held-out images: cut there, saved and \
          read back, it answers {} % of them rightly, bit for bit as exit {} does, in a file of {} instead of {} KB. (Time \
@@ -166,6 +141,6 @@ fn cut_sentence(cut: &Cut) -> String {
         percent(cut.accuracy),
         cut.depth,
         cut.bytes / 1000,
-        cut.full_bytes / 1000,
+        full_bytes / 1000,
     )
 }

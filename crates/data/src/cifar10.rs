@@ -34,7 +34,7 @@ pub fn load(folder: &Path, split: Split) -> Result<ImageSet> {
     for folder in [folder.to_owned(), folder.join("plain_text")] {
         let shards = crate::parquet::shards(&folder, split)?;
         if !shards.is_empty() {
-            return crate::parquet::load(&shards, SHAPE, CLASSES.map(String::from).to_vec());
+            return crate::parquet::load(&shards, Some(SHAPE), CLASSES.map(String::from).to_vec());
         }
     }
     binary(folder, split)

@@ -6,6 +6,8 @@ pub mod cifar10;
 mod digits;
 mod error;
 mod files;
+#[cfg(feature = "parquet")]
+pub mod hugging_face;
 pub mod idx;
 #[cfg(feature = "images")]
 mod images;

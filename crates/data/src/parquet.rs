@@ -12,7 +12,7 @@ use parquet::{
 };
 
 use crate::{
-    ImageSet, Result, Shape, Split,
+    Error, ImageSet, Result, Shape, Split,
     error::{format, io},
     images::decode,
 };
@@ -62,12 +62,12 @@ fn missing(found: &[&str]) -> BTreeSet<String> {
     all.filter(|shard| !present.contains(shard)).collect()
 }
 
-/// Decodes every row of `shards`; all images must have `shape`.
-pub(crate) fn load(shards: &[PathBuf], shape: Shape, classes: Vec<String>) -> Result<ImageSet> {
-    let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+/// Decodes every row of `shards`; all images must have one shape, this one if it is known.
+pub(crate) fn load(shards: &[PathBuf], shape: Option<Shape>, classes: Vec<String>) -> Result<ImageSet> {
+    let (mut pixels, mut labels, mut shape) = (Vec::new(), Vec::new(), shape);
     for path in shards {
+        let reader = open(path)?;
         let broken = |e: parquet::errors::ParquetError| format(path, e.to_string());
-        let reader = SerializedFileReader::new(File::open(path).map_err(io(path))?).map_err(broken)?;
         for (i, row) in reader.get_row_iter(None).map_err(broken)?.enumerate() {
             let row = row.map_err(broken)?;
             let (Some(bytes), Some(label)) = (image_bytes(&row), label(&row)) else {
@@ -80,9 +80,13 @@ pub(crate) fn load(shards: &[PathBuf], shape: Shape, classes: Vec<String>) -> Re
                 return Err(format(path, what));
             };
             let image = decode(bytes).map_err(|e| format(path, format!("row {i}: {e}")))?;
-            if (image.width(), image.height()) != (shape.width as u32, shape.height as u32) {
-                let (w, h) = (image.width(), image.height());
-                let what = format!("row {i}: {w}x{h} pixels, expected {}x{}", shape.width, shape.height);
+            let (width, height) = (image.width() as usize, image.height() as usize);
+            let expected = *shape.get_or_insert(Shape { channels: 3, height, width });
+            if (height, width) != (expected.height, expected.width) {
+                let what = format!(
+                    "row {i}: {width}x{height} pixels, expected {}x{}",
+                    expected.width, expected.height
+                );
                 return Err(format(path, what));
             }
             for c in 0..3 {
@@ -91,10 +95,34 @@ pub(crate) fn load(shards: &[PathBuf], shape: Shape, classes: Vec<String>) -> Re
             labels.push(label);
         }
     }
-    if let (true, Some(path)) = (labels.is_empty(), shards.first()) {
-        return Err(format(path, "no rows, expected images"));
+    match (shape, shards.first()) {
+        (Some(shape), _) if !labels.is_empty() => ImageSet::new(pixels, labels, shape, 255, classes),
+        (_, Some(path)) => Err(format(path, "no rows, expected images")),
+        (_, None) => Err(Error::Empty { what: "shards".into() }),
     }
-    ImageSet::new(pixels, labels, shape, 255, classes)
+}
+
+/// Names of the classes, as Hugging Face's `datasets` writes them into the schema of a file.
+pub(crate) fn classes(path: &Path) -> Result<Vec<String>> {
+    let reader = open(path)?;
+    let entries = reader.metadata().file_metadata().key_value_metadata().into_iter().flatten();
+    let text = entries.filter(|entry| entry.key == "huggingface").find_map(|entry| entry.value.as_deref());
+    let document: serde_json::Value = serde_json::from_str(text.unwrap_or("null"))
+        .map_err(|e| format(path, format!("huggingface: {e}")))?;
+    let names = document["info"]["features"]["label"]["names"].as_array();
+    let names: Option<Vec<String>> =
+        names.map(|names| names.iter().filter_map(|name| Some(name.as_str()?.to_owned())).collect());
+    names.filter(|names| !names.is_empty()).ok_or_else(|| {
+        format(
+            path,
+            "expected the names of the classes in its metadata: `huggingface`, info.features.label.names",
+        )
+    })
+}
+
+fn open(path: &Path) -> Result<SerializedFileReader<File>> {
+    let file = File::open(path).map_err(io(path))?;
+    SerializedFileReader::new(file).map_err(|e| format(path, e.to_string()))
 }
 
 fn image_bytes(row: &Row) -> Option<&[u8]> {

@@ -161,6 +161,12 @@ impl Preprocess {
         write_whole(&path, text.as_bytes()).map_err(io(&path))
     }
 
+    /// The same for square images of `side` pixels: what is resampled is resampled to that, and nothing is cut off.
+    #[must_use]
+    pub fn resized(self, side: usize) -> Self {
+        Self { do_resize: true, size: Size::Square(side), do_center_crop: false, crop_size: None, ..self }
+    }
+
     /// `(channels, height, width)`, f32.
     ///
     /// An image that has its target size already is not resampled. For a model of one channel an image becomes grey before

@@ -165,6 +165,35 @@ impl ImageSet {
         Ok((self.subset(&rest)?, self.subset(&held_out)?))
     }
 
+    /// Changed copies of the images `indices`, their pixels rounded to whole levels again: for what takes pixels, as a
+    /// resampling does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Index`] for one that is not there, [`Error::Empty`] for none, [`Error::Setting`] when `augment` has a setting out
+    /// of range.
+    pub fn augmented(&self, indices: &[usize], augment: &Augment, rng: &mut ChaCha8Rng) -> Result<Self> {
+        let mut chosen = self.subset(indices)?;
+        for image in chosen.pixels.chunks_exact_mut(self.shape.len()) {
+            let values: Vec<f32> = image.iter().map(|&x| f32::from(x)).collect();
+            let changed = augment.apply(&values, self.shape, rng)?;
+            for (pixel, value) in image.iter_mut().zip(changed) {
+                *pixel = value.round() as u8;
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// The images of these classes alone, labels as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Empty`] when there is none.
+    pub fn of_classes(&self, classes: &[u32]) -> Result<Self> {
+        let kept: Vec<usize> = (0..self.len()).filter(|&i| classes.contains(&self.labels[i])).collect();
+        self.subset(&kept)
+    }
+
     /// The images `indices` as `(n, channels, height, width)`, f32, augmented and then normalised, and their labels `(n)`, u32.
     ///
     /// # Errors

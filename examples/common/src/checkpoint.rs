@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use layerwise_models::{Error as ModelError, Head, LoadOptions, Loaded, Vit};
+use layerwise_data::{Preprocess, Size};
+use layerwise_models::{Error as ModelError, Head, LoadOptions, Loaded, Vit, VitConfig};
 
 /// A frozen ViT or `DeiT`, without a classifier where the checkpoint has none, and the tensors that it has no use for; a pooler
 /// is none of those.
@@ -24,6 +25,21 @@ pub fn load_vit(folder: &Path, device: &Device) -> Result<(Vit, Vec<String>)> {
     };
     unexpected.retain(|name| !name.starts_with("vit.pooler."));
     Ok((model.frozen(), unexpected))
+}
+
+/// How a checkpoint's images are prepared: by its `preprocessor_config.json`, or by Hugging Face's defaults at the model's own size.
+///
+/// # Errors
+///
+/// When the file cannot be read.
+pub fn preprocess_of(folder: &Path, config: &VitConfig) -> Result<Preprocess> {
+    let channels = config.num_channels;
+    Ok(Preprocess::load(folder)?.unwrap_or_else(|| Preprocess {
+        size: Size::Square(config.image_size),
+        image_mean: vec![0.5; channels],
+        image_std: vec![0.5; channels],
+        ..Default::default()
+    }))
 }
 
 /// What to call the models of folders: the folders' own names, with as many of those above as tell them apart.

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use candle_core::Device;
-use layerwise_data::{Augment, Split, cifar10, digits, idx};
+use layerwise_data::{Augment, Split, cifar10, digits, hugging_face, idx};
 
-use crate::{Preset, images::Images, progress};
+use crate::{Preset, checkpoint::model_names, images::Images, progress};
 
 /// The folder of `--data`, or none where the embedded digits stand in: with [`Preset::Smoke`], which is said on stderr.
 ///
@@ -36,7 +36,7 @@ pub fn embedded_digits(limit: usize, device: &Device) -> Result<Images> {
     let (train, test) = digits()?.split(0.2, 0)?;
     // Of the paper's recipe what 8x8 digits bear: mirrored they are others, and a pixel is an eighth of them.
     let augment = Augment { crop_padding: 0, flip: 0., rotation_degrees: 10. };
-    Images::new("digits", (train.take(limit)?, &test), augment, device)
+    Ok(Images::new("digits", (train.take(limit)?, test), augment, device))
 }
 
 /// CIFAR-10 of a folder, under the paper's augmentation; at most `limit` images of each part.
@@ -46,7 +46,19 @@ pub fn embedded_digits(limit: usize, device: &Device) -> Result<Images> {
 /// When the folder does not hold CIFAR-10; the message names it and what was expected.
 pub fn cifar10_of(folder: &Path, limit: usize, device: &Device) -> Result<Images> {
     let part = |split| anyhow::Ok(cifar10::load(folder, split)?.take(limit)?);
-    Images::new("cifar10", (part(Split::Train)?, &part(Split::Test)?), Augment::default(), device)
+    Ok(Images::new("cifar10", (part(Split::Train)?, part(Split::Test)?), Augment::default(), device))
+}
+
+/// Any data set of a folder in Hugging Face's parquet layout, called after the folder, under the paper's augmentation; at most
+/// `limit` images of each part.
+///
+/// # Errors
+///
+/// When the folder does not hold one; the message names it and what was expected.
+pub fn parquet_of(folder: &Path, limit: usize, device: &Device) -> Result<Images> {
+    let part = |split| anyhow::Ok(hugging_face::load(folder, split)?.take(limit)?);
+    let name = model_names(&[folder])?.concat();
+    Ok(Images::new(&name, (part(Split::Train)?, part(Split::Test)?), Augment::default(), device))
 }
 
 /// MNIST of a folder, not augmented; at most `limit` images of each part.
@@ -57,5 +69,5 @@ pub fn cifar10_of(folder: &Path, limit: usize, device: &Device) -> Result<Images
 pub fn mnist_of(folder: &Path, limit: usize, device: &Device) -> Result<Images> {
     let part = |split| anyhow::Ok(idx::load(folder, split)?.take(limit)?);
     let augment = Augment { crop_padding: 0, flip: 0., rotation_degrees: 0. };
-    Images::new("mnist", (part(Split::Train)?, &part(Split::Test)?), augment, device)
+    Ok(Images::new("mnist", (part(Split::Train)?, part(Split::Test)?), augment, device))
 }

@@ -11,18 +11,16 @@ use layerwise_train::Samples;
 
 use crate::layers::Source;
 
-/// Images to train on, and images held out; both normalised by the training images' mean and deviation.
-#[derive(Debug)]
+/// Images to train on, and images held out, prepared for a model.
+#[derive(Clone, Debug)]
 pub struct Images {
     /// What a run is called after: `digits`, `mnist`, `cifar10`.
-    pub name: &'static str,
+    pub name: String,
     /// What happens to a training image each time.
     pub augment: Augment,
     train: ImageSet,
-    normalise: Normalise,
-    test: Batch,
-    labels: Tensor,
-    label_values: Vec<u32>,
+    test: ImageSet,
+    preprocess: Preprocess,
     checksum: u32,
     device: Device,
 }
@@ -31,32 +29,36 @@ pub struct Images {
 pub const TEST_BATCH: usize = 256;
 
 impl Images {
-    /// Puts a data set together.
+    /// Puts a data set together, to be normalised by the mean and the deviation of the images to train on.
+    #[must_use]
+    pub fn new(name: &str, (train, test): (ImageSet, ImageSet), augment: Augment, device: &Device) -> Self {
+        let Normalise { mean, std } = Normalise::from_set(&train);
+        let Shape { height, width, .. } = train.shape();
+        let preprocess = Preprocess {
+            size: Size::Exact { height, width },
+            image_mean: mean,
+            image_std: std,
+            ..Default::default()
+        };
+        let checksum = checksum(&[&train, &test]);
+        Self { name: name.to_owned(), augment, train, test, preprocess, checksum, device: device.clone() }
+    }
+
+    /// The same images as another model takes them: resampled, normalised by its own values.
+    #[must_use]
+    pub fn prepared_by(self, preprocess: Preprocess) -> Self {
+        Self { preprocess, ..self }
+    }
+
+    /// The first `limit` images to train on, normalised as all of them.
     ///
     /// # Errors
     ///
-    /// When the device cannot hold the images held out.
-    pub fn new(
-        name: &'static str,
-        (train, test): (ImageSet, &ImageSet),
-        augment: Augment,
-        device: &Device,
-    ) -> Result<Self> {
-        let normalise = Normalise::from_set(&train);
-        let all: Vec<usize> = (0..test.len()).collect();
-        let (images, labels) = test.tensors(&all, &normalise, None, device)?;
-        let checksum = checksum(&[&train, test]);
-        Ok(Self {
-            name,
-            augment,
-            train,
-            normalise,
-            test: images.into(),
-            labels,
-            label_values: test.labels().to_vec(),
-            checksum,
-            device: device.clone(),
-        })
+    /// When `limit` is 0.
+    pub fn train_limited(self, limit: usize) -> Result<Self> {
+        let train = self.train.take(limit)?;
+        let checksum = checksum(&[&train, &self.test]);
+        Ok(Self { train, checksum, ..self })
     }
 
     /// Number of images to train on.
@@ -68,7 +70,19 @@ impl Images {
     /// Number of images held out.
     #[must_use]
     pub fn test_len(&self) -> usize {
-        self.labels.elem_count()
+        self.test.len()
+    }
+
+    /// The images to train on, as they are.
+    #[must_use]
+    pub fn train_set(&self) -> &ImageSet {
+        &self.train
+    }
+
+    /// The images held out.
+    #[must_use]
+    pub fn test_set(&self) -> &ImageSet {
+        &self.test
     }
 
     /// CRC-32 of all pixels and labels, those held out included: tells this data from other data of the same name.
@@ -79,27 +93,48 @@ impl Images {
 
     /// The `preprocessor_config.json` of a model that learned them.
     #[must_use]
-    pub fn preprocess(&self) -> Preprocess {
-        let Normalise { mean, std } = self.normalise.clone();
-        let Shape { height, width, .. } = self.train.shape();
-        let size = Size::Exact { height, width };
-        Preprocess { size, image_mean: mean, image_std: std, ..Default::default() }
-    }
-
-    /// All held-out images with their labels.
-    #[must_use]
-    pub fn test(&self) -> (&Batch, &Tensor) {
-        (&self.test, &self.labels)
+    pub fn preprocess(&self) -> &Preprocess {
+        &self.preprocess
     }
 
     /// The held-out images in batches.
     pub fn test_batches(&self) -> impl Iterator<Item = candle_core::Result<(Batch, Tensor)>> {
         let n = self.test_len();
         (0..n).step_by(TEST_BATCH).map(move |start| {
-            let end = n.min(start + TEST_BATCH);
-            let images = self.test.inputs.narrow(0, start, end - start)?;
-            Ok((images.into(), self.labels.narrow(0, start, end - start)?))
+            let rows: Vec<usize> = (start..n.min(start + TEST_BATCH)).collect();
+            self.tensors(&self.test, &rows).map_err(candle_core::Error::wrap)
         })
+    }
+
+    /// Whether images become what a model takes by normalising alone.
+    fn fits(&self) -> bool {
+        let Shape { channels, height, width } = self.train.shape();
+        self.preprocess.size == Size::Exact { height, width } && self.preprocess.image_mean.len() == channels
+    }
+
+    fn tensors(&self, set: &ImageSet, rows: &[usize]) -> layerwise_data::Result<(Batch, Tensor)> {
+        if self.fits() {
+            let (images, labels) = set.tensors(rows, &self.normalise(), None, &self.device)?;
+            return Ok((images.into(), labels));
+        }
+        let images = self.preprocess.apply_set(set, rows, &self.device)?;
+        let labels: Vec<u32> = rows.iter().map(|&row| set.labels()[row]).collect();
+        Ok((images.into(), Tensor::new(labels, &self.device)?))
+    }
+
+    fn drawn(&self, rows: &[usize], rng: &mut ChaCha8Rng) -> layerwise_data::Result<(Batch, Tensor)> {
+        if self.fits() {
+            let augment = Some((&self.augment, rng));
+            let (images, labels) = self.train.tensors(rows, &self.normalise(), augment, &self.device)?;
+            return Ok((images.into(), labels));
+        }
+        let changed = self.train.augmented(rows, &self.augment, rng)?;
+        self.tensors(&changed, &(0..rows.len()).collect::<Vec<_>>())
+    }
+
+    fn normalise(&self) -> Normalise {
+        let Preprocess { image_mean, image_std, .. } = self.preprocess.clone();
+        Normalise { mean: image_mean, std: image_std }
     }
 }
 
@@ -120,11 +155,7 @@ impl Samples for Images {
     }
 
     fn batch(&self, indices: &[usize], rng: &mut ChaCha8Rng) -> candle_core::Result<(Batch, Tensor)> {
-        let (images, labels) = self
-            .train
-            .tensors(indices, &self.normalise, Some((&self.augment, rng)), &self.device)
-            .map_err(candle_core::Error::wrap)?;
-        Ok((images.into(), labels))
+        self.drawn(indices, rng).map_err(candle_core::Error::wrap)
     }
 }
 
@@ -134,7 +165,7 @@ impl Source for Images {
     }
 
     fn batch(&self, rows: Range<usize>, _device: &Device) -> Result<Batch> {
-        Ok(self.test.inputs.narrow(0, rows.start, rows.len())?.into())
+        Ok(self.tensors(&self.test, &rows.collect::<Vec<_>>())?.0)
     }
 
     fn name(&self, sample: usize) -> String {
@@ -142,7 +173,7 @@ impl Source for Images {
     }
 
     fn labels(&self) -> Option<&[u32]> {
-        Some(&self.label_values)
+        Some(self.test.labels())
     }
 
     fn classes(&self) -> &[String] {

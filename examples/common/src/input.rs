@@ -7,12 +7,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
-use layerwise_data::{
-    Error, ImageSet, Preprocess, Size, Split, cifar10, digits, idx, image_files, read_image,
-};
+use layerwise_data::{Error, ImageSet, Preprocess, Split, cifar10, digits, idx, image_files, read_image};
 use layerwise_models::{Batch, VitConfig};
 
-use crate::layers::Source;
+use crate::{checkpoint::preprocess_of, layers::Source};
 
 /// Samples in order, and how they are prepared.
 #[derive(Debug)]
@@ -49,17 +47,14 @@ impl Input {
             Kind::Set(set) => Kind::Set(set.take(limit)?),
         };
         let (channels, model_size) = (config.num_channels, config.image_size);
-        let preprocess = match Preprocess::load(model)? {
-            Some(preprocess) => preprocess,
-            // Hugging Face's defaults, at the model's own size.
-            None => Preprocess {
-                size: Size::Square(model_size),
-                image_mean: vec![0.5; channels],
-                image_std: vec![0.5; channels],
-                ..Default::default()
-            },
-        };
-        Ok(Self { kind, preprocess, channels, model_size })
+        Ok(Self { kind, preprocess: preprocess_of(model, config)?, channels, model_size })
+    }
+
+    /// The images of a set, prepared like this for a model of this configuration.
+    #[must_use]
+    pub fn of_set(set: ImageSet, preprocess: Preprocess, config: &VitConfig) -> Self {
+        let (channels, model_size) = (config.num_channels, config.image_size);
+        Self { kind: Kind::Set(set), preprocess, channels, model_size }
     }
 
     /// How images are prepared.

@@ -88,6 +88,23 @@ pub fn features_with<M: Tapped>(
     Ok(features.iter().map(|parts| Tensor::cat(parts, 0)).collect::<candle_core::Result<_>>()?)
 }
 
+/// The first `samples` with their labels, `size` at a time, as evaluation and exits take them; none without labels.
+pub fn labelled(
+    from: &dyn Source,
+    samples: usize,
+    size: usize,
+    device: &Device,
+) -> impl Iterator<Item = candle_core::Result<(Batch, Tensor)>> {
+    let labels = from.labels().unwrap_or_default();
+    let samples = samples.min(labels.len());
+    (0..samples).step_by(size.max(1)).map(move |start| {
+        let rows = start..samples.min(start + size);
+        let batch =
+            from.batch(rows.clone(), device).map_err(|e| candle_core::Error::Msg(format!("{e:#}")))?;
+        Ok((batch, Tensor::new(&labels[rows], device)?))
+    })
+}
+
 /// Accuracy and loss of the exit after each layer `1..=L`, and its answers, `(L, samples)`; of [`features`] of the first samples.
 /// None without labels, or where the model has no head for these classes.
 ///

@@ -2,13 +2,16 @@
 
 pub mod checkpoint;
 pub mod curves;
+pub mod cut;
 pub mod data_sets;
+pub mod exits;
 pub mod files;
 pub mod flags;
 pub mod images;
 pub mod input;
 pub mod interrupt;
 pub mod layers;
+pub mod layerwise;
 pub mod measures;
 pub mod plots;
 pub mod progress;

@@ -40,7 +40,35 @@ pub fn cifar10_vit(preset: Preset) -> VitConfig {
     }
 }
 
-/// How the vision transformers of the experiments are trained; the objective is the caller's.
+/// Edge of the images that a checkpoint is fine-tuned on: few patches where time is short.
+#[must_use]
+pub fn fine_tuned_size(preset: Preset, made: &VitConfig) -> usize {
+    match preset {
+        Preset::Smoke => 2 * made.patch_size,
+        Preset::Small => 4 * made.patch_size,
+        Preset::Paper => made.image_size,
+    }
+}
+
+/// How a pretrained model is fine-tuned; the objective is the caller's.
+#[must_use]
+pub fn fine_tuning_recipe(preset: Preset) -> TrainConfig {
+    let (epochs, batch_size) = match preset {
+        Preset::Smoke => (1, 48),
+        Preset::Small => (2, 32),
+        Preset::Paper => (20, 128),
+    };
+    TrainConfig {
+        epochs,
+        batch_size,
+        optimiser: AdamWConfig { lr: 1e-4, ..Default::default() },
+        schedule: Schedule::WarmupCosine { warmup: 0.1, floor: 0. },
+        checkpoint_every: 200,
+        ..Default::default()
+    }
+}
+
+/// How the vision transformers of the experiments are trained from random weights; the objective is the caller's.
 #[must_use]
 pub fn cifar10_recipe(preset: Preset) -> TrainConfig {
     let one_cycle = |epochs, batch_size| TrainConfig {
@@ -48,7 +76,6 @@ pub fn cifar10_recipe(preset: Preset) -> TrainConfig {
         batch_size,
         optimiser: AdamWConfig { lr: 2e-3, ..Default::default() },
         schedule: Schedule::OneCycle,
-        evaluate_every: 0,
         checkpoint_every: 200,
         ..Default::default()
     };

@@ -98,10 +98,20 @@ pub fn trained<M: Trainable>(
     Ok(report.evaluations)
 }
 
-/// What a run learns with what, where the trainer's own settings do not say so.
+/// What a run learns with what, where the trainer's own settings do not say so; of an untrained model.
 fn task<M: Trainable>(model: &M, data: &Images) -> Result<Value> {
+    let mut weights = crc32fast::Hasher::new();
+    for (name, var) in model.params().iter() {
+        weights.update(name.as_bytes());
+        for value in var.flatten_all()?.to_vec1::<f32>()? {
+            weights.update(&value.to_le_bytes());
+        }
+    }
     let images = json!({ "name": data.name, "train": data.train_len(), "held_out": data.test_len(), "crc32": data.checksum() });
-    Ok(json!({ "data": images, "augment": data.augment, "model": model.shape()? }))
+    let weights = json!({ "crc32": weights.finalize() });
+    Ok(
+        json!({ "data": images, "augment": data.augment, "model": model.shape()?, "initial_weights": weights }),
+    )
 }
 
 /// The folder's `task.json`, written into a new folder, must be this task: the trainer knows its own settings and the shapes of

@@ -1,20 +1,25 @@
 //! The experiments with vision transformers: which models, trained here or by others, and what their layers say of held-out
 //! images.
 
-use std::{num::NonZeroUsize, path::PathBuf, sync::atomic::AtomicBool};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use clap::Args;
+use layerwise_data::{Preprocess, Shape};
 use layerwise_exit::LayerScores;
-use layerwise_models::{Vit, VitConfig};
+use layerwise_models::{Head, Heads, LoadOptions, Vit, VitConfig};
 use layerwise_ops::init;
-use layerwise_train::{Objective, TrainConfig};
+use layerwise_train::{Evaluation, Objective, TrainConfig};
 use serde_json::{Value, json};
 
 use crate::{
     CommonFlags, ModelResults, Preset,
-    checkpoint::{load_vit, model_names},
+    checkpoint::{load_vit, model_names, preprocess_of},
     data_sets::{cifar10_of, embedded_digits, folder_or_digits},
     flags::{LimitFlag, RunsFlag},
     images::Images,
@@ -22,13 +27,13 @@ use crate::{
     interrupt,
     layers::{Source, features, scores},
     progress,
-    recipes::{cifar10_recipe, cifar10_vit, digits_vit},
+    recipes::{cifar10_recipe, cifar10_vit, digits_vit, fine_tuned_size, fine_tuning_recipe},
     training::trained,
 };
 
-/// Flags of the experiments with vision transformers.
+/// Flags of the experiments that train vision transformers.
 #[derive(Args, Clone, Debug)]
-pub struct VisionFlags {
+pub struct TrainFlags {
     /// The flags of every example.
     #[command(flatten)]
     pub common: CommonFlags,
@@ -36,39 +41,83 @@ pub struct VisionFlags {
     /// --preset smoke takes the embedded digits].
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Measure this ViT or DeiT folder of Hugging Face's. Nothing is trained: --seed and --runs have no place beside it.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["runs", "seed"])]
-    pub model: Option<PathBuf>,
     /// How many of the held-out images.
     #[command(flatten)]
     pub limit: LimitFlag,
     /// Where trained models are.
     #[command(flatten)]
     pub runs: RunsFlag,
+    /// Fine-tune this ViT or DeiT folder of Hugging Face's, instead of training a small ViT from random weights.
+    #[arg(long, value_name = "DIR")]
+    pub pretrained: Option<PathBuf>,
+    /// With --pretrained: edge in pixels that images are resampled to [default: four patches; with --preset smoke two, with
+    /// --preset paper the checkpoint's own].
+    #[arg(long, value_name = "PIXELS", requires = "pretrained")]
+    pub image_size: Option<NonZeroUsize>,
+    /// Train on the first so many images only.
+    #[arg(long, value_name = "N")]
+    pub train_limit: Option<NonZeroUsize>,
+    /// Epochs of each training [default: the preset's].
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<NonZeroUsize>,
 }
 
-/// How a model is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Training {
-    /// With the loss of the last layer.
-    Standard,
-    /// With the paper's alternating objective.
-    Aligned,
+/// Flags of the experiments that train vision transformers, or measure one of somebody else's.
+#[derive(Args, Clone, Debug)]
+pub struct VisionFlags {
+    /// What to train.
+    #[command(flatten)]
+    pub train: TrainFlags,
+    /// Measure this ViT or DeiT folder of Hugging Face's. Nothing is trained: flags that say how have no place beside it.
+    #[arg(long, value_name = "DIR",
+        conflicts_with_all = ["runs", "seed", "pretrained", "image_size", "train_limit", "epochs"])]
+    pub model: Option<PathBuf>,
 }
 
-impl Training {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Standard => "standard",
-            Self::Aligned => "aligned",
-        }
+/// Training images of CIFAR-10 that the small recipe was made for.
+const CIFAR10_IMAGES: usize = 30_000;
+
+/// A model to train.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What tables and figures call it.
+    pub name: String,
+    /// What tells its run from others with the same data, preset and seed.
+    pub run: String,
+    /// What it minimises.
+    pub objective: Objective,
+    /// Classifiers of the inner exits.
+    pub heads: Heads,
+    /// Blocks, where it is not as deep as the recipe's.
+    pub layers: Option<usize>,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+impl Plan {
+    /// A model with one classifier, called after its objective.
+    #[must_use]
+    pub fn new(name: impl Into<String>, objective: Objective, seed: u64) -> Self {
+        let name = name.into();
+        Self { run: name.replace(' ', "-"), name, objective, heads: Heads::Shared, layers: None, seed }
     }
 
-    fn objective(self) -> Objective {
-        match self {
-            Self::Standard => Objective::Standard,
-            Self::Aligned => Objective::default(),
-        }
+    /// The loss of the last layer.
+    #[must_use]
+    pub fn standard(seed: u64) -> Self {
+        Self::new("standard", Objective::Standard, seed)
+    }
+
+    /// The paper's alternating objective.
+    #[must_use]
+    pub fn aligned(seed: u64) -> Self {
+        Self::new("aligned", Objective::default(), seed)
+    }
+
+    /// The paper's baseline: alternating, with a classifier for each exit.
+    #[must_use]
+    pub fn multi_exit(seed: u64) -> Self {
+        Self { heads: Heads::PerLayer, ..Self::new("multi-exit", Objective::default(), seed) }
     }
 }
 
@@ -77,6 +126,10 @@ impl Training {
 pub struct Subject {
     /// What tables and figures call it.
     pub name: String,
+    /// The model, as it is served.
+    pub model: Vit,
+    /// Scores of its exits while it was trained; none for a model that was loaded.
+    pub evaluations: Vec<Evaluation>,
     /// Features `(samples, width)` of layers `0..=L`. That of layer 0, the class token's embedding, is the same for every image.
     pub features: Vec<Tensor>,
     /// Accuracy and loss after each layer `1..=L`; none for a model without a head for these classes.
@@ -108,7 +161,8 @@ impl Subject {
 /// Models and images of one experiment.
 #[derive(Debug)]
 pub struct Vision<'a> {
-    flags: &'a VisionFlags,
+    flags: &'a TrainFlags,
+    model: Option<&'a Path>,
     device: Device,
     stop: &'static AtomicBool,
     origin: Origin,
@@ -116,8 +170,15 @@ pub struct Vision<'a> {
 
 #[derive(Debug)]
 enum Origin {
-    Train { data: Box<Images>, vit: VitConfig, config: TrainConfig },
+    Train { data: Box<Images>, start: Start, config: Box<TrainConfig> },
     Load { name: String, model: Box<Vit>, input: Input },
+}
+
+/// Where training starts.
+#[derive(Debug)]
+enum Start {
+    Random(Box<VitConfig>),
+    Pretrained { name: String, folder: PathBuf, image_size: usize },
 }
 
 impl<'a> Vision<'a> {
@@ -127,33 +188,129 @@ impl<'a> Vision<'a> {
     ///
     /// When there is no `--data` where it is needed, or it is not what it should be.
     pub fn open(flags: &'a VisionFlags, device: &Device) -> Result<Self> {
+        let VisionFlags { train, model } = flags;
+        let Some(model) = model else { return Self::training(train, device) };
+        let preset = train.common.preset;
+        let expected = "a folder of images, or of CIFAR-10 or MNIST";
+        let folder = folder_or_digits(train.data.as_deref(), preset, expected)?;
+        let name = model_names(&[model])?.concat();
+        let (vit, _) = load_vit(model, device)?;
+        let input = Input::open(folder, train.limit.of_checkpoint(preset), model, vit.config())?;
+        let origin = Origin::Load { name, model: vit.into(), input };
+        Ok(Self {
+            flags: train,
+            model: Some(model),
+            device: device.clone(),
+            stop: interrupt::stop_flag()?,
+            origin,
+        })
+    }
+
+    /// Reads the images to train on: CIFAR-10, or the embedded digits.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn training(flags: &'a TrainFlags, device: &Device) -> Result<Self> {
         let preset = flags.common.preset;
-        let expected = match flags.model {
-            Some(_) => "a folder of images, or of CIFAR-10 or MNIST",
-            None => "a folder of CIFAR-10 (parquet or binary files)",
-        };
-        let folder = folder_or_digits(flags.data.as_deref(), preset, expected)?;
-        let origin = match &flags.model {
-            Some(model) => {
-                let name = model_names(&[model])?.concat();
-                let (vit, _) = load_vit(model, device)?;
-                let input = Input::open(folder, flags.limit.of_checkpoint(preset), model, vit.config())?;
-                Origin::Load { name, model: vit.into(), input }
-            }
-            None => {
-                let (data, vit) = match folder {
-                    None => (embedded_digits(240, device)?, digits_vit()),
-                    Some(folder) => {
-                        let limit = if preset == Preset::Smoke { 240 } else { usize::MAX };
-                        (cifar10_of(folder, limit, device)?, cifar10_vit(preset))
-                    }
-                };
-                let (train, held_out) = (data.train_len(), data.test_len());
-                progress::line(&format!("{}: {train} images to train on, {held_out} held out", data.name));
-                Origin::Train { data: data.into(), vit, config: cifar10_recipe(preset) }
+        let expected = "a folder of CIFAR-10 (parquet or binary files)";
+        let (data, vit) = match folder_or_digits(flags.data.as_deref(), preset, expected)? {
+            None => (embedded_digits(240, device)?, digits_vit()),
+            Some(folder) => {
+                let limit = if preset == Preset::Smoke { 240 } else { usize::MAX };
+                (cifar10_of(folder, limit, device)?, cifar10_vit(preset))
             }
         };
-        Ok(Self { flags, device: device.clone(), stop: interrupt::stop_flag()?, origin })
+        Self::on(flags, data, vit, cifar10_recipe(preset), device)
+    }
+
+    /// An experiment on these images with models of this shape, trained like that; or with those of `--pretrained`.
+    ///
+    /// # Errors
+    ///
+    /// When the folder of `--pretrained` is not one, or its patches do not divide `--image-size`.
+    pub fn on(
+        flags: &'a TrainFlags,
+        mut data: Images,
+        mut vit: VitConfig,
+        mut config: TrainConfig,
+        device: &Device,
+    ) -> Result<Self> {
+        let preset = flags.common.preset;
+        if let Some(limit) = flags.train_limit {
+            data = data.train_limited(limit.get())?;
+        }
+        vit.id2label = data.classes().iter().cloned().enumerate().collect();
+        let mut start = Start::Random(vit.into());
+        if let Some(folder) = &flags.pretrained {
+            config = fine_tuning_recipe(preset);
+            let made = VitConfig::from_hf(folder)?;
+            let image_size =
+                flags.image_size.map_or_else(|| fine_tuned_size(preset, &made), NonZeroUsize::get);
+            VitConfig { image_size, ..made.clone() }
+                .validate()
+                .with_context(|| format!("--image-size {image_size}, for {}", folder.display()))?;
+            data = data.prepared_by(preprocess_of(folder, &made)?.resized(image_size));
+            start = Start::Pretrained {
+                name: model_names(&[folder])?.concat(),
+                folder: folder.clone(),
+                image_size,
+            };
+        }
+        if let Some(epochs) = flags.epochs {
+            config.epochs = epochs.get();
+        }
+        let (train, held_out) = (data.train_len(), data.test_len());
+        progress::line(&format!("{}: {train} images to train on, {held_out} held out", data.name));
+        let origin = Origin::Train { data: data.into(), start, config: config.into() };
+        Ok(Self { flags, model: None, device: device.clone(), stop: interrupt::stop_flag()?, origin })
+    }
+
+    /// An experiment on another data set, whose images may be larger than CIFAR-10's: as many patches and, as there may be fewer
+    /// images, as many steps.
+    ///
+    /// # Errors
+    ///
+    /// As [`on`](Self::on).
+    pub fn on_other(flags: &'a TrainFlags, data: Images, device: &Device) -> Result<Self> {
+        let preset = flags.common.preset;
+        let (small, Shape { height, width, .. }) = (cifar10_vit(preset), data.train_set().shape());
+        ensure!(
+            height == width && height % small.image_size == 0,
+            "{}: {width}x{height} pixels; expected squares, of a multiple of {} pixels",
+            data.name,
+            small.image_size
+        );
+        let times = height / small.image_size;
+        let vit = VitConfig {
+            image_size: height,
+            patch_size: times * small.patch_size,
+            num_labels: data.classes().len(),
+            ..small
+        };
+        let mut config = cifar10_recipe(preset);
+        if preset != Preset::Smoke {
+            config.epochs *= (CIFAR10_IMAGES / data.train_len()).max(1);
+        }
+        Self::on(flags, data, vit, config, device)
+    }
+
+    /// Seed of `--seed`.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.flags.common.seed
+    }
+
+    /// The trained model of a plan, not packed, as it is cut and saved; with `--model`, that one.
+    ///
+    /// # Errors
+    ///
+    /// When it was not trained before.
+    pub fn whole(&self, plan: &Plan) -> Result<Vit> {
+        match &self.origin {
+            Origin::Train { .. } => Ok(Vit::load(&self.folder_of(plan), &self.device)?.frozen()),
+            Origin::Load { model, .. } => Ok((**model).clone()),
+        }
     }
 
     /// What `results.json` says of the setting.
@@ -162,13 +319,21 @@ impl<'a> Vision<'a> {
         let (preset, samples) = (self.flags.common.preset, self.samples());
         let data = &self.flags.data;
         match &self.origin {
-            Origin::Train { data: images, vit, config } => {
-                json!({ "preset": preset, "data": data, "images": images.name,
-                "train_samples": images.train_len(), "test_samples": samples, "augment": images.augment, "train": config,
-                "vit": vit })
+            Origin::Train { data: images, start, config } => {
+                let mut settings = json!({ "preset": preset, "data": data, "images": images.name,
+                    "train_samples": images.train_len(), "test_samples": samples, "augment": images.augment, "train": config });
+                match start {
+                    Start::Random(vit) => settings["vit"] = json!(vit),
+                    Start::Pretrained { name, image_size, .. } => {
+                        settings["pretrained"] = json!(name);
+                        settings["image_size"] = json!(image_size);
+                        settings["preprocess"] = json!(images.preprocess());
+                    }
+                }
+                settings
             }
             Origin::Load { model, input, .. } => {
-                json!({ "preset": preset, "data": data, "model": self.flags.model,
+                json!({ "preset": preset, "data": data, "model": self.model,
                 "test_samples": samples, "vit": model.config(), "preprocess": input.preprocess() })
             }
         }
@@ -192,6 +357,33 @@ impl<'a> Vision<'a> {
         self.source().classes()
     }
 
+    /// How images are prepared for the models.
+    #[must_use]
+    pub fn preprocess(&self) -> &Preprocess {
+        match &self.origin {
+            Origin::Train { data, .. } => data.preprocess(),
+            Origin::Load { input, .. } => input.preprocess(),
+        }
+    }
+
+    /// The images to train on; none with `--model`.
+    #[must_use]
+    pub fn images(&self) -> Option<&Images> {
+        match &self.origin {
+            Origin::Train { data, .. } => Some(data),
+            Origin::Load { .. } => None,
+        }
+    }
+
+    /// The images measured, as models take them.
+    #[must_use]
+    pub fn source(&self) -> &dyn Source {
+        match &self.origin {
+            Origin::Train { data, .. } => &**data,
+            Origin::Load { input, .. } => input,
+        }
+    }
+
     /// What a report says of images and layers.
     #[must_use]
     pub fn about(&self) -> String {
@@ -209,55 +401,118 @@ impl<'a> Vision<'a> {
     /// As [`study`](Self::study).
     pub fn standard_and_aligned(&self) -> Result<Vec<Subject>> {
         let seed = self.flags.common.seed;
-        self.study(&[("standard", Training::Standard, seed), ("aligned", Training::Aligned, seed)])
+        self.study(&[Plan::standard(seed), Plan::aligned(seed)])
     }
 
-    /// Trains or finds the `wanted` models (name, training, seed) and measures each; with `--model`, that one instead.
+    /// Trains or finds the `wanted` models and measures each; with `--model`, that one instead.
     ///
     /// # Errors
     ///
     /// As [`trained`] and [`features`].
-    pub fn study(&self, wanted: &[(&str, Training, u64)]) -> Result<Vec<Subject>> {
+    pub fn study(&self, wanted: &[Plan]) -> Result<Vec<Subject>> {
         match &self.origin {
-            Origin::Load { name, model, .. } => Ok(vec![self.measure(name, model)?]),
-            Origin::Train { data, vit, config } => {
-                let subject = |(name, training, seed): &(&str, Training, u64)| {
-                    let config =
-                        TrainConfig { objective: training.objective(), seed: *seed, ..config.clone() };
-                    let model = Vit::new(vit.clone(), &mut init::rng(*seed), &self.device)?;
-                    let run = self.run_name(data.name, *training, *seed);
-                    let runs = &self.flags.runs.runs;
-                    trained(name, &model, data, &config, &runs.join(&run), self.stop)?;
-                    // For other programs, and for `--model`.
-                    let folder = runs.join("models").join(&run);
-                    model.save(&folder)?;
-                    data.preprocess().save(&folder)?;
-                    self.measure(name, &model.packed()?)
+            Origin::Load { name, model, .. } => Ok(vec![self.measure(name, model, Vec::new())?]),
+            Origin::Train { data, start, config } => {
+                let subject = |plan: &Plan| {
+                    let (model, evaluations) = self.train(plan, data, start, config)?;
+                    self.measure(&plan.name, &model.packed()?, evaluations)
                 };
                 wanted.iter().map(subject).collect()
             }
         }
     }
 
-    fn run_name(&self, data: &str, training: Training, seed: u64) -> String {
-        let preset = self.flags.common.preset.name();
-        format!("{data}-{}-{preset}-seed{seed}", training.name())
+    /// Where the model of a plan is, as a Hugging Face folder, once it is trained.
+    #[must_use]
+    pub fn folder_of(&self, plan: &Plan) -> PathBuf {
+        self.flags.runs.runs.join("models").join(self.run_name(plan))
     }
 
-    fn source(&self) -> &dyn Source {
-        match &self.origin {
-            Origin::Train { data, .. } => &**data,
-            Origin::Load { input, .. } => input,
+    fn train(
+        &self,
+        plan: &Plan,
+        data: &Images,
+        start: &Start,
+        config: &TrainConfig,
+    ) -> Result<(Vit, Vec<Evaluation>)> {
+        let config = TrainConfig { objective: plan.objective.clone(), seed: plan.seed, ..config.clone() };
+        let model = self.untrained(plan, start, data.classes().len())?;
+        let run = self.flags.runs.runs.join(self.run_name(plan));
+        let label = format!("{}, seed {}", plan.name, plan.seed);
+        let evaluations = trained(&label, &model, data, &config, &run, self.stop)?;
+        // For other programs, and for `--model`.
+        let folder = self.folder_of(plan);
+        model.save(&folder)?;
+        data.preprocess().save(&folder)?;
+        Ok((model, evaluations))
+    }
+
+    fn untrained(&self, plan: &Plan, start: &Start, labels: usize) -> Result<Vit> {
+        match start {
+            Start::Random(vit) => {
+                let layers = plan.layers.unwrap_or(vit.num_hidden_layers);
+                let vit = VitConfig { heads: plan.heads, num_hidden_layers: layers, ..(**vit).clone() };
+                Ok(Vit::new(vit, &mut init::rng(plan.seed), &self.device)?)
+            }
+            Start::Pretrained { folder, image_size, .. } => {
+                let head = Head::Fresh { labels, seed: plan.seed };
+                let options = LoadOptions { head, heads: Some(plan.heads), ..Default::default() };
+                let model = Vit::load_with(folder, &options, &self.device)?.model.resized(*image_size)?;
+                Ok(match plan.layers {
+                    Some(layers) => model.cut(layers)?,
+                    None => model,
+                })
+            }
         }
     }
 
-    fn measure(&self, name: &str, model: &Vit) -> Result<Subject> {
+    fn run_name(&self, plan: &Plan) -> String {
+        let preset = self.flags.common.preset.name();
+        let (data, start) = match &self.origin {
+            Origin::Train { data, start: Start::Random(_), .. } => (&*data.name, String::new()),
+            Origin::Train { data, start: Start::Pretrained { name, image_size, .. }, .. } => {
+                (&*data.name, format!("-{}-{image_size}px", name.replace(['/', '\\'], "-")))
+            }
+            Origin::Load { name, .. } => ("", name.clone()),
+        };
+        format!("{data}{start}-{}-{preset}-seed{}", plan.run, plan.seed)
+    }
+
+    fn measure(&self, name: &str, model: &Vit, evaluations: Vec<Evaluation>) -> Result<Subject> {
+        let (features, scores) = self.layers_of(model, self.source(), self.samples())?;
+        let (scores, answers) = scores.unzip();
+        let (name, model) = (name.to_owned(), model.clone());
+        Ok(Subject { name, model, evaluations, features, scores, answers: answers.unwrap_or_default() })
+    }
+
+    /// Features of layers `1..=L` of the first `samples` images to train on, as they are, and their labels: what probes are
+    /// fitted on.
+    ///
+    /// # Errors
+    ///
+    /// With `--model`; as [`features`].
+    pub fn train_layers(&self, model: &Vit, samples: usize) -> Result<(Vec<Tensor>, Vec<usize>)> {
+        let images = self.images().context("--model: there are no images to train on")?;
+        let source =
+            Input::of_set(images.train_set().take(samples)?, self.preprocess().clone(), model.config());
+        let (mut features, _) = self.layers_of(model, &source, source.samples())?;
+        let labels = source.labels().unwrap_or_default().iter().map(|&label| label as usize).collect();
+        Ok((features.split_off(1), labels))
+    }
+
+    /// Features of layers `0..=L` of the first `samples` of `from`, and the scores and answers of the exits where there are labels.
+    ///
+    /// # Errors
+    ///
+    /// As [`features`] and [`scores`].
+    pub fn layers_of(&self, model: &Vit, from: &dyn Source, samples: usize) -> Result<LayersOf> {
         // Small images in large batches; those of a checkpoint need more memory each.
         let at_once = if model.config().tokens() > 100 { 16 } else { 100 };
-        let size = (self.samples(), at_once);
-        let features = features(model, self.source(), size, &self.device, self.stop)?;
-        let (scores, answers) = scores(model, &features, self.source())?.unzip();
-        let answers = answers.unwrap_or_default();
-        Ok(Subject { name: name.to_owned(), features, scores, answers })
+        let features = features(model, from, (samples, at_once), &self.device, self.stop)?;
+        let scores = scores(model, &features, from)?;
+        Ok((features, scores))
     }
 }
+
+/// Features of layers, and the exits' scores and answers.
+pub type LayersOf = (Vec<Tensor>, Option<(LayerScores, Vec<Vec<u32>>)>);

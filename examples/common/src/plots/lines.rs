@@ -16,12 +16,33 @@ pub fn lines(
     series: &[Series],
     y_range: Option<(f64, f64)>,
 ) -> Panel {
-    let points = || series.iter().flat_map(|series| &series.points);
-    let xs = points().map(|point| point.0).filter(|x| x.is_finite());
+    let xs = series.iter().flat_map(|series| &series.points).map(|point| point.0).filter(|x| x.is_finite());
     let (low, high) = xs.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
     let (low, high) = if low < high { (low, high) } else { (low.min(1.) - 1., low.min(1.) + 1.) };
-    let x_step = nice_step(high - low, 14).max(1.);
-    let y_range = y_range.unwrap_or_else(|| nice_range(points().map(|point| point.1), 6));
+    draw(title, (x_label, (low, high), nice_step(high - low, 14).max(1.)), (y_label, y_range), series)
+}
+
+/// Curves over any `x`, or points, where a series is one. Without a range, `x` and `y` fit the data.
+#[must_use]
+pub fn curves(
+    title: &str,
+    (x_label, x_range): (&str, Option<(f64, f64)>),
+    (y_label, y_range): (&str, Option<(f64, f64)>),
+    series: &[Series],
+) -> Panel {
+    let xs = series.iter().flat_map(|series| &series.points).map(|point| point.0);
+    let (low, high) = x_range.unwrap_or_else(|| nice_range(xs, 8));
+    draw(title, (x_label, (low, high), nice_step(high - low, 8)), (y_label, y_range), series)
+}
+
+fn draw(
+    title: &str,
+    (x_label, (low, high), x_step): (&str, (f64, f64), f64),
+    (y_label, y_range): (&str, Option<(f64, f64)>),
+    series: &[Series],
+) -> Panel {
+    let ys = series.iter().flat_map(|series| &series.points).map(|point| point.1);
+    let y_range = y_range.unwrap_or_else(|| nice_range(ys, 6));
     // Air, so that markers do not sit on the frame.
     let air = 0.02 * (high - low);
     let y_range = (y_range.0, y_range.1 + 0.02 * (y_range.1 - y_range.0));

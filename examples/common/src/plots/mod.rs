@@ -21,7 +21,7 @@ use kuva::render::plots::Plot;
 pub use bars::bars;
 pub use boxes::boxes;
 pub use heat_map::heat_map;
-pub use lines::lines;
+pub use lines::{curves, lines};
 pub use plane::plane;
 
 use crate::files::write_atomic;
@@ -52,7 +52,7 @@ pub fn series<'a>(first: usize, curves: impl IntoIterator<Item = (&'a str, Vec<f
     curves.into_iter().map(|(name, values)| Series::per_layer(name, first, &values)).collect()
 }
 
-/// One part of a figure, made by [`lines`], [`heat_map`], [`bars`], [`boxes`] or [`plane`].
+/// One part of a figure, made by [`lines`], [`curves`], [`heat_map`], [`bars`], [`boxes`] or [`plane`].
 pub struct Panel {
     layers: Vec<Plot>,
     layout: Layout,

@@ -1,0 +1,154 @@
+//! Figure 6 of the paper: layers under a shift of the data, and probed on other data. See the README beside this file.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use clap::Parser;
+use layerwise::data::{ImageSet, Split, cifar10};
+use layerwise_example_common::{
+    Preset, Report, Results, Table,
+    curves::named,
+    data_sets::parquet_of,
+    input::Input,
+    layers::Source,
+    layerwise::probes,
+    plots::{self, Panel},
+    progress, run_main,
+    table::{columns, per_layer, percent},
+    vision::{Plan, Subject, TrainFlags, Vision},
+};
+use serde_json::json;
+
+layerwise_example_common::fast_allocator!();
+
+const NAME: &str = "f06_shift_and_transfer";
+/// Training images that probes are fitted on, at most.
+const PROBE_SAMPLES: usize = 10_000;
+
+/// Measures every layer of a standard and an aligned model on data that is not what it learned.
+#[derive(Parser)]
+#[command(name = NAME)]
+struct Flags {
+    #[command(flatten)]
+    train: TrainFlags,
+    /// Folder of other images of CIFAR-10's classes, or some of them, in the layout of CIFAR-10's test set.
+    #[arg(long, value_name = "DIR")]
+    shift: Option<PathBuf>,
+    /// Folder of a data set in Hugging Face's parquet layout: models that learned it are probed on `--data`.
+    #[arg(long, value_name = "DIR")]
+    transfer_from: Option<PathBuf>,
+}
+
+/// A curve over layers `1..=L` of each model, by its name.
+type Curves = Vec<(String, Vec<f64>)>;
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    run_main(&flags.train.common, |device| f06(&flags, &device))
+}
+
+fn f06(flags: &Flags, device: &Device) -> Result<()> {
+    let parts = [&flags.shift, &flags.transfer_from].into_iter().flatten();
+    ensure!(parts.count() > 0, "--shift DIR or --transfer-from DIR: expected at least one of them");
+    let vision = Vision::training(&flags.train, device)?;
+    let out = flags.train.common.out_folder(NAME)?;
+    let mut settings = vision.settings();
+    settings["shift"] = json!(flags.shift);
+    settings["transfer_from"] = json!(flags.transfer_from);
+    let mut results = Results::new(NAME, settings, flags.train.common.seed, device);
+    let mut shown: Vec<(&str, Curves)> = Vec::new();
+    if let Some(folder) = &flags.shift {
+        let (familiar, shifted) = shift(&vision, &cifar10::load(folder, Split::Test)?)?;
+        shown.extend([("familiar", familiar), ("shifted", shifted)]);
+    }
+    if let Some(folder) = &flags.transfer_from {
+        let (own, probes) = transfer(&vision, &flags.train, folder, device)?;
+        shown.extend([("source", own), ("probe", probes)]);
+    }
+    for (key, curves) in &shown {
+        for (name, curve) in curves {
+            let entry = results.models.entry(name.clone()).or_default();
+            entry.more.insert((*key).to_owned(), json!(curve));
+        }
+    }
+    show(&out, &mut results, &vision, &shown)
+}
+
+/// Accuracy after each layer on the images held out, those of the classes that `other` has, and on `other`.
+fn shift(vision: &Vision<'_>, other: &ImageSet) -> Result<(Curves, Curves)> {
+    let seed = vision.seed();
+    let (mut familiar, mut shifted) = (Vec::new(), Vec::new());
+    for Subject { name, model, answers, .. } in vision.study(&[Plan::standard(seed), Plan::aligned(seed)])? {
+        let labels = vision.labels().context("no labels")?;
+        let shared: Vec<usize> = (0..labels.len()).filter(|&i| other.labels().contains(&labels[i])).collect();
+        let right = |answers: &Vec<u32>| shared.iter().filter(|&&i| answers[i] == labels[i]).count() as f64;
+        familiar.push((
+            name.clone(),
+            answers.iter().map(|answers| right(answers) / shared.len() as f64).collect(),
+        ));
+        let source = Input::of_set(other.clone(), vision.preprocess().clone(), model.config());
+        let (_, scores) = vision.layers_of(&model, &source, source.samples())?;
+        shifted.push((name, scores.context("a model without a head")?.0.accuracy));
+    }
+    Ok((familiar, shifted))
+}
+
+/// Accuracy after each layer of models of the data set in `folder`, there, and of linear probes of these layers on CIFAR-10.
+fn transfer(
+    vision: &Vision<'_>,
+    flags: &TrainFlags,
+    folder: &Path,
+    device: &Device,
+) -> Result<(Curves, Curves)> {
+    let limit = if flags.common.preset == Preset::Smoke { 240 } else { usize::MAX };
+    let source = Vision::on_other(flags, parquet_of(folder, limit, device)?, device)?;
+    let target = vision.images().context("no images")?;
+    let classes = target.train_set().classes().len();
+    let (mut own, mut probed) = (Vec::new(), Vec::new());
+    for subject in source.standard_and_aligned()? {
+        own.push((subject.name.clone(), subject.accuracy()));
+        let layers = |set: ImageSet| {
+            let labels: Vec<usize> = set.labels().iter().map(|&label| label as usize).collect();
+            let input = Input::of_set(set, source.preprocess().clone(), subject.model.config());
+            anyhow::Ok((source.layers_of(&subject.model, &input, input.samples())?.0.split_off(1), labels))
+        };
+        let (seen, seen_labels) = layers(target.train_set().take(PROBE_SAMPLES)?)?;
+        let (held_out, labels) = layers(target.test_set().take(vision.samples())?)?;
+        let curve = probes((&seen, &seen_labels), (&held_out, &labels), classes)?;
+        probed.push((subject.name, curve));
+    }
+    Ok((own, probed))
+}
+
+fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, shown: &[(&str, Curves)]) -> Result<()> {
+    let all = shown.iter().flat_map(|(key, curves)| {
+        columns(key, percent, named(curves, |(name, _)| name, |(_, curve)| curve.clone()))
+    });
+    let table: Table = per_layer(1, &all.collect::<Vec<_>>());
+    progress::print(&format!("\nAccuracy (%):\n{table}"));
+    let panel = |(key, curves): &(&str, Curves)| -> Panel {
+        let title = match *key {
+            "familiar" => "Held-out images, shared classes",
+            "shifted" => "Other images of these classes",
+            "source" => "The data set that was learned",
+            _ => "Linear probes on CIFAR-10",
+        };
+        plots::lines(
+            title,
+            "layer",
+            "fraction correct",
+            &plots::series(1, named(curves, |(name, _)| name, |(_, curve)| curve.clone())),
+            Some((0., 1.)),
+        )
+    };
+    let figure = plots::write(&out.join("layers"), shown.iter().map(panel).collect(), 2)?;
+    Report::new("Layers under shift and after transfer")
+        .paragraph(&vision.about())
+        .figure(&figure, "Accuracy after each layer, on familiar and on other data; probes are linear classifiers fitted on frozen features.")
+        .table(&table, "Accuracy in percent.")
+        .close(results, out)
+}

@@ -1,0 +1,83 @@
+//! What a model costs: time and memory.
+
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use layerwise::models::{Batch, Pass, Vit, tap};
+use layerwise_example_common::{layers::Source, progress};
+
+/// Rounds of the latencies; the median is taken.
+const ROUNDS: usize = 15;
+
+/// Median milliseconds of each model for so many images at once; all models in turn, round by round, after one to warm up.
+pub(crate) fn latencies(
+    models: &[(PathBuf, Vit)],
+    source: &dyn Source,
+    sizes: [usize; 2],
+    device: &Device,
+) -> Result<Vec<[f64; 2]>> {
+    let mut times = vec![[const { Vec::new() }; 2]; models.len()];
+    let batches = sizes.map(|size| source.batch(0..size.min(source.samples()), device));
+    let batches = batches.into_iter().collect::<Result<Vec<Batch>>>()?;
+    for round in 0..=ROUNDS {
+        for ((_, model), times) in models.iter().zip(&mut times) {
+            for (batch, times) in batches.iter().zip(times) {
+                let start = Instant::now();
+                tap::forward(model, batch, Pass::EVAL)?;
+                if round > 0 {
+                    times.push(start.elapsed().as_secs_f64() * 1e3);
+                }
+            }
+        }
+    }
+    Ok(times.into_iter().map(|times| times.map(median)).collect())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Peak MiB of a process of its own that loads the folder's model and answers a batch; none where the system does not tell.
+pub(crate) fn memory_of(folder: &Path, threads: Option<NonZeroUsize>) -> Result<Option<f64>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--memory-of").arg(folder);
+    if let Some(threads) = threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    let output = command.output().context("measuring memory in a process of its own")?;
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        folder.display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().parse().ok())
+}
+
+/// Loads the folder's model, answers `batch` images, and prints how far the process grew, in MiB.
+pub(crate) fn print_memory(folder: &Path, batch: usize, device: &Device) -> Result<()> {
+    let before = peak();
+    let model = Vit::load(folder, device)?.frozen();
+    let config = model.config();
+    let shape = (batch, config.num_channels, config.image_size, config.image_size);
+    tap::forward(&model, &Tensor::zeros(shape, DType::F32, device)?.into(), Pass::EVAL)?;
+    if let (Some(before), Some(after)) = (before, peak()) {
+        progress::print(&format!("{}\n", after - before));
+    }
+    Ok(())
+}
+
+/// Largest resident memory of this process so far, in MiB, as Linux tells it.
+fn peak() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024.)
+}
