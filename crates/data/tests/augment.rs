@@ -142,6 +142,37 @@ fn rotations_reach_15_degrees_both_ways() -> Result {
 }
 
 #[test]
+fn augmented_images_are_what_tensors_would_be_in_whole_levels() -> Result {
+    let set = digits()?.take(5)?;
+    let augment = Augment { crop_padding: 1, flip: 0.5, rotation_degrees: 20. };
+    let (rows, normalise) = ([3, 0, 3], Normalise { mean: vec![0.], std: vec![1.] });
+    let changed = set.augmented(&rows, &augment, &mut rng(4))?;
+    let (tensors, labels) = set.tensors(&rows, &normalise, Some((&augment, &mut rng(4))), &Cpu)?;
+    assert_eq!((changed.labels(), changed.max()), (&labels.to_vec1::<u32>()?[..], 16));
+    let levels = (0..3).flat_map(|i| changed.image(i).unwrap_or_default().to_vec());
+    for (level, value) in levels.zip(tensors.flatten_all()?.to_vec1::<f32>()?) {
+        // Half a level, and the rounding of f32.
+        assert!((f32::from(level) - 16. * value).abs() <= 0.5 + 1e-5, "{level} {value}");
+    }
+    assert_ne!(changed.image(0), changed.image(2), "each copy is changed by itself");
+    assert!(matches!(set.augmented(&[5], &augment, &mut rng(0)), Err(Error::Index { index: 5, .. })));
+    let wrong = Augment { flip: 2., ..augment };
+    assert!(matches!(set.augmented(&[0], &wrong, &mut rng(0)), Err(Error::Setting { field: "flip", .. })));
+    Ok(())
+}
+
+#[test]
+fn images_of_some_classes_keep_their_labels() -> Result {
+    let set = digits()?;
+    let some = set.of_classes(&[7, 2])?;
+    let count = |class| set.labels().iter().filter(|&&label| label == class).count();
+    assert_eq!(some.len(), count(7) + count(2));
+    assert!(some.labels().iter().all(|label| [2, 7].contains(label)) && some.classes().len() == 10);
+    assert!(matches!(set.of_classes(&[10]), Err(Error::Empty { .. })));
+    Ok(())
+}
+
+#[test]
 fn tensors_have_the_order_and_the_values_asked_for() -> Result {
     let set = digits()?;
     let plain = Normalise { mean: vec![0.25], std: vec![0.5] };

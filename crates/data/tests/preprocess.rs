@@ -132,6 +132,21 @@ fn sets_that_have_the_right_size_keep_their_exact_values() -> Result {
 }
 
 #[test]
+fn another_size_keeps_the_filter_and_the_values() {
+    let made = Preprocess {
+        size: Size::ShortestEdge { shortest_edge: 256 },
+        resample: 3,
+        do_center_crop: true,
+        crop_size: Some(Size::Square(224)),
+        image_mean: vec![0.1, 0.2, 0.3],
+        ..Default::default()
+    };
+    let small = made.clone().resized(56);
+    assert_eq!((small.size, small.do_center_crop, small.crop_size), (Size::Square(56), false, None));
+    assert_eq!((small.resample, small.image_mean), (3, made.image_mean));
+}
+
+#[test]
 fn digits_are_sixteenths_also_when_cut() -> Result {
     let config = Preprocess {
         do_resize: false,
