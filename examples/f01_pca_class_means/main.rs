@@ -5,14 +5,14 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Parser;
-use layerwise::similarity::{Centring, Measure, class_means, cos, pca};
+use layerwise::similarity::{Centring, class_means, cos, pca};
 use layerwise_example_common::{
-    Report, Results, Table,
+    Report, Results,
     curves::named,
+    layerwise::{Layerwise, layer_columns, layer_figure, record},
     plots::{self, Series},
     progress, run_main,
-    similarity::to_last,
-    table::{columns, decimals, per_layer, percent, thousandths},
+    table::{columns, decimals, per_layer, thousandths},
     vision::{Subject, Vision, VisionFlags},
 };
 use ndarray::{Array2, Axis, concatenate};
@@ -30,12 +30,11 @@ struct Flags {
     vision: VisionFlags,
 }
 
-/// What was measured of one model; over layers `1..=L`.
-struct Measured {
-    subject: Subject,
+/// The class means of one model; over layers `1..=L`.
+struct Means {
+    name: String,
+    /// COS to those of the last layer.
     cos: Vec<f64>,
-    /// COS of the class means to those of the last layer.
-    means_cos: Vec<f64>,
     plane: Plane,
 }
 
@@ -67,62 +66,55 @@ fn f01(flags: &VisionFlags, device: &Device) -> Result<()> {
             "no image of class {name} among the {samples} measured (--limit): class means need every class"
         );
     }
-    let models: Vec<Measured> = vision
-        .standard_and_aligned()?
-        .into_iter()
-        .map(|subject| measure(subject, &labels, vision.classes()))
-        .collect::<Result<_>>()?;
+    let models = vision.standard_and_aligned()?.into_iter().map(Layerwise::of).collect::<Result<Vec<_>>>()?;
+    let means = models
+        .iter()
+        .map(|model| measure(&model.subject, &labels, vision.classes()))
+        .collect::<Result<Vec<_>>>()?;
     record(&mut results, &models);
-    show(&out, &mut results, &vision, &models)
-}
-
-fn record(results: &mut Results, models: &[Measured]) {
-    for model in models {
-        let mut entry = model.subject.results();
-        entry.cos_to_last = model.cos.clone();
-        entry.more.insert("class_means_cos_to_last".into(), json!(model.means_cos));
-        let paths = model.plane.paths.iter().map(|path| (path.name.clone(), json!(path.points)));
-        let plane =
-            json!({ "shares": model.plane.shares, "paths": paths.collect::<serde_json::Map<_, _>>() });
-        entry.more.insert("plane".into(), plane);
-        results.models.insert(model.subject.name.clone(), entry);
+    for Means { name, cos, plane } in &means {
+        let entry = results.models.entry(name.clone()).or_default();
+        entry.more.insert("class_means_cos_to_last".into(), json!(cos));
+        let paths = plane.paths.iter().map(|path| (path.name.clone(), json!(path.points)));
+        let paths = paths.collect::<serde_json::Map<_, _>>();
+        entry.more.insert("plane".into(), json!({ "shares": plane.shares, "paths": paths }));
     }
+    show(&out, &mut results, &vision, &models, &means)
 }
 
-fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, models: &[Measured]) -> Result<()> {
-    let table = table(models);
+fn show(
+    out: &Path,
+    results: &mut Results,
+    vision: &Vision<'_>,
+    models: &[Layerwise],
+    means: &[Means],
+) -> Result<()> {
+    let of_means =
+        columns("means", thousandths, named(means, |means| &means.name, |means| means.cos.clone()));
+    let table = per_layer(1, &[layer_columns(models), of_means].concat());
     progress::print(&format!(
         "\nAccuracy (%), COS of samples and of class means to the last layer:\n{table}"
     ));
 
-    let planes = models.iter().map(|Measured { subject, plane, .. }| {
+    let planes = means.iter().map(|Means { name, plane, .. }| {
         let axis = |i: usize| {
             format!("component {} ({} % of the variance)", i + 1, decimals(100. * plane.shares[i], 0))
         };
-        plots::plane(&subject.name, &axis(0), &axis(1), &plane.paths)
+        plots::plane(name, &axis(0), &axis(1), &plane.paths)
     });
     let planes = plots::write(&out.join("class_means"), planes.collect(), 2)?;
-    let lines = |title: &str, label: &str, values: fn(&Measured) -> Vec<f64>| {
-        let series = plots::series(1, curves(models, values));
-        plots::lines(title, "layer", label, &series, Some((0., 1.)))
-    };
-    let curves = vec![
-        lines("COS to the last layer", "COS", |model| model.cos.clone()),
-        lines("Accuracy", "fraction correct", |model| model.subject.accuracy()),
-    ];
-    let curves = plots::write(&out.join("curves"), curves, 2)?;
+    let curves = layer_figure(&out.join("curves"), models)?;
     Report::new("Class means through depth")
         .paragraph(&vision.about())
         .figure(&planes, "The mean of each class, less the mean of all classes, from layer 1 (small dots) to the last (marker), in \
             the plane of largest variance of all layers.")
-        .figure(&curves, "Sample-wise cosine similarity to the last layer, centred over samples, and accuracy of the last layer's classifier \
-            after each layer.")
+        .figure(&curves, "Accuracy of the last layer's classifier after each layer, and sample-wise cosine similarity to the last layer, centred \
+            over samples.")
         .table(&table, "Per layer: accuracy in percent, COS of samples and of class means to the last layer.")
         .close(results, out)
 }
 
-fn measure(subject: Subject, labels: &[usize], classes: &[String]) -> Result<Measured> {
-    let cos_to_last = to_last(subject.layers(), Measure::Cos(Centring::Samples))?;
+fn measure(subject: &Subject, labels: &[usize], classes: &[String]) -> Result<Means> {
     let mut means = Vec::new();
     for layer in subject.layers() {
         let means_of_layer = class_means(layer, labels, classes.len())?;
@@ -131,8 +123,8 @@ fn measure(subject: Subject, labels: &[usize], classes: &[String]) -> Result<Mea
         means.push(means_of_layer - centre);
     }
     let last = means.last().context("a model without layers")?;
-    let means_cos = means.iter().map(|layer| cos(layer, last, Centring::None)).collect::<Result<_, _>>()?;
-    Ok(Measured { cos: cos_to_last, means_cos, plane: plane(&means, classes)?, subject })
+    let cos = means.iter().map(|layer| cos(layer, last, Centring::None)).collect::<Result<_, _>>()?;
+    Ok(Means { name: subject.name.clone(), cos, plane: plane(&means, classes)? })
 }
 
 fn plane(means: &[Array2<f64>], classes: &[String]) -> Result<Plane> {
@@ -143,17 +135,4 @@ fn plane(means: &[Array2<f64>], classes: &[String]) -> Result<Plane> {
         Series::new(name, projected.iter().map(|layer| (layer[[class, 0]], layer[[class, 1]])))
     };
     Ok(Plane { shares: pca.variances.to_vec(), paths: classes.iter().enumerate().map(path).collect() })
-}
-
-fn table(models: &[Measured]) -> Table {
-    let all = [
-        columns("acc.", percent, curves(models, |model| model.subject.accuracy())),
-        columns("COS", thousandths, curves(models, |model| model.cos.clone())),
-        columns("means", thousandths, curves(models, |model| model.means_cos.clone())),
-    ];
-    per_layer(1, &all.concat())
-}
-
-fn curves(models: &[Measured], values: fn(&Measured) -> Vec<f64>) -> Vec<(&str, Vec<f64>)> {
-    named(models, |model| &model.subject.name, values)
 }

@@ -1,5 +1,7 @@
 //! Figure 6 of the paper: layers under a shift of the data, and probed on other data. See the README beside this file.
 
+mod transfer;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -10,12 +12,10 @@ use candle_core::Device;
 use clap::Parser;
 use layerwise::data::{ImageSet, Split, cifar10};
 use layerwise_example_common::{
-    Preset, Report, Results, Table,
+    Report, Results, Table,
     curves::named,
-    data_sets::parquet_of,
     input::Input,
     layers::Source,
-    layerwise::probes,
     plots::{self, Panel},
     progress, run_main,
     table::{columns, per_layer, percent},
@@ -23,11 +23,11 @@ use layerwise_example_common::{
 };
 use serde_json::json;
 
+use transfer::transfer;
+
 layerwise_example_common::fast_allocator!();
 
 const NAME: &str = "f06_shift_and_transfer";
-/// Training images that probes are fitted on, at most.
-const PROBE_SAMPLES: usize = 10_000;
 
 /// Measures every layer of a standard and an aligned model on data that is not what it learned.
 #[derive(Parser)]
@@ -95,33 +95,6 @@ fn shift(vision: &Vision<'_>, other: &ImageSet) -> Result<(Curves, Curves)> {
         shifted.push((name, scores.context("a model without a head")?.0.accuracy));
     }
     Ok((familiar, shifted))
-}
-
-/// Accuracy after each layer of models of the data set in `folder`, there, and of linear probes of these layers on CIFAR-10.
-fn transfer(
-    vision: &Vision<'_>,
-    flags: &TrainFlags,
-    folder: &Path,
-    device: &Device,
-) -> Result<(Curves, Curves)> {
-    let limit = if flags.common.preset == Preset::Smoke { 240 } else { usize::MAX };
-    let source = Vision::on_other(flags, parquet_of(folder, limit, device)?, device)?;
-    let target = vision.images().context("no images")?;
-    let classes = target.train_set().classes().len();
-    let (mut own, mut probed) = (Vec::new(), Vec::new());
-    for subject in source.standard_and_aligned()? {
-        own.push((subject.name.clone(), subject.accuracy()));
-        let layers = |set: ImageSet| {
-            let labels: Vec<usize> = set.labels().iter().map(|&label| label as usize).collect();
-            let input = Input::of_set(set, source.preprocess().clone(), subject.model.config());
-            anyhow::Ok((source.layers_of(&subject.model, &input, input.samples())?.0.split_off(1), labels))
-        };
-        let (seen, seen_labels) = layers(target.train_set().take(PROBE_SAMPLES)?)?;
-        let (held_out, labels) = layers(target.test_set().take(vision.samples())?)?;
-        let curve = probes((&seen, &seen_labels), (&held_out, &labels), classes)?;
-        probed.push((subject.name, curve));
-    }
-    Ok((own, probed))
 }
 
 fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, shown: &[(&str, Curves)]) -> Result<()> {

@@ -1,9 +1,8 @@
 //! Figure 11 of the paper: MLPs with and without residual connections. See the README beside this file.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+mod show;
+
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -16,20 +15,20 @@ use layerwise::{
     train::{AdamWConfig, Objective, Schedule, TrainConfig},
 };
 use layerwise_example_common::{
-    CommonFlags, ModelResults, Preset, Report, Results, Table,
-    curves::{Together, correlation_table, mean_curve, mean_together, together},
+    CommonFlags, ModelResults, Preset, Results,
+    curves::{Together, mean_curve, mean_together, together},
     data_sets::{embedded_digits, folder_or_digits, mnist_of},
     flags::RunsFlag,
     images::Images,
     interrupt,
     layers::{Source, features, score},
-    plots::{self, Series},
-    progress, run_main,
+    run_main,
     similarity::to_last,
-    table::{columns, per_layer, percent, thousandths},
     training::trained,
 };
 use serde_json::json;
+
+use show::show;
 
 layerwise_example_common::fast_allocator!();
 
@@ -133,35 +132,6 @@ fn record(results: &mut Results, variants: &[Variant]) {
     }
 }
 
-fn show(out: &Path, results: &mut Results, samples: usize, variants: &[Variant]) -> Result<()> {
-    let (correlations, layers) = (correlations(variants), layer_table(variants));
-    progress::print(&format!(
-        "\nCorrelations over the layers but the last:\n{correlations}\nMeans of the seeds, accuracy (%), COS and CKA to the last layer:\n{layers}"
-    ));
-
-    let panels = variants.iter().map(|variant| {
-        let curve = |name: &str, values: fn(&Measured) -> Vec<f64>| {
-            Series::per_layer(name, 1, &variant.mean_of(values))
-        };
-        let series = [
-            curve("COS", |model| model.cos.clone()),
-            curve("CKA", |model| model.cka.clone()),
-            curve("accuracy", |model| model.scores.accuracy.clone()),
-        ];
-        plots::lines(variant.name, "layer", "similarity to the last layer, accuracy", &series, Some((0., 1.)))
-    });
-    let figure = plots::write(&out.join("curves"), panels.collect(), 2)?;
-    Report::new("MLPs with and without residual connections")
-        .paragraph(&format!(
-            "9-layer MLPs trained with the loss of the last layer; {samples} held-out images; means of {SEEDS} seeds. COS is sample-wise and centred over \
-             the samples, CKA linear and biased.",
-        ))
-        .figure(&figure, "COS and CKA to the last layer, and accuracy of the last layer's classifier after each layer.")
-        .table(&correlations, "Correlations over the layers but the last, where every similarity is 1.")
-        .table(&layers, "Means of the seeds per layer: accuracy in percent, COS and CKA to the last layer.")
-        .close(results, out)
-}
-
 fn load(flags: &Flags, device: &Device) -> Result<Images> {
     let smoke = flags.common.preset == Preset::Smoke;
     let folder =
@@ -181,27 +151,4 @@ fn measure(seed: u64, layers: &[Tensor], scores: LayerScores) -> Result<Measured
         together(("CKA", &cka), ("accuracy", &scores.accuracy)),
     ];
     Ok(Measured { seed, scores, cos, cka, correlations })
-}
-
-fn correlations(variants: &[Variant]) -> Table {
-    let mut rows: Vec<(String, &[Together])> = Vec::new();
-    for Variant { name, models, mean } in variants {
-        rows.extend(
-            models.iter().map(|model| (format!("{name}, seed {}", model.seed), &*model.correlations)),
-        );
-        rows.push((format!("{name}, mean"), mean));
-    }
-    correlation_table(rows.iter().map(|(name, pairs)| (&**name, *pairs)))
-}
-
-fn layer_table(variants: &[Variant]) -> Table {
-    let column = |name: &str, write, values: fn(&Measured) -> Vec<f64>| {
-        columns(name, write, variants.iter().map(|variant| (variant.name, variant.mean_of(values))))
-    };
-    let all = [
-        column("acc.", percent, |model| model.scores.accuracy.clone()),
-        column("COS", thousandths, |model| model.cos.clone()),
-        column("CKA", thousandths, |model| model.cka.clone()),
-    ];
-    per_layer(1, &all.concat())
 }

@@ -1,20 +1,23 @@
 //! Beyond the paper: which objective aligns the layers and keeps the last one. See the README beside this file.
 
+mod outcome;
+
 use std::{path::Path, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use layerwise::train::{LayerWeights, Objective};
 use layerwise_example_common::{
     Report, Results, Table,
-    curves::mean_curve,
     plots::{self, Series},
     progress, run_main,
     table::{decimals, percent},
     vision::{Plan, TrainFlags, Vision},
 };
 use serde_json::json;
+
+use outcome::Outcome;
 
 layerwise_example_common::fast_allocator!();
 
@@ -32,39 +35,6 @@ struct Flags {
     /// Only these objectives, by the names in the table [default: all].
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
-}
-
-/// An objective and what came of it.
-struct Outcome {
-    name: String,
-    /// Accuracy of layers `1..=L`, a curve for each seed.
-    curves: Vec<Vec<f64>>,
-}
-
-impl Outcome {
-    fn mean(&self) -> Vec<f64> {
-        mean_curve(&self.curves)
-    }
-
-    /// Mean over seeds of the last layer's accuracy, and its standard deviation.
-    fn last(&self) -> (f64, f64) {
-        let last: Vec<f64> = self.curves.iter().filter_map(|curve| curve.last().copied()).collect();
-        let n = last.len() as f64;
-        let mean = last.iter().sum::<f64>() / n;
-        (mean, (last.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.)).sqrt())
-    }
-
-    /// Accuracy halfway, layer L/2.
-    fn half(&self) -> f64 {
-        let mean = self.mean();
-        mean[mean.len() / 2 - 1]
-    }
-
-    /// Area under the layer-accuracy curve: the mean accuracy of all layers.
-    fn area(&self) -> f64 {
-        let mean = self.mean();
-        mean.iter().sum::<f64>() / mean.len() as f64
-    }
 }
 
 /// All objectives, each for as many steps.
@@ -92,6 +62,10 @@ fn main() -> ExitCode {
 }
 
 fn objectives(flags: &Flags, device: &Device) -> Result<()> {
+    let names: Vec<String> = plans(0).into_iter().map(|plan| plan.name).collect();
+    for name in &flags.only {
+        ensure!(names.contains(name), "--only {name}: expected some of {}", names.join(", "));
+    }
     let vision = Vision::training(&flags.train, device)?;
     let common = &flags.train.common;
     let out = common.out_folder(NAME)?;

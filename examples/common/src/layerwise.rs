@@ -11,7 +11,7 @@ use crate::{
     curves::named,
     plots,
     similarity::to_last,
-    table::{columns, per_layer, percent, thousandths},
+    table::{Column, columns, per_layer, percent, thousandths},
     vision::Subject,
 };
 
@@ -74,14 +74,20 @@ pub fn probes(
     seen.iter().zip(held_out).map(probe).collect()
 }
 
-/// Accuracy and COS of every layer of every model.
+/// Accuracy and COS of every layer of every model, a column each.
 #[must_use]
-pub fn layer_table(models: &[Layerwise]) -> Table {
+pub fn layer_columns(models: &[Layerwise]) -> Vec<Column> {
     let all = [
         columns("acc.", percent, named(models, Layerwise::name, |model| model.subject.accuracy())),
         columns("COS", thousandths, named(models, Layerwise::name, |model| model.cos.clone())),
     ];
-    per_layer(1, &all.concat())
+    all.concat()
+}
+
+/// Accuracy and COS of every layer of every model.
+#[must_use]
+pub fn layer_table(models: &[Layerwise]) -> Table {
+    per_layer(1, &layer_columns(models))
 }
 
 /// Accuracy and COS over layers, a line for each model, as `{stem}.svg` and `{stem}.png`; gives the SVG.

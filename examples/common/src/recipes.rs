@@ -61,7 +61,7 @@ pub fn fine_tuning_recipe(preset: Preset) -> TrainConfig {
     TrainConfig {
         epochs,
         batch_size,
-        optimiser: AdamWConfig { lr: 1e-4, ..Default::default() },
+        optimiser: AdamWConfig { lr: 3e-5, ..Default::default() },
         schedule: Schedule::WarmupCosine { warmup: 0.1, floor: 0. },
         checkpoint_every: 200,
         ..Default::default()

@@ -60,6 +60,9 @@ pub struct TrainFlags {
     /// Epochs of each training [default: the preset's].
     #[arg(long, value_name = "N")]
     pub epochs: Option<NonZeroUsize>,
+    /// Largest learning rate [default: the preset's].
+    #[arg(long, value_name = "RATE")]
+    pub lr: Option<f64>,
 }
 
 /// Flags of the experiments that train vision transformers, or measure one of somebody else's.
@@ -70,7 +73,7 @@ pub struct VisionFlags {
     pub train: TrainFlags,
     /// Measure this ViT or DeiT folder of Hugging Face's. Nothing is trained: flags that say how have no place beside it.
     #[arg(long, value_name = "DIR",
-        conflicts_with_all = ["runs", "seed", "pretrained", "image_size", "train_limit", "epochs"])]
+        conflicts_with_all = ["runs", "seed", "pretrained", "image_size", "train_limit", "epochs", "lr"])]
     pub model: Option<PathBuf>,
 }
 
@@ -260,6 +263,9 @@ impl<'a> Vision<'a> {
         if let Some(epochs) = flags.epochs {
             config.epochs = epochs.get();
         }
+        if let Some(lr) = flags.lr {
+            config.optimiser.lr = lr;
+        }
         let (train, held_out) = (data.train_len(), data.test_len());
         progress::line(&format!("{}: {train} images to train on, {held_out} held out", data.name));
         let origin = Origin::Train { data: data.into(), start, config: config.into() };
@@ -417,6 +423,11 @@ impl<'a> Vision<'a> {
                     let (model, evaluations) = self.train(plan, data, start, config)?;
                     self.measure(&plan.name, &model.packed()?, evaluations)
                 };
+                // What cannot be trained is said before anything is.
+                for plan in wanted {
+                    let untrained = self.untrained(plan, start, data.classes().len())?;
+                    plan.objective.exits(untrained.config().num_hidden_layers)?;
+                }
                 wanted.iter().map(subject).collect()
             }
         }

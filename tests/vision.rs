@@ -1,0 +1,289 @@
+//! The vision experiments at their smallest: what they write, and that they agree with each other.
+
+mod running;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+use candle_core::{Device::Cpu, Tensor};
+use layerwise::{
+    data::{Preprocess, digits},
+    models::{Batch, Pass, Vit, tap},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use running::{fails_with, numbers, run, succeed, text};
+
+type Done<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+const DEPTH: usize = 12;
+/// Examples, and the figures that each draws.
+const EXAMPLES: [(&str, &[&str]); 7] = [
+    ("f03_three_trainings", &["layers", "collapse", "similarity"]),
+    ("f04_minimal_depth", &["depth", "convergence"]),
+    ("f05_early_exit", &["trade_off", "leaving"]),
+    ("f12_elastic", &["depths"]),
+    ("f13_cosine_regulariser", &["layers"]),
+    ("finetune_vit", &["layers"]),
+    ("objectives", &["objectives"]),
+];
+
+#[test]
+fn every_example_writes_what_it_promises() -> Done {
+    for (example, figures) in EXAMPLES {
+        let (out, results) = (smoke().join(example), results(example)?);
+        assert_eq!((&results["example"], &results["seed"]), (&example.into(), &3.into()));
+        assert_eq!(results["config"]["images"], "digits");
+        for figure in figures {
+            assert!(fs::read(out.join(figure).with_extension("png"))?.starts_with(b"\x89PNG"), "{figure}");
+            let svg = fs::read_to_string(out.join(figure).with_extension("svg"))?;
+            assert!(svg.contains("</svg>") && !svg.contains("NaN"), "{figure}");
+        }
+        let report = fs::read_to_string(out.join("report.html"))?;
+        assert_eq!(report.matches("<figure>").count(), figures.len(), "{example}");
+        for (name, model) in results["models"].as_object().ok_or("models")? {
+            let layers =
+                name.split(' ').find_map(|word| word.parse().ok()).filter(|_| name.contains("layers"));
+            assert_eq!(numbers(&model["accuracy"]).len(), layers.unwrap_or(DEPTH), "{example}: {name}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn experiments_with_the_same_models_agree() -> Done {
+    let [three, depths, exits, elastic, regulariser, fine_tuned, _] = EXAMPLES.map(|(name, _)| results(name));
+    let (three, depths, exits) = (three?, depths?, exits?);
+    let (elastic, regulariser, fine_tuned) = (elastic?, regulariser?, fine_tuned?);
+    for model in ["standard", "aligned"] {
+        let accuracy = numbers(&three["models"][model]["accuracy"]);
+        for other in [&depths, &exits, &regulariser, &fine_tuned] {
+            assert_eq!(accuracy, numbers(&other["models"][model]["accuracy"]), "{}", other["example"]);
+        }
+        let cos = numbers(&three["models"][model]["cos_to_last"]);
+        assert_eq!(cos, numbers(&regulariser["models"][model]["cos_to_last"]));
+        assert_eq!(numbers(&three["models"][model]["nc1"]).len(), DEPTH);
+        assert!(numbers(&three["models"][model]["probe"]).iter().all(|share| (0. ..=1.).contains(share)));
+        assert_eq!(three["models"][model]["exit_parameters"], 0);
+    }
+    // 11 inner exits of 48 weights and a bias for each of 10 classes.
+    assert_eq!(three["models"]["multi-exit"]["exit_parameters"], 11 * 49 * 10);
+    let aligned = numbers(&three["models"]["aligned"]["accuracy"]);
+    let depths_of: Vec<f64> =
+        elastic["depths"].as_array().ok_or("depths")?.iter().filter_map(|d| d["accuracy"].as_f64()).collect();
+    assert_eq!(depths_of, aligned);
+    for cut in depths["cuts"].as_array().ok_or("cuts")? {
+        let depth = cut["depth"].as_u64().ok_or("depth")? as usize;
+        assert_eq!(cut["accuracy"].as_f64(), Some(aligned[depth - 1]));
+        assert_eq!(cut["bytes"], elastic["depths"][depth - 1]["bytes"], "the same file");
+    }
+    Ok(())
+}
+
+#[test]
+fn objectives_are_summed_up_as_their_models_say() -> Done {
+    let results = results("objectives")?;
+    let summaries = results["objectives"].as_object().ok_or("objectives")?;
+    assert_eq!(summaries.len(), 9);
+    for (name, summary) in summaries {
+        let curves: Vec<Vec<f64>> = (3..5)
+            .map(|seed| numbers(&results["models"][format!("{name}, seed {seed}")]["accuracy"]))
+            .collect();
+        let mean = |f: &dyn Fn(&Vec<f64>) -> f64| curves.iter().map(f).sum::<f64>() / curves.len() as f64;
+        let close = |key: &str, want: f64| {
+            let got = summary[key].as_f64().unwrap_or(f64::NAN);
+            assert!((got - want).abs() < 1e-12, "{name}: {key} {got} {want}");
+        };
+        close("last", mean(&|curve| curve[DEPTH - 1]));
+        close("half", mean(&|curve| curve[DEPTH / 2 - 1]));
+        close("area", mean(&|curve| curve.iter().sum::<f64>() / DEPTH as f64));
+        // Of two values: half their distance, times the root of 2.
+        close("last_deviation", (curves[0][DEPTH - 1] - curves[1][DEPTH - 1]).abs() / 2f64.sqrt());
+        assert!(results["models"][format!("{name}, seed 3")]["objective"] != Value::Null);
+    }
+    Ok(())
+}
+
+#[test]
+fn leaving_early_is_measured_at_every_threshold() -> Done {
+    let results = results("f05_early_exit")?;
+    let exits = results["exits"].as_array().ok_or("exits")?;
+    assert_eq!(exits.len(), 3 * 12);
+    for exit in exits {
+        let histogram = numbers(&exit["histogram"]);
+        assert_eq!(histogram.iter().sum::<f64>(), 359.);
+        let layers: f64 = histogram.iter().enumerate().map(|(i, count)| (i + 1) as f64 * count).sum();
+        let ratio = DEPTH as f64 * 359. / layers;
+        assert!(exit["layer_ratio"].as_f64().is_some_and(|got| (got - ratio).abs() < 1e-12), "{exit}");
+        assert!(exit["wall_ratio"].as_f64() > Some(0.));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_budget_picks_the_deepest_that_fits() -> Done {
+    let folder = tempfile::tempdir()?;
+    let elastic = |flags: &[&str], out: &str| -> Done<Value> {
+        let out = folder.path().join(out);
+        succeed(&vision("f12_elastic", flags, &smoke().join("runs"), &out));
+        Ok(serde_json::from_slice(&fs::read(out.join("results.json"))?)?)
+    };
+    let generous = elastic(&["--latency", "1e9"], "generous")?;
+    assert_eq!(generous["budget"]["picked"], DEPTH as u64);
+    let none = elastic(&["--latency", "1e-9"], "none")?;
+    assert_eq!(none["budget"]["picked"], Value::Null);
+    let depths = generous["depths"].as_array().ok_or("depths")?;
+    if cfg!(target_os = "linux") {
+        assert!(depths.iter().all(|depth| depth["memory_mib"].as_f64() > Some(0.)), "{depths:?}");
+        let none = elastic(&["--latency", "1e9", "--memory", "1e-9"], "no-memory")?;
+        assert_eq!(none["budget"]["picked"], Value::Null);
+    }
+    // Any checkpoint will do.
+    let model = smoke().join("runs/models/digits-aligned-smoke-seed3");
+    let out = folder.path().join("loaded");
+    succeed(&run("f12_elastic", &["--preset", "smoke", "--model", text(&model)], &out));
+    let cut = Vit::load(&out.join("depth-5"), &Cpu)?;
+    assert_eq!(cut.config().num_hidden_layers, 5);
+    Ok(())
+}
+
+#[test]
+fn transformers_reads_the_cut_models() -> Done {
+    let Some(python) = layerwise_testkit::from_env("LAYERWISE_PYTHON") else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let cuts: Vec<PathBuf> =
+        [6, 9, 12].map(|depth| smoke().join(format!("f04_minimal_depth/cut-{depth}"))).into();
+    let (_, test) = digits()?.split(0.2, 0)?;
+    let preprocess = Preprocess::load(&cuts[0])?.ok_or("no preprocessor_config.json")?;
+    let pixels = preprocess.apply_set(&test, &(0..20).collect::<Vec<_>>(), &Cpu)?;
+    let at = |name: &str| folder.path().join(name);
+    candle_core::safetensors::save(&[("pixels", pixels.clone())].into(), at("pixels.safetensors"))?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/models/tests/fixtures/load_hf.py");
+    let output = Command::new(python)
+        .env("HF_HUB_OFFLINE", "1")
+        .args([&script, &at("pixels.safetensors"), &at("logits.safetensors")])
+        .args(&cuts)
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let theirs = candle_core::safetensors::load(at("logits.safetensors"), &Cpu)?;
+    for cut in &cuts {
+        let ours = tap::forward(&Vit::load(cut, &Cpu)?, &Batch::from(pixels.clone()), Pass::EVAL)?;
+        let name = cut.file_name().and_then(|name| name.to_str()).ok_or("a name")?;
+        // 12 blocks of sums of at most 192 terms in f32, on both sides.
+        layerwise_testkit::assert_close(&ours, &theirs[name], 1e-5)
+            .map_err(|error| format!("{name}: {error}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_missing_or_does_not_fit_is_said_before_anything_is_trained() -> Done {
+    let folder = tempfile::tempdir()?;
+    let (runs, out) = (folder.path().join("runs"), folder.path().join("out"));
+    let small =
+        |example: &str, flags: &[&str]| run(example, &[flags, &["--runs", text(&runs)]].concat(), &out);
+    for (example, _) in EXAMPLES.into_iter().filter(|(example, _)| *example != "finetune_vit") {
+        fails_with(&small(example, &[]), 1, &["--data", "CIFAR-10"]);
+    }
+    fails_with(&small("finetune_vit", &[]), 1, &["--pretrained", "ViT or DeiT"]);
+    fails_with(&small("f06_shift_and_transfer", &["--preset", "smoke"]), 1, &["--shift", "--transfer-from"]);
+    fails_with(&small("f03_three_trainings", &["--image-size", "28"]), 2, &["--pretrained"]);
+    fails_with(&small("objectives", &["--seeds", "0"]), 2, &["--seeds"]);
+    fails_with(
+        &small("objectives", &["--preset", "smoke", "--only", "alined"]),
+        1,
+        &["alined", "alternating"],
+    );
+    fails_with(
+        &small("f04_minimal_depth", &["--preset", "smoke", "--depths", "0"]),
+        1,
+        &["num_hidden_layers"],
+    );
+    fails_with(&small("f13_cosine_regulariser", &["--preset", "smoke", "--betas=-1"]), 1, &["beta"]);
+    let model = smoke().join("runs/models/digits-aligned-smoke-seed3");
+    let pretrained = ["--preset", "smoke", "--pretrained", text(&model)];
+    let flags = [&pretrained[..], &["--image-size", "9"]].concat();
+    fails_with(&small("finetune_vit", &flags), 1, &["--image-size 9", "patch"]);
+    assert!(!out.exists() || fs::read_dir(&out)?.next().is_none(), "nothing is written");
+    Ok(())
+}
+
+#[test]
+fn a_model_is_fine_tuned_at_another_size() -> Done {
+    let folder = tempfile::tempdir()?;
+    let model = smoke().join("runs/models/digits-aligned-smoke-seed3");
+    let (runs, out) = (folder.path().join("runs"), folder.path().join("out"));
+    let flags = ["--pretrained", text(&model), "--image-size", "12", "--train-limit", "96"];
+    succeed(&vision("finetune_vit", &flags, &runs, &out));
+    let results: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
+    assert_eq!(
+        (&results["config"]["image_size"], &results["config"]["train_samples"]),
+        (&12.into(), &96.into())
+    );
+    let tuned = runs.join("models/digits-digits-aligned-smoke-seed3-12px-aligned-smoke-seed3");
+    let tuned = Vit::load(&tuned, &Cpu)?;
+    assert_eq!((tuned.config().image_size, tuned.config().patches()), (12, 36));
+    Ok(())
+}
+
+#[test]
+fn real_images_train_and_shift_and_transfer() -> Done {
+    let Some(shared) = layerwise_testkit::from_env("LAYERWISE_SHARED") else { return Ok(()) };
+    let data = |name: &str| shared.join("data").join(name);
+    let (cifar10, shift, tiny) =
+        (data("cifar10"), data("cifar10-shift-tinyimagenet"), data("tiny-imagenet-20"));
+    let folder = tempfile::tempdir()?;
+    let runs = folder.path().join("runs");
+    let out = folder.path().join("f06");
+    let flags = ["--data", text(&cifar10), "--shift", text(&shift), "--transfer-from", text(&tiny)];
+    succeed(&vision("f06_shift_and_transfer", &flags, &runs, &out));
+    let results: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
+    for model in ["standard", "aligned"] {
+        for key in ["familiar", "shifted", "source", "probe"] {
+            assert_eq!(numbers(&results["models"][model][key]).len(), DEPTH, "{model}: {key}");
+        }
+    }
+    let Some(weights) = layerwise_testkit::from_env("LAYERWISE_WEIGHTS") else { return Ok(()) };
+    let vit = weights.join("vit-s14");
+    let flags =
+        ["--data", text(&cifar10), "--pretrained", text(&vit), "--train-limit", "96", "--limit", "64"];
+    let out = folder.path().join("tuned");
+    succeed(&vision("finetune_vit", &flags, &runs, &out));
+    let results: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
+    assert_eq!(
+        (&results["config"]["image_size"], &results["config"]["pretrained"]),
+        (&28.into(), &"vit-s14".into())
+    );
+    let sized = Tensor::zeros((1, 3, 28, 28), candle_core::DType::F32, &Cpu)?;
+    let tuned = Vit::load(&runs.join("models/cifar10-vit-s14-28px-standard-smoke-seed3"), &Cpu)?;
+    assert_eq!(tap::forward(&tuned, &sized.into(), Pass::EVAL)?.dims(), [1, 10]);
+    Ok(())
+}
+
+/// The folder of one smoke run of every example, with the runs they share, for all tests.
+fn smoke() -> &'static Path {
+    static OUT: OnceLock<TempDir> = OnceLock::new();
+    let out = OUT.get_or_init(|| {
+        let out = tempfile::tempdir().expect("a temporary folder");
+        for (example, _) in EXAMPLES {
+            let flags: &[&str] = if example == "objectives" { &["--seeds", "2"] } else { &[] };
+            let folder = out.path().join(example);
+            succeed(&vision(example, flags, &out.path().join("runs"), &folder));
+        }
+        out
+    });
+    out.path()
+}
+
+fn vision(example: &str, flags: &[&str], runs: &Path, out: &Path) -> Output {
+    run(example, &[&["--preset", "smoke", "--seed", "3", "--runs", text(runs)], flags].concat(), out)
+}
+
+fn results(example: &str) -> Done<Value> {
+    Ok(serde_json::from_slice(&fs::read(smoke().join(example).join("results.json"))?)?)
+}
