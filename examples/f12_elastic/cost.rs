@@ -64,7 +64,7 @@ pub(crate) fn memory_of(folder: &Path, threads: Option<NonZeroUsize>) -> Result<
 /// Loads the folder's model, answers `batch` images, and prints how far the process grew, in MiB.
 pub(crate) fn print_memory(folder: &Path, batch: usize, device: &Device) -> Result<()> {
     let before = peak();
-    let model = Vit::load(folder, device)?.frozen();
+    let model = Vit::load(folder, device)?.packed()?;
     let config = model.config();
     let shape = (batch, config.num_channels, config.image_size, config.image_size);
     tap::forward(&model, &Tensor::zeros(shape, DType::F32, device)?.into(), Pass::EVAL)?;

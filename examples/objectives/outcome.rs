@@ -25,7 +25,7 @@ impl Outcome {
     /// Accuracy halfway, layer L/2.
     pub(crate) fn half(&self) -> f64 {
         let mean = self.mean();
-        mean[mean.len() / 2 - 1]
+        mean[(mean.len() / 2).max(1) - 1]
     }
 
     /// Area under the layer-accuracy curve: the mean accuracy of all layers.

@@ -1,0 +1,174 @@
+"""Writes the tables of `vision.md` from the results beside it, `vision/*.json`.
+
+    python3 docs/experiments/tables.py            # rewrites what stands between `<!-- NAME -->` and `<!-- /NAME -->`
+    python3 docs/experiments/tables.py --check    # fails when a table is not what the results say
+
+Standard library only.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE / "vision.md"
+
+
+def results(name):
+    return json.loads((HERE / "vision" / f"{name}.json").read_text())
+
+
+def percent(share):
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def hundredths(value):
+    return "-" if value is None else f"{value:.2f}"
+
+
+def table(header, rows):
+    line = lambda cells: "| " + " | ".join(str(cell) for cell in cells) + " |"
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
+
+
+def layers(run, columns):
+    """A row a layer; columns are (heading, model, key, how a number is written)."""
+    values = [run["models"][model][key] for _, model, key, _ in columns]
+    rows = [
+        [layer + 1, *(write(curve[layer]) for curve, (*_, write) in zip(values, columns))]
+        for layer in range(max(map(len, values)))
+    ]
+    return table(["layer", *(heading for heading, *_ in columns)], rows)
+
+
+def side_by_side(run, names):
+    """Accuracy and COS of all models."""
+    accuracy = [(f"acc. {name}", name, "accuracy", percent) for name in names]
+    return layers(run, accuracy + [(f"COS {name}", name, "cos_to_last", hundredths) for name in names])
+
+
+TRAININGS = ["standard", "aligned", "multi-exit"]
+
+
+def f03():
+    return side_by_side(results("f03_three_trainings"), TRAININGS)
+
+
+def f03_inside():
+    run = results("f03_three_trainings")
+    nc1 = [(f"NC1 {name}", name, "nc1", hundredths) for name in TRAININGS]
+    return layers(run, nc1 + [(f"probe {name}", name, "probe", percent) for name in TRAININGS])
+
+
+def f03_parameters():
+    models = results("f03_three_trainings")["models"]
+    rows = [[name, models[name]["parameters"], models[name]["exit_parameters"]] for name in TRAININGS]
+    return table(["training", "parameters", "of inner exits"], rows)
+
+
+def f04():
+    run = results("f04_minimal_depth")
+    own = {len(model["accuracy"]): model["accuracy"][-1] for name, model in run["models"].items() if name != "aligned"}
+    rows = [
+        [cut["depth"], percent(own.get(cut["depth"])), percent(cut["accuracy"]), cut["bytes"]] for cut in run["cuts"]
+    ]
+    return table(["depth", "trained at it, standard", "aligned, cut there", "bytes of the file"], rows)
+
+
+def f04_minimal():
+    found = results("f04_minimal_depth")["minimal_depth"]
+    rows = [[points, *found[points]] for points in sorted(found, key=float)]
+    return table(["points below the model's best layer", "standard", "aligned"], rows)
+
+
+def f05():
+    exits = results("f05_early_exit")["exits"]
+    by = {(exit["model"], exit["threshold"]): exit for exit in exits}
+    thresholds = sorted({exit["threshold"] for exit in exits})
+    header = ["threshold", *(f"{name}: acc., layers, time" for name in TRAININGS)]
+    cell = lambda exit: f"{percent(exit['accuracy'])}, {exit['layer_ratio']:.2f}x, {exit['wall_ratio']:.2f}x"
+    return table(header, [[at, *(cell(by[name, at]) for name in TRAININGS)] for at in thresholds])
+
+
+def f06():
+    run, names = results("f06_shift_and_transfer"), ["standard", "aligned"]
+    keys = ["familiar", "shifted", "source", "probe"]
+    return layers(run, [(f"{key}, {name}", name, key, percent) for key in keys for name in names])
+
+
+def f12():
+    run = results("f12_elastic")
+    rows = [
+        [
+            depth["depth"], percent(depth["accuracy"]), f"{depth['bytes'] / 1e6:.2f}", f"{depth['memory_mib']:.1f}",
+            f"{depth['latency_ms']:.2f}", f"{depth['batch_latency_ms']:.1f}",
+        ]
+        for depth in run["depths"]
+    ]
+    return table(["depth", "accuracy", "file, MB", "memory, MiB", "1 image, ms", "64 images, ms"], rows)
+
+
+def f13():
+    run = results("f13_cosine_regulariser")
+    regularised = sorted((name for name in run["models"] if name.startswith("CE-reg")), key=lambda name: float(name[7:]))
+    return side_by_side(run, ["standard", *regularised, "aligned"])
+
+
+def finetune():
+    return side_by_side(results("finetune_vit"), ["standard", "aligned"])
+
+
+def objectives(name="objectives"):
+    run = results(name)["objectives"]
+    rows = [
+        [
+            objective, percent(of["last"]), percent(of["last_deviation"]), percent(of["half"]),
+            f"{100 * (of['last'] - of['half']):.1f}", percent(of["area"]),
+        ]
+        for objective, of in sorted(run.items(), key=lambda item: -item[1]["area"])
+    ]
+    return table(["objective", "last layer", "+-", "layer L/2", "last - L/2", "mean of layers"], rows)
+
+
+def twin():
+    runs = [json.loads(line) for line in (HERE / "vision" / "cifar10_twin.jsonl").read_text().splitlines()]
+    rows = [
+        [run["objective"], run["seed"], percent(run["accuracy"][5]), percent(run["accuracy"][-1]), f"{run['seconds'] / 60:.0f}"]
+        for run in runs
+    ]
+    return table(["objective", "seed", "layer 6", "layer 12", "minutes"], rows)
+
+
+def runs():
+    rows = []
+    for path in sorted((HERE / "vision").glob("*.json")):
+        run = json.loads(path.read_text())
+        seeds = {name.rsplit("seed ", 1)[1] for name in run["models"] if "seed " in name} or {str(run["seed"])}
+        machine = run["machine"]
+        rows.append([
+            f"[`{path.stem}`](vision/{path.name})", f"`{(run['commit'] or '-')[:7]}`", len(seeds),
+            f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores", f"{run['wall_s'] / 60:.0f}",
+        ])
+    return table(["results", "commit", "seeds", "machine, threads", "minutes"], rows)
+
+
+TABLES = [f03, f03_inside, f03_parameters, f04, f04_minimal, f05, f06, f12, f13, finetune, objectives, twin, runs]
+
+
+def main():
+    page = text = PAGE.read_text()
+    for make in TABLES:
+        name = make.__name__
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            sys.exit(f"{PAGE}: no <!-- {name} -->")
+        text = pattern.sub(lambda match: match[1] + make() + "\n" + match[2], text)
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(text)
+    elif text != page:
+        sys.exit(f"{PAGE}: a table is not what vision/*.json says; run {Path(__file__).name}")
+
+
+if __name__ == "__main__":
+    main()
