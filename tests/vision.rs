@@ -11,7 +11,8 @@ use std::{
 
 use candle_core::{Device::Cpu, Tensor};
 use layerwise::{
-    data::{Preprocess, digits},
+    data::{Preprocess, Split, cifar10, digits},
+    exit::evaluate,
     models::{Batch, Pass, Vit, tap},
 };
 use serde_json::Value;
@@ -74,6 +75,7 @@ fn experiments_with_the_same_models_agree() -> Done {
     // 11 inner exits of 48 weights and a bias for each of 10 classes.
     assert_eq!(three["models"]["multi-exit"]["exit_parameters"], 11 * 49 * 10);
     let aligned = numbers(&three["models"]["aligned"]["accuracy"]);
+    // What a folder answers, not what its exit did in the whole model.
     let depths_of: Vec<f64> =
         elastic["depths"].as_array().ok_or("depths")?.iter().filter_map(|d| d["accuracy"].as_f64()).collect();
     assert_eq!(depths_of, aligned);
@@ -191,7 +193,8 @@ fn what_is_missing_or_does_not_fit_is_said_before_anything_is_trained() -> Done 
         fails_with(&small(example, &[]), 1, &["--data", "CIFAR-10"]);
     }
     fails_with(&small("finetune_vit", &[]), 1, &["--pretrained", "ViT or DeiT"]);
-    fails_with(&small("f06_shift_and_transfer", &["--preset", "smoke"]), 1, &["--shift", "--transfer-from"]);
+    let shift = ["--preset", "smoke", "--shift", text(folder.path())];
+    fails_with(&small("f06_shift_and_transfer", &shift), 1, &["--data", "CIFAR-10"]);
     fails_with(&small("f03_three_trainings", &["--image-size", "28"]), 2, &["--pretrained"]);
     fails_with(&small("objectives", &["--seeds", "0"]), 2, &["--seeds"]);
     fails_with(
@@ -199,11 +202,15 @@ fn what_is_missing_or_does_not_fit_is_said_before_anything_is_trained() -> Done 
         1,
         &["alined", "alternating"],
     );
-    fails_with(
-        &small("f04_minimal_depth", &["--preset", "smoke", "--depths", "0"]),
-        1,
-        &["num_hidden_layers"],
-    );
+    for depths in ["0", "12", "6,15"] {
+        fails_with(
+            &small("f04_minimal_depth", &["--preset", "smoke", "--depths", depths]),
+            1,
+            &["--depths", "12"],
+        );
+    }
+    let few = ["--preset", "smoke", "--train-limit", "5"];
+    fails_with(&small("f03_three_trainings", &few), 1, &["--train-limit", "no image of class"]);
     fails_with(&small("f13_cosine_regulariser", &["--preset", "smoke", "--betas=-1"]), 1, &["beta"]);
     let model = smoke().join("runs/models/digits-aligned-smoke-seed3");
     let pretrained = ["--preset", "smoke", "--pretrained", text(&model)];
@@ -228,6 +235,7 @@ fn a_model_is_fine_tuned_at_another_size() -> Done {
     let tuned = runs.join("models/digits-digits-aligned-smoke-seed3-12px-aligned-smoke-seed3");
     let tuned = Vit::load(&tuned, &Cpu)?;
     assert_eq!((tuned.config().image_size, tuned.config().patches()), (12, 36));
+    assert_eq!(tuned.config().label(7), "7");
     Ok(())
 }
 
@@ -243,11 +251,45 @@ fn real_images_train_and_shift_and_transfer() -> Done {
     let flags = ["--data", text(&cifar10), "--shift", text(&shift), "--transfer-from", text(&tiny)];
     succeed(&vision("f06_shift_and_transfer", &flags, &runs, &out));
     let results: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
+    assert_eq!(results["config"]["transfer_from"]["images"], "tiny-imagenet-20");
+    let held_out = cifar10::load(&cifar10, Split::Test)?.take(240)?;
+    // No airplane, deer or horse.
+    let shared = held_out.labels().iter().filter(|label| ![0, 4, 7].contains(*label)).count() as f64;
     for model in ["standard", "aligned"] {
-        for key in ["familiar", "shifted", "source", "probe"] {
-            assert_eq!(numbers(&results["models"][model][key]).len(), DEPTH, "{model}: {key}");
+        for (key, samples) in [("familiar", shared), ("shifted", 1396.), ("source", 240.), ("probe", 240.)] {
+            let curve = numbers(&results["models"][model][key]);
+            assert_eq!(curve.len(), DEPTH, "{model}: {key}");
+            for share in curve {
+                assert!(
+                    (share * samples - (share * samples).round()).abs() < 1e-9,
+                    "{model}: {key}: {share} of {samples}"
+                );
+            }
         }
     }
+    // Shifted to itself, or rather to all of the test set of which 240 images are held out.
+    let out = folder.path().join("itself");
+    let flags = ["--data", text(&cifar10), "--shift", text(&cifar10), "--limit", "240"];
+    succeed(&vision("f06_shift_and_transfer", &flags, &runs, &out));
+    let itself: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
+    succeed(&vision("f13_cosine_regulariser", &["--data", text(&cifar10), "--betas", "1"], &runs, &out));
+    let plain: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
+    for model in ["standard", "aligned"] {
+        assert_eq!(
+            numbers(&itself["models"][model]["familiar"]),
+            numbers(&plain["models"][model]["accuracy"])
+        );
+    }
+    let whole = Vit::load(&runs.join("models/cifar10-aligned-smoke-seed3"), &Cpu)?.frozen();
+    let preprocess =
+        Preprocess::load(&runs.join("models/cifar10-aligned-smoke-seed3"))?.ok_or("no preprocessing")?;
+    let test = cifar10::load(&cifar10, Split::Test)?;
+    let batches = (0..test.len()).step_by(1000).map(|start| {
+        let rows: Vec<usize> = (start..start + 1000).collect();
+        let pixels = preprocess.apply_set(&test, &rows, &Cpu).map_err(candle_core::Error::wrap)?;
+        Ok((Batch::from(pixels), Tensor::new(&test.labels()[start..start + 1000], &Cpu)?))
+    });
+    assert_eq!(numbers(&itself["models"]["aligned"]["shifted"]), evaluate(&whole, batches)?.accuracy);
     let Some(weights) = layerwise_testkit::from_env("LAYERWISE_WEIGHTS") else { return Ok(()) };
     let vit = weights.join("vit-s14");
     let flags =

@@ -146,11 +146,15 @@ def runs():
         run = json.loads(path.read_text())
         seeds = {name.rsplit("seed ", 1)[1] for name in run["models"] if "seed " in name} or {str(run["seed"])}
         machine = run["machine"]
+        commit = run["commit"] or "-"
+        commit = commit[:7] + commit[40:]  # `-dirty`, where files differed
+        trained = sum(model.get("train_s", 0) for model in run["models"].values())
         rows.append([
-            f"[`{path.stem}`](vision/{path.name})", f"`{(run['commit'] or '-')[:7]}`", len(seeds),
-            f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores", f"{run['wall_s'] / 60:.0f}",
+            f"[`{path.stem}`](vision/{path.name})", f"`{commit}`", len(seeds),
+            f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores", f"{trained / 60:.0f}", f"{run['wall_s'] / 60:.1f}",
         ])
-    return table(["results", "commit", "seeds", "machine, threads", "minutes"], rows)
+    header = ["results", "commit", "seeds", "machine, threads", "minutes of training steps of its models", "minutes of the last call"]
+    return table(header, rows)
 
 
 TABLES = [f03, f03_inside, f03_parameters, f04, f04_minimal, f05, f06, f12, f13, finetune, objectives, twin, runs]

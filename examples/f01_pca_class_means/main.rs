@@ -2,13 +2,14 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use clap::Parser;
 use layerwise::similarity::{Centring, class_means, cos, pca};
 use layerwise_example_common::{
     Report, Results,
     curves::named,
+    layers::{every_class, indices},
     layerwise::{Layerwise, layer_columns, layer_figure, record},
     plots::{self, Series},
     progress, run_main,
@@ -58,14 +59,8 @@ fn f01(flags: &VisionFlags, device: &Device) -> Result<()> {
     let mut results = Results::new(NAME, vision.settings(), seed, device);
     let labels =
         vision.labels().context("--data: class means need labels, so a data set, not a folder of images")?;
-    let labels: Vec<usize> = labels.iter().map(|&label| label as usize).collect();
-    for (class, name) in vision.classes().iter().enumerate() {
-        let samples = labels.len();
-        ensure!(
-            labels.contains(&class),
-            "no image of class {name} among the {samples} measured (--limit): class means need every class"
-        );
-    }
+    let labels = indices(labels);
+    every_class(&labels, vision.classes(), "measured (--limit)")?;
     let models = vision.standard_and_aligned()?.into_iter().map(Layerwise::of).collect::<Result<Vec<_>>>()?;
     let means = models
         .iter()

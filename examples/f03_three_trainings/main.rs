@@ -9,7 +9,8 @@ use layerwise::similarity::{Centring, Measure, neural_collapse};
 use layerwise_example_common::{
     Report, Results, Table,
     curves::named,
-    layerwise::{Layerwise, layer_figure, layer_table, probes, record},
+    layers::{every_class, indices},
+    layerwise::{Layerwise, PROBE_SAMPLES, layer_figure, layer_table, probes, record},
     plots, progress, run_main,
     similarity::all_pairs,
     table::{columns, decimals, per_layer, percent},
@@ -20,8 +21,6 @@ use serde_json::json;
 layerwise_example_common::fast_allocator!();
 
 const NAME: &str = "f03_three_trainings";
-/// Training images that probes are fitted on and NC1 is taken from, at most.
-const PROBE_SAMPLES: usize = 10_000;
 
 /// Compares three trainings layer by layer: accuracy, COS, neural collapse, linear probes, and the parameters of the exits.
 #[derive(Parser)]
@@ -52,6 +51,8 @@ fn main() -> ExitCode {
 
 fn f03(flags: &TrainFlags, device: &Device) -> Result<()> {
     let vision = Vision::training(flags, device)?;
+    let seen = vision.images().context("no images")?.train_set().take(PROBE_SAMPLES)?;
+    every_class(&indices(seen.labels()), seen.classes(), "to train on (--train-limit)")?;
     let out = flags.common.out_folder(NAME)?;
     let seed = flags.common.seed;
     let mut results = Results::new(NAME, vision.settings(), seed, device);
@@ -76,8 +77,7 @@ fn f03(flags: &TrainFlags, device: &Device) -> Result<()> {
 fn look(vision: &Vision<'_>, model: &Layerwise) -> Result<Details> {
     let (subject, classes) = (&model.subject, vision.classes().len());
     let (seen, seen_labels) = vision.train_layers(&subject.model, PROBE_SAMPLES)?;
-    let labels = vision.labels().context("no labels")?;
-    let labels: Vec<usize> = labels.iter().map(|&label| label as usize).collect();
+    let labels = indices(vision.labels().context("no labels")?);
     let collapse = |layer: &Tensor| Ok(neural_collapse(layer, &seen_labels, classes)?.nc1);
     let nc1 = seen.iter().map(collapse).collect::<Result<_>>()?;
     let probe = probes((&seen, &seen_labels), (subject.layers(), &labels), classes)?;

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use layerwise::exit::minimal_depth;
@@ -43,6 +43,13 @@ fn main() -> ExitCode {
 
 fn f04(flags: &Flags, device: &Device) -> Result<()> {
     let vision = Vision::training(&flags.train, device)?;
+    for depth in &flags.depths {
+        let most = vision.depth();
+        ensure!(
+            (1..most).contains(depth),
+            "--depths {depth}: the models have {most} layers, expected fewer and at least 1"
+        );
+    }
     let common = &flags.train.common;
     let out = common.out_folder(NAME)?;
     let mut results = Results::new(NAME, vision.settings(), common.seed, device);

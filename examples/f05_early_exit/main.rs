@@ -75,20 +75,18 @@ fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, models: &[Exits]
     let leaving = plots::write(&out.join("leaving"), vec![leaving(models, COUNTED)], 1)?;
     Report::new("Leaving early after three trainings")
         .paragraph(&vision.about())
-        .figure(&trade, "Accuracy against how much is saved, one point a threshold; the first point of each line is the model without exits.")
+        .figure(&trade, "Accuracy against how much is saved, one point a threshold. At 1 stands the model without exits.")
         .figure(&leaving, "Where samples leave.")
-        .table(&table, &format!("Batches of {TEST_BATCH}, the last one smaller. The layer ratio counts layers; the time ratio is measured."))
+        .table(&table, "The layer ratio counts layers; the time ratio is measured, in batches of 256 images or as many as there are.")
         .close(results, out)
 }
 
-/// Accuracy against a ratio, from no exits on. Both panels have the range of the layer ratio: where a line ends earlier, time
-/// was not saved.
+/// Accuracy against a ratio, from no exits on. Both panels have one range, so that time can be read against layers.
 fn trade(models: &[Exits], title: &str, label: &str, ratio: fn(&ExitReport) -> f64) -> Panel {
-    let largest = models
-        .iter()
-        .flat_map(|model| &model.reports)
-        .map(|exit| exit.layer_ratio.max(exit.wall_ratio))
-        .fold(1., f64::max);
+    let reports = models.iter().flat_map(|model| &model.reports);
+    let ratios = reports.flat_map(|exit| [exit.layer_ratio, exit.wall_ratio]);
+    let (least, most) =
+        ratios.fold((1., 1.), |(least, most): (f64, f64), ratio| (least.min(ratio), most.max(ratio)));
     let line = |model: &Exits| {
         let mut points: Vec<(f64, f64)> =
             model.reports.iter().map(|exit| (ratio(exit), exit.accuracy)).collect();
@@ -97,5 +95,5 @@ fn trade(models: &[Exits], title: &str, label: &str, ratio: fn(&ExitReport) -> f
         Series::new(&model.name, points)
     };
     let series: Vec<Series> = models.iter().map(line).collect();
-    plots::curves(title, (label, Some((1., largest))), ("fraction correct", None), &series)
+    plots::curves(title, (label, Some((least, most))), ("fraction correct", None), &series)
 }

@@ -19,11 +19,11 @@ use layerwise_example_common::{
     plots::{self, Panel},
     progress, run_main,
     table::{columns, per_layer, percent},
-    vision::{Plan, Subject, TrainFlags, Vision},
+    vision::{Subject, TrainFlags, Vision},
 };
 use serde_json::json;
 
-use transfer::transfer;
+use transfer::{source, transfer};
 
 layerwise_example_common::fast_allocator!();
 
@@ -52,21 +52,25 @@ fn main() -> ExitCode {
 }
 
 fn f06(flags: &Flags, device: &Device) -> Result<()> {
+    let train = &flags.train;
+    ensure!(train.data.is_some(), "--data DIR: expected a folder of CIFAR-10 (parquet or binary files)");
     let parts = [&flags.shift, &flags.transfer_from].into_iter().flatten();
     ensure!(parts.count() > 0, "--shift DIR or --transfer-from DIR: expected at least one of them");
-    let vision = Vision::training(&flags.train, device)?;
-    let out = flags.train.common.out_folder(NAME)?;
+    let vision = Vision::training(train, device)?;
+    let others = flags.shift.as_ref().map(|folder| cifar10::load(folder, Split::Test)).transpose()?;
+    let source = flags.transfer_from.as_ref().map(|folder| source(train, folder, device)).transpose()?;
+    let out = train.common.out_folder(NAME)?;
     let mut settings = vision.settings();
     settings["shift"] = json!(flags.shift);
-    settings["transfer_from"] = json!(flags.transfer_from);
-    let mut results = Results::new(NAME, settings, flags.train.common.seed, device);
+    settings["transfer_from"] = json!(source.as_ref().map(Vision::settings));
+    let mut results = Results::new(NAME, settings, train.common.seed, device);
     let mut shown: Vec<(&str, Curves)> = Vec::new();
-    if let Some(folder) = &flags.shift {
-        let (familiar, shifted) = shift(&vision, &cifar10::load(folder, Split::Test)?)?;
+    if let Some(others) = others {
+        let (familiar, shifted) = shift(&vision, &others)?;
         shown.extend([("familiar", familiar), ("shifted", shifted)]);
     }
-    if let Some(folder) = &flags.transfer_from {
-        let (own, probes) = transfer(&vision, &flags.train, folder, device)?;
+    if let Some(source) = source {
+        let (own, probes) = transfer(&source, &vision)?;
         shown.extend([("source", own), ("probe", probes)]);
     }
     for (key, curves) in &shown {
@@ -80,9 +84,8 @@ fn f06(flags: &Flags, device: &Device) -> Result<()> {
 
 /// Accuracy after each layer on the images held out, those of the classes that `other` has, and on `other`.
 fn shift(vision: &Vision<'_>, other: &ImageSet) -> Result<(Curves, Curves)> {
-    let seed = vision.seed();
     let (mut familiar, mut shifted) = (Vec::new(), Vec::new());
-    for Subject { name, model, answers, .. } in vision.study(&[Plan::standard(seed), Plan::aligned(seed)])? {
+    for Subject { name, model, answers, .. } in vision.standard_and_aligned()? {
         let labels = vision.labels().context("no labels")?;
         let shared: Vec<usize> = (0..labels.len()).filter(|&i| other.labels().contains(&labels[i])).collect();
         let right = |answers: &Vec<u32>| shared.iter().filter(|&&i| answers[i] == labels[i]).count() as f64;

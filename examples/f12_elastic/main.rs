@@ -7,13 +7,15 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Parser;
-use layerwise::models::Vit;
+use layerwise::{exit::evaluate, models::Vit};
 use layerwise_example_common::{
     Report, Results, Table,
     cut::{save, weights_size},
+    images::TEST_BATCH,
+    layers::labelled,
     plots::{self, Series},
     progress, run_main,
     table::{decimals, percent},
@@ -68,10 +70,11 @@ fn f12(flags: &Flags, device: &Device) -> Result<()> {
     let common = &flags.vision.train.common;
     let out = common.out_folder(NAME)?;
     let mut results = Results::new(NAME, vision.settings(), common.seed, device);
+    vision.labels().context("--data: accuracy needs labels, so a data set, not a folder of images")?;
     let subject = vision.study(&[Plan::aligned(common.seed)])?.pop().context("no model")?;
+    ensure!(subject.scores.is_some(), "{}: no head for these classes", subject.name);
     results.models.insert(subject.name.clone(), subject.results());
     let whole = vision.whole(&Plan::aligned(common.seed))?;
-    let accuracy = subject.accuracy();
     let mut models = Vec::new();
     for depth in 1..=subject.layers().len() {
         let folder = out.join(format!("depth-{depth}"));
@@ -80,10 +83,11 @@ fn f12(flags: &Flags, device: &Device) -> Result<()> {
     }
     let latency = cost::latencies(&models, vision.source(), [1, BATCH], device)?;
     let mut depths = Vec::new();
-    for (i, ((folder, _), latency)) in models.iter().zip(latency).enumerate() {
+    for (i, ((folder, model), latency)) in models.iter().zip(latency).enumerate() {
         let memory = cost::memory_of(folder, common.threads)?;
-        let accuracy = accuracy.get(i).copied().unwrap_or(f64::NAN);
-        depths.push(Depth { depth: i + 1, accuracy, bytes: weights_size(folder)?, latency, memory });
+        let scores = evaluate(model, labelled(vision.source(), vision.samples(), TEST_BATCH, device))?;
+        let (accuracy, bytes) = (scores.accuracy[i], weights_size(folder)?);
+        depths.push(Depth { depth: i + 1, accuracy, bytes, latency, memory });
     }
     let budget = flags.latency.unwrap_or(depths.last().context("no layer")?.latency[0] / 2.);
     let fits = |depth: &&Depth| {

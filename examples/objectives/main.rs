@@ -119,7 +119,7 @@ fn show(out: &Path, results: &mut Results, outcomes: &[Outcome], seeds: u64) -> 
     ];
     let figure = plots::write(&out.join("objectives"), panels, 2)?;
     Report::new("Objectives: all layers or the last")
-        .paragraph(&format!("Models that differ in the objective only, for as many steps; means of {seeds} seeds."))
+        .paragraph(&format!("Models that differ in the objective only, for as many steps (multi-exit also has a classifier an exit); means of {seeds} seeds."))
         .figure(&figure, "Up and to the right is better. The area under the layer-accuracy curve is the mean accuracy of all layers.")
         .table(&table, "Accuracy in percent; standard deviation of the last layer over seeds.")
         .close(results, out)

@@ -85,7 +85,7 @@ fn quickstart(flags: &CommonFlags, device: Device) -> Result<()> {
         let config = TrainConfig { objective, ..config.clone() };
         let run = out.join(format!("runs/{name}-{}-seed{}", flags.preset.name(), flags.seed));
         let model = Vit::new(vit.clone(), &mut init::rng(flags.seed), &device)?;
-        let curve = trained(name, &model, &data, &config, &run, stop)?;
+        let curve = trained(name, &model, &data, &config, &run, stop)?.evaluations;
         save(&model, data.preprocess(), &out.join(name))?;
         studied.push(study(name, model, curve, &data, if smoke { 1 } else { 7 })?);
     }

@@ -184,16 +184,6 @@ impl ImageSet {
         Ok(chosen)
     }
 
-    /// The images of these classes alone, labels as they are.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Empty`] when there is none.
-    pub fn of_classes(&self, classes: &[u32]) -> Result<Self> {
-        let kept: Vec<usize> = (0..self.len()).filter(|&i| classes.contains(&self.labels[i])).collect();
-        self.subset(&kept)
-    }
-
     /// The images `indices` as `(n, channels, height, width)`, f32, augmented and then normalised, and their labels `(n)`, u32.
     ///
     /// # Errors

@@ -162,17 +162,6 @@ fn augmented_images_are_what_tensors_would_be_in_whole_levels() -> Result {
 }
 
 #[test]
-fn images_of_some_classes_keep_their_labels() -> Result {
-    let set = digits()?;
-    let some = set.of_classes(&[7, 2])?;
-    let count = |class| set.labels().iter().filter(|&&label| label == class).count();
-    assert_eq!(some.len(), count(7) + count(2));
-    assert!(some.labels().iter().all(|label| [2, 7].contains(label)) && some.classes().len() == 10);
-    assert!(matches!(set.of_classes(&[10]), Err(Error::Empty { .. })));
-    Ok(())
-}
-
-#[test]
 fn tensors_have_the_order_and_the_values_asked_for() -> Result {
     let set = digits()?;
     let plain = Normalise { mean: vec![0.25], std: vec![0.5] };

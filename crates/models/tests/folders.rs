@@ -439,6 +439,20 @@ fn deit_comes_with_or_without_its_second_token_and_classifier() -> Result {
 }
 
 #[test]
+fn classes_are_renamed_all_or_none() -> Result {
+    let model = common::vit(VitConfig { num_labels: 3, ..tiny() })?;
+    let names = ["ant", "bee", "cat"].map(String::from);
+    let named = model.clone().with_labels(names.clone())?;
+    let folder = tempfile::tempdir()?;
+    named.save(folder.path())?;
+    assert_eq!(Vit::load(folder.path(), &Cpu)?.config().label(2), "cat");
+    assert_eq!(named.with_labels([])?.config().label(2), "LABEL_2");
+    let error = model.with_labels(names[..2].to_vec()).unwrap_err();
+    assert!(matches!(error, Error::Labels { labels: 3, .. }), "{error}");
+    Ok(())
+}
+
+#[test]
 fn a_resized_model_shares_all_but_its_positions() -> Result {
     let model = common::vit(tiny())?;
     let (size, patch) = (tiny().image_size, tiny().patch_size);

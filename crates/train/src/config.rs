@@ -16,7 +16,7 @@ pub struct TrainConfig {
     /// Samples an optimiser step (paper: 256 for images).
     pub batch_size: usize,
     /// Micro-batches of nearly equal size that a step's samples are cut into, or as many as there are samples; the gradient
-    /// is that of the whole batch.
+    /// is that of the whole batch ([`Objective::Balanced`] weighs each micro-batch by itself).
     pub accumulation: usize,
     /// AdamW's constants and parameter groups.
     pub optimiser: AdamWConfig,

@@ -94,7 +94,7 @@ pub enum Objective {
         weights: LayerWeights,
     },
     /// Standard for the first `share` of the steps, then another objective (ours): the last layer is learned before the others
-    /// are aligned to it.
+    /// are aligned to it. What follows counts its steps from there; micro-batches go on being counted over the whole run.
     StandardFirst {
         /// Fraction of the steps, in `[0, 1]`.
         share: f64,
@@ -114,8 +114,8 @@ pub enum Objective {
         temperature: f64,
     },
     /// Aligned, where no exit pulls harder for its weight than the last one (ours): `lambda_l` times
-    /// `min(1, |dCE_L/dz_L| / |dCE_l/dz_l|)`, Euclidean norms of the gradients at a batch's logits `z`; the factor is a constant
-    /// to the gradient.
+    /// `min(1, |dCE_L/dz_L| / |dCE_l/dz_l|)`, Euclidean norms of the gradients at a micro-batch's logits `z`; the factor is a
+    /// constant to the gradient.
     Balanced {
         /// `lambda_l`.
         weights: LayerWeights,
@@ -244,15 +244,23 @@ impl Objective {
     /// As [`turn`](Self::turn).
     pub fn exits(&self, depth: usize) -> Result<Vec<f64>> {
         let first = self.turn(depth, Moment::default())?;
-        match self {
-            Self::Standard | Self::CosineRegularised { .. } => Ok(first.cross_entropy),
+        // Standard turns weigh the last exit, even where the others do not.
+        let with_last = |mut weights: Vec<f64>| {
+            if let Some(last) = weights.last_mut().filter(|last| **last == 0.) {
+                *last = 1.;
+            }
+            weights
+        };
+        Ok(match self {
+            Self::Standard | Self::CosineRegularised { .. } => first.cross_entropy,
             Self::Aligned { weights }
-            | Self::Alternating { weights, .. }
             | Self::Distilled { weights, .. }
             | Self::Balanced { weights }
-            | Self::Rotating { weights, .. } => weights.weights(depth),
-            Self::StandardFirst { then, .. } => then.exits(depth),
-        }
+            | Self::Rotating { weights, .. } => weights.weights(depth)?,
+            Self::Alternating { weights, .. } => with_last(weights.weights(depth)?),
+            Self::StandardFirst { share, then } if *share > 0. => with_last(then.exits(depth)?),
+            Self::StandardFirst { then, .. } => then.exits(depth)?,
+        })
     }
 }
 

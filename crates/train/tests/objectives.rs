@@ -3,10 +3,11 @@
 mod common;
 
 use candle_core::{DType, Device::Cpu, Result as CandleResult, Tensor, Var};
-use layerwise_models::{Batch, Hidden, Pass, Tapped};
-use layerwise_testkit::{TinyStack, assert_close, check_gradients, random};
+use layerwise_models::{Batch, Heads, Hidden, Pass, Tapped, VitConfig};
+use layerwise_testkit::{TinyStack, assert_close, check_gradients, random, tiny_vit, tiny_vit_config};
 use layerwise_train::{
-    Error, Hooks, LayerWeights, Loss, Moment, Objective, Terms, Unit, loss, take_gradients, train,
+    Error, Hooks, LayerWeights, Loss, Moment, Objective, TensorSamples, Terms, TrainConfig, Unit, loss,
+    take_gradients, train,
 };
 
 use crate::common::{Done, config, two_classes};
@@ -49,9 +50,13 @@ fn script() -> CandleResult<Tensor> {
 }
 
 fn scripted(script: &Tensor, terms: &Terms) -> Done<Loss> {
+    smoothed(script, terms, 0.)
+}
+
+fn smoothed(script: &Tensor, terms: &Terms, label_smoothing: f64) -> Done<Loss> {
     let labels = Tensor::new(&[2u32, 0], &Cpu)?;
     let model = Script(script.clone());
-    Ok(loss(&model, &Batch::from(script.clone()), &labels, terms, 0., Pass::EVAL)?)
+    Ok(loss(&model, &Batch::from(script.clone()), &labels, terms, label_smoothing, Pass::EVAL)?)
 }
 
 fn total(script: &Tensor, terms: &Terms) -> CandleResult<Tensor> {
@@ -82,16 +87,18 @@ fn regularised() -> Objective {
 /// zz = z.clone().requires_grad_()
 /// g = [torch.autograd.grad(F.cross_entropy(zz[:, l], y), zz)[0].norm() for l in range(3)]
 /// print(sum(w[l] * min(1, g[2] / g[l]) * ce[l] for l in range(3)))
+/// # and once more with label_smoothing=0.1 in each cross_entropy
 /// ```
 #[test]
 fn losses_equal_pytorchs() -> Done {
-    for (objective, want) in [
-        (distilled(), 1.0674928129711492),
-        (regularised(), 0.4708700017016124),
-        (Objective::Balanced { weights: LINEAR }, 0.23169228129007477),
+    for (objective, hard, smooth) in [
+        (distilled(), 1.0674928129711492, 1.1366594796378158),
+        (regularised(), 0.4708700017016124, 0.6492033350349458),
+        (Objective::Balanced { weights: LINEAR }, 0.23169228129007477, 0.24682906165248386),
     ] {
-        let got = scripted(&script()?, &turn(&objective, 3)?)?;
-        assert_close(&got.total, &Tensor::new(want, &Cpu)?, F64)?;
+        let terms = turn(&objective, 3)?;
+        assert_close(&scripted(&script()?, &terms)?.total, &Tensor::new(hard, &Cpu)?, F64)?;
+        assert_close(&smoothed(&script()?, &terms, 0.1)?.total, &Tensor::new(smooth, &Cpu)?, F64)?;
     }
     Ok(())
 }
@@ -278,7 +285,7 @@ fn settings_out_of_range_are_named_before_anything_is_trained() -> Done {
         (taught(0.5, f64::INFINITY), "temperature"),
         (after(0.9, Objective::Balanced { weights: LayerWeights::List(vec![1.]) }), "weights"),
     ] {
-        let config = layerwise_train::TrainConfig { objective, ..config() };
+        let config = TrainConfig { objective, ..config() };
         let error = train(&model, model.params(), &two_classes(8, 6, 1), &config, None, Hooks::default());
         let error = error.expect_err(wrong);
         assert!(matches!(error, Error::Setting { field, .. } if field == wrong), "{wrong}: {error}");
@@ -300,11 +307,48 @@ fn every_objective_trains_and_reads_back() -> Done {
         assert_eq!(serde_json::from_str::<Objective>(&text)?, objective, "{text}");
         let model = TinyStack::new(3, 6, 2, 1)?;
         let data = two_classes(64, 6, 1);
-        let config = layerwise_train::TrainConfig { objective, epochs: 30, ..config() };
+        let config = TrainConfig { objective, epochs: 30, ..config() };
         train(&model, model.params(), &data, &config, None, Hooks::default())?;
         let scores =
             layerwise_exit::evaluate(&model, [Ok((data.inputs.clone().into(), data.labels.clone()))])?;
-        assert!(scores.accuracy[2] > 0.9, "{text}: {scores:?}");
+        let aligns = !matches!(config.objective, Objective::CosineRegularised { .. });
+        assert!(scores.accuracy[2] > 0.9 && (!aligns || scores.accuracy[0] > 0.9), "{text}: {scores:?}");
     }
+    Ok(())
+}
+
+/// A model whose every inner exit has a head of its own: what is never weighed has no gradient.
+#[test]
+fn the_audit_looks_at_every_exit_that_is_ever_weighed() -> Done {
+    let images = TensorSamples {
+        inputs: random(5, &[6, 3, 8, 8]),
+        labels: Tensor::new(&[0u32, 1, 2, 0, 1, 2], &Cpu)?,
+    };
+    let run = |heads, objective: &Objective| {
+        let model = tiny_vit(VitConfig { heads, ..tiny_vit_config() }, 1);
+        let config = TrainConfig { objective: objective.clone(), epochs: 1, batch_size: 3, ..config() };
+        train(&model, model.params(), &images, &config, None, Hooks::default()).map(|report| report.steps)
+    };
+    let rotating = Objective::Rotating { weights: LINEAR, period: 2 };
+    let first = |then: &Objective| Objective::StandardFirst { share: 0.5, then: Box::new(then.clone()) };
+    for objective in
+        [distilled(), Objective::Balanced { weights: LINEAR }, rotating.clone(), first(&rotating)]
+    {
+        assert_eq!(run(Heads::PerLayer, &objective)?, 2, "{objective:?}");
+    }
+    for objective in [regularised(), first(&Objective::Standard)] {
+        let error = run(Heads::PerLayer, &objective).unwrap_err();
+        assert!(
+            matches!(&error, Error::Audit { missing, .. } if missing[0].starts_with("exits.1")),
+            "{error}"
+        );
+    }
+    // The last exit, where standard turns alone weigh it.
+    let depth = tiny_vit_config().num_hidden_layers;
+    let inner = LayerWeights::List((1..=depth).map(|layer| f64::from(u8::from(layer < depth))).collect());
+    let aligned = Objective::Aligned { weights: inner.clone() };
+    assert!(matches!(run(Heads::Shared, &aligned).unwrap_err(), Error::Audit { .. }));
+    assert_eq!(run(Heads::Shared, &first(&aligned))?, 2);
+    assert_eq!(run(Heads::Shared, &Objective::Alternating { weights: inner, unit: Unit::Step })?, 2);
     Ok(())
 }

@@ -88,6 +88,28 @@ pub fn features_with<M: Tapped>(
     Ok(features.iter().map(|parts| Tensor::cat(parts, 0)).collect::<candle_core::Result<_>>()?)
 }
 
+/// Every class must have one of these samples, which `what` names.
+///
+/// # Errors
+///
+/// Naming the first class that has none.
+pub fn every_class(labels: &[usize], classes: &[String], what: &str) -> Result<()> {
+    for (class, name) in classes.iter().enumerate() {
+        let samples = labels.len();
+        ensure!(
+            labels.contains(&class),
+            "no image of class {name} among the {samples} {what}: every class is needed"
+        );
+    }
+    Ok(())
+}
+
+/// Labels as indices.
+#[must_use]
+pub fn indices(labels: &[u32]) -> Vec<usize> {
+    labels.iter().map(|&label| label as usize).collect()
+}
+
 /// The first `samples` with their labels, `size` at a time, as evaluation and exits take them; none without labels.
 pub fn labelled(
     from: &dyn Source,

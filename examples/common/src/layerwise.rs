@@ -57,6 +57,9 @@ impl Layerwise {
     }
 }
 
+/// Images that probes are fitted on, at most.
+pub const PROBE_SAMPLES: usize = 10_000;
+
 /// What a fresh linear classifier reads from each layer: fitted on features of some samples, scored on those of others.
 ///
 /// # Errors

@@ -52,8 +52,17 @@ macro_rules! trainable {
 trainable!(Vit);
 trainable!(Mlp);
 
-/// Trains `model`, or goes on where the `run` folder stands: a run that is complete there costs no step. Gives the scores of
-/// every exit on the images held out, which `config` says how often to take.
+/// What a training gave.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// Scores of every exit on the images held out.
+    pub evaluations: Vec<Evaluation>,
+    /// Seconds that its steps took, those of earlier pieces included; evaluations are not counted.
+    pub seconds: f64,
+}
+
+/// Trains `model`, or goes on where the `run` folder stands: a run that is complete there costs no step.
+/// `config` says how often every exit is scored on the images held out.
 ///
 /// # Errors
 ///
@@ -66,7 +75,7 @@ pub fn trained<M: Trainable>(
     config: &TrainConfig,
     run: &Path,
     stop: &AtomicBool,
-) -> Result<Vec<Evaluation>> {
+) -> Result<Trained> {
     same_task(run, &task(model, data)?)?;
     let frozen = model.frozen();
     let mut bar = None;
@@ -95,7 +104,15 @@ pub fn trained<M: Trainable>(
             Interrupted("stopped; what is done is saved, and the same command goes on from there").into()
         );
     }
-    Ok(report.evaluations)
+    Ok(Trained { evaluations: report.evaluations, seconds: step_seconds(run)? })
+}
+
+/// Seconds of all steps in the folder's `metrics.jsonl`.
+fn step_seconds(run: &Path) -> Result<f64> {
+    let file = run.join("metrics.jsonl");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let seconds = |line: &str| serde_json::from_str::<Value>(line).ok()?["seconds"].as_f64();
+    Ok(text.lines().filter_map(seconds).sum())
 }
 
 /// What a run learns with what, where the trainer's own settings do not say so; of an untrained model.
@@ -109,9 +126,9 @@ fn task<M: Trainable>(model: &M, data: &Images) -> Result<Value> {
     }
     let images = json!({ "name": data.name, "train": data.train_len(), "held_out": data.test_len(), "crc32": data.checksum() });
     let weights = json!({ "crc32": weights.finalize() });
-    Ok(
-        json!({ "data": images, "augment": data.augment, "model": model.shape()?, "initial_weights": weights }),
-    )
+    let (augment, preprocess) = (&data.augment, data.preprocess());
+    Ok(json!({ "data": images, "augment": augment, "preprocess": preprocess, "model": model.shape()?,
+        "initial_weights": weights }))
 }
 
 /// The folder's `task.json`, written into a new folder, must be this task: the trainer knows its own settings and the shapes of
@@ -143,6 +160,7 @@ fn same_task(run: &Path, task: &Value) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use candle_core::Device::Cpu;
+    use layerwise_data::Preprocess;
     use layerwise_models::MlpConfig;
     use layerwise_ops::init;
     use layerwise_train::Objective;
@@ -161,9 +179,11 @@ mod tests {
         let shape = MlpConfig { inputs: 64, width: 8, layers: 2, ..Default::default() };
         let mlp = |shape: &MlpConfig| Mlp::new(shape.clone(), &mut init::rng(0), &Cpu);
         let first = mlp(&shape)?;
-        let scores = trained("first", &first, &data, &config, folder.path(), &stop)?;
+        let first_trained = trained("first", &first, &data, &config, folder.path(), &stop)?;
         let again = mlp(&shape)?;
-        assert_eq!(trained("again", &again, &data, &config, folder.path(), &stop)?, scores);
+        let second = trained("again", &again, &data, &config, folder.path(), &stop)?;
+        assert_eq!(second.evaluations, first_trained.evaluations);
+        assert!(second.seconds == first_trained.seconds && second.seconds > 0.);
         for ((name, first), (_, again)) in first.params().iter().zip(again.params().iter()) {
             assert_eq!(
                 first.flatten_all()?.to_vec1::<f32>()?,
@@ -171,23 +191,27 @@ mod tests {
                 "{name}"
             );
         }
+        let refused = |model: &Mlp, data: &Images, config: &TrainConfig, words: &[&str]| {
+            let error = trained("other", model, data, config, folder.path(), &stop).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        };
         // Tensors of equal shapes in another model: the trainer alone could not tell.
         let plain = mlp(&MlpConfig { residual: false, ..shape.clone() })?;
-        let error = trained("plain", &plain, &data, &config, folder.path(), &stop).unwrap_err().to_string();
-        assert!(error.contains("task.json") && error.contains("differs in model"), "{error}");
+        refused(&plain, &data, &config, &["task.json", "differs in model"]);
+        let elsewhere = Mlp::new(shape.clone(), &mut init::rng(7), &Cpu)?;
+        refused(&elsewhere, &data, &config, &["differs in initial_weights"]);
         let mut turned = embedded_digits(60, &Cpu)?;
         turned.augment.rotation_degrees = 90.;
-        let error =
-            trained("turned", &again, &turned, &config, folder.path(), &stop).unwrap_err().to_string();
-        assert!(error.contains("differs in augment"), "{error}");
-        let fewer = embedded_digits(59, &Cpu)?;
-        let error = trained("fewer", &again, &fewer, &config, folder.path(), &stop).unwrap_err().to_string();
-        assert!(error.contains("differs in data"), "{error}");
+        refused(&mlp(&shape)?, &turned, &config, &["differs in augment"]);
+        refused(&mlp(&shape)?, &embedded_digits(59, &Cpu)?, &config, &["differs in data, preprocess"]);
+        let darker = Preprocess { image_mean: vec![0.9], ..data.preprocess().clone() };
+        refused(&mlp(&shape)?, &data.clone().prepared_by(darker), &config, &["differs in preprocess"]);
         let longer = TrainConfig { epochs: 3, ..config.clone() };
-        assert!(trained("longer", &again, &data, &longer, folder.path(), &stop).is_err());
+        refused(&mlp(&shape)?, &data, &longer, &["config.json", "epochs"]);
         // A state of which nobody knows what it is the state of.
         fs::remove_file(folder.path().join("task.json"))?;
-        let error = trained("unknown", &again, &data, &config, folder.path(), &stop).unwrap_err().to_string();
+        let error =
+            trained("unknown", &mlp(&shape)?, &data, &config, folder.path(), &stop).unwrap_err().to_string();
         assert!(error.contains("task.json") && error.contains("beside a saved run"), "{error}");
         Ok(())
     }

@@ -25,10 +25,10 @@ use crate::{
     images::Images,
     input::Input,
     interrupt,
-    layers::{Source, features, scores},
+    layers::{Source, features, indices, scores},
     progress,
     recipes::{cifar10_recipe, cifar10_vit, digits_vit, fine_tuned_size, fine_tuning_recipe},
-    training::trained,
+    training::{Trained, trained},
 };
 
 /// Flags of the experiments that train vision transformers.
@@ -37,8 +37,7 @@ pub struct TrainFlags {
     /// The flags of every example.
     #[command(flatten)]
     pub common: CommonFlags,
-    /// Folder of CIFAR-10, parquet or binary files; with --model also of MNIST, or of PNG and JPEG files [without it,
-    /// --preset smoke takes the embedded digits].
+    /// Folder of CIFAR-10, parquet or binary files [without it, --preset smoke takes the embedded digits].
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// How many of the held-out images.
@@ -71,7 +70,8 @@ pub struct VisionFlags {
     /// What to train.
     #[command(flatten)]
     pub train: TrainFlags,
-    /// Measure this ViT or DeiT folder of Hugging Face's. Nothing is trained: flags that say how have no place beside it.
+    /// Measure this ViT or DeiT folder of Hugging Face's; --data may be a folder of MNIST, or of PNG and JPEG files, too. Nothing is
+    /// trained: flags that say how have no place beside it.
     #[arg(long, value_name = "DIR",
         conflicts_with_all = ["runs", "seed", "pretrained", "image_size", "train_limit", "epochs", "lr"])]
     pub model: Option<PathBuf>,
@@ -133,6 +133,8 @@ pub struct Subject {
     pub model: Vit,
     /// Scores of its exits while it was trained; none for a model that was loaded.
     pub evaluations: Vec<Evaluation>,
+    /// Seconds that its training steps took, those of earlier pieces included; none for a model that was loaded.
+    pub train_seconds: Option<f64>,
     /// Features `(samples, width)` of layers `0..=L`. That of layer 0, the class token's embedding, is the same for every image.
     pub features: Vec<Tensor>,
     /// Accuracy and loss after each layer `1..=L`; none for a model without a head for these classes.
@@ -157,7 +159,11 @@ impl Subject {
     /// Accuracy and loss as `results.json` has them.
     #[must_use]
     pub fn results(&self) -> ModelResults {
-        ModelResults::of(self.scores.as_ref())
+        let mut results = ModelResults::of(self.scores.as_ref());
+        if let Some(seconds) = self.train_seconds {
+            results.more.insert("train_s".into(), json!(seconds));
+        }
+        results
     }
 }
 
@@ -181,7 +187,7 @@ enum Origin {
 #[derive(Debug)]
 enum Start {
     Random(Box<VitConfig>),
-    Pretrained { name: String, folder: PathBuf, image_size: usize },
+    Pretrained { name: String, folder: PathBuf, image_size: usize, layers: usize },
 }
 
 impl<'a> Vision<'a> {
@@ -258,6 +264,7 @@ impl<'a> Vision<'a> {
                 name: model_names(&[folder])?.concat(),
                 folder: folder.clone(),
                 image_size,
+                layers: made.num_hidden_layers,
             };
         }
         if let Some(epochs) = flags.epochs {
@@ -272,8 +279,8 @@ impl<'a> Vision<'a> {
         Ok(Self { flags, model: None, device: device.clone(), stop: interrupt::stop_flag()?, origin })
     }
 
-    /// An experiment on another data set, whose images may be larger than CIFAR-10's: as many patches and, as there may be fewer
-    /// images, as many steps.
+    /// An experiment on another data set, whose images may be larger than CIFAR-10's: as many patches and, where there are fewer
+    /// images, more epochs, so that it trains for at least as many steps as on 30,000 images.
     ///
     /// # Errors
     ///
@@ -296,15 +303,20 @@ impl<'a> Vision<'a> {
         };
         let mut config = cifar10_recipe(preset);
         if preset != Preset::Smoke {
-            config.epochs *= (CIFAR10_IMAGES / data.train_len()).max(1);
+            let images = flags.train_limit.map_or(usize::MAX, NonZeroUsize::get).min(data.train_len());
+            config.epochs *= CIFAR10_IMAGES.div_ceil(images.max(1));
         }
         Self::on(flags, data, vit, config, device)
     }
 
-    /// Seed of `--seed`.
+    /// Blocks of the models that are trained, unless a plan says otherwise, or of the model of `--model`.
     #[must_use]
-    pub fn seed(&self) -> u64 {
-        self.flags.common.seed
+    pub fn depth(&self) -> usize {
+        match &self.origin {
+            Origin::Train { start: Start::Random(vit), .. } => vit.num_hidden_layers,
+            Origin::Train { start: Start::Pretrained { layers, .. }, .. } => *layers,
+            Origin::Load { model, .. } => model.config().num_hidden_layers,
+        }
     }
 
     /// The trained model of a plan, not packed, as it is cut and saved; with `--model`, that one.
@@ -330,8 +342,8 @@ impl<'a> Vision<'a> {
                     "train_samples": images.train_len(), "test_samples": samples, "augment": images.augment, "train": config });
                 match start {
                     Start::Random(vit) => settings["vit"] = json!(vit),
-                    Start::Pretrained { name, image_size, .. } => {
-                        settings["pretrained"] = json!(name);
+                    Start::Pretrained { folder, image_size, .. } => {
+                        settings["pretrained"] = json!(folder);
                         settings["image_size"] = json!(image_size);
                         settings["preprocess"] = json!(images.preprocess());
                     }
@@ -417,15 +429,15 @@ impl<'a> Vision<'a> {
     /// As [`trained`] and [`features`].
     pub fn study(&self, wanted: &[Plan]) -> Result<Vec<Subject>> {
         match &self.origin {
-            Origin::Load { name, model, .. } => Ok(vec![self.measure(name, model, Vec::new())?]),
+            Origin::Load { name, model, .. } => Ok(vec![self.measure(name, model, None)?]),
             Origin::Train { data, start, config } => {
                 let subject = |plan: &Plan| {
-                    let (model, evaluations) = self.train(plan, data, start, config)?;
-                    self.measure(&plan.name, &model.packed()?, evaluations)
+                    let (model, trained) = self.train(plan, data, start, config)?;
+                    self.measure(&plan.name, &model.packed()?, Some(trained))
                 };
                 // What cannot be trained is said before anything is.
                 for plan in wanted {
-                    let untrained = self.untrained(plan, start, data.classes().len())?;
+                    let untrained = self.untrained(plan, start, data.classes())?;
                     plan.objective.exits(untrained.config().num_hidden_layers)?;
                 }
                 wanted.iter().map(subject).collect()
@@ -445,20 +457,20 @@ impl<'a> Vision<'a> {
         data: &Images,
         start: &Start,
         config: &TrainConfig,
-    ) -> Result<(Vit, Vec<Evaluation>)> {
+    ) -> Result<(Vit, Trained)> {
         let config = TrainConfig { objective: plan.objective.clone(), seed: plan.seed, ..config.clone() };
-        let model = self.untrained(plan, start, data.classes().len())?;
+        let model = self.untrained(plan, start, data.classes())?;
         let run = self.flags.runs.runs.join(self.run_name(plan));
         let label = format!("{}, seed {}", plan.name, plan.seed);
-        let evaluations = trained(&label, &model, data, &config, &run, self.stop)?;
+        let trained = trained(&label, &model, data, &config, &run, self.stop)?;
         // For other programs, and for `--model`.
         let folder = self.folder_of(plan);
         model.save(&folder)?;
         data.preprocess().save(&folder)?;
-        Ok((model, evaluations))
+        Ok((model, trained))
     }
 
-    fn untrained(&self, plan: &Plan, start: &Start, labels: usize) -> Result<Vit> {
+    fn untrained(&self, plan: &Plan, start: &Start, classes: &[String]) -> Result<Vit> {
         match start {
             Start::Random(vit) => {
                 let layers = plan.layers.unwrap_or(vit.num_hidden_layers);
@@ -466,9 +478,10 @@ impl<'a> Vision<'a> {
                 Ok(Vit::new(vit, &mut init::rng(plan.seed), &self.device)?)
             }
             Start::Pretrained { folder, image_size, .. } => {
-                let head = Head::Fresh { labels, seed: plan.seed };
+                let head = Head::Fresh { labels: classes.len(), seed: plan.seed };
                 let options = LoadOptions { head, heads: Some(plan.heads), ..Default::default() };
-                let model = Vit::load_with(folder, &options, &self.device)?.model.resized(*image_size)?;
+                let model = Vit::load_with(folder, &options, &self.device)?.model;
+                let model = model.resized(*image_size)?.with_labels(classes.iter().cloned())?;
                 Ok(match plan.layers {
                     Some(layers) => model.cut(layers)?,
                     None => model,
@@ -489,11 +502,21 @@ impl<'a> Vision<'a> {
         format!("{data}{start}-{}-{preset}-seed{}", plan.run, plan.seed)
     }
 
-    fn measure(&self, name: &str, model: &Vit, evaluations: Vec<Evaluation>) -> Result<Subject> {
+    fn measure(&self, name: &str, model: &Vit, trained: Option<Trained>) -> Result<Subject> {
         let (features, scores) = self.layers_of(model, self.source(), self.samples())?;
         let (scores, answers) = scores.unzip();
         let (name, model) = (name.to_owned(), model.clone());
-        Ok(Subject { name, model, evaluations, features, scores, answers: answers.unwrap_or_default() })
+        let (evaluations, train_seconds) = trained.map(|t| (t.evaluations, t.seconds)).unzip();
+        let evaluations = evaluations.unwrap_or_default();
+        Ok(Subject {
+            name,
+            model,
+            evaluations,
+            train_seconds,
+            features,
+            scores,
+            answers: answers.unwrap_or_default(),
+        })
     }
 
     /// Features of layers `1..=L` of the first `samples` images to train on, as they are, and their labels: what probes are
@@ -507,8 +530,7 @@ impl<'a> Vision<'a> {
         let source =
             Input::of_set(images.train_set().take(samples)?, self.preprocess().clone(), model.config());
         let (mut features, _) = self.layers_of(model, &source, source.samples())?;
-        let labels = source.labels().unwrap_or_default().iter().map(|&label| label as usize).collect();
-        Ok((features.split_off(1), labels))
+        Ok((features.split_off(1), indices(source.labels().unwrap_or_default())))
     }
 
     /// Features of layers `0..=L` of the first `samples` of `from`, and the scores and answers of the exits where there are labels.

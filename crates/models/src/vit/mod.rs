@@ -104,6 +104,17 @@ impl Vit {
         Ok(Self::build(self.config.clone(), Builder::model(&self.params.copied()?))?.0)
     }
 
+    /// The same model under other names of its classes; empty for `LABEL_0`, `LABEL_1`, ...
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Labels`] unless there are as many names as classes.
+    pub fn with_labels(self, names: impl IntoIterator<Item = String>) -> Result<Self> {
+        let config = VitConfig { id2label: names.into_iter().enumerate().collect(), ..self.config };
+        config.validate()?;
+        Ok(Self { config, ..self })
+    }
+
     /// The same model for square images of another size: positions of patches are resampled by a bicubic filter, as Hugging
     /// Face's `interpolate_pos_encoding` does, once; all other parameters are shared with this model.
     ///

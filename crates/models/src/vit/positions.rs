@@ -5,8 +5,8 @@ use candle_core::{Device, Tensor};
 use crate::Result;
 
 /// Positions `(1, leading + from * from, width)` as `(1, leading + to * to, width)`: those of leading tokens as they are, those of
-/// patches resampled by a bicubic filter, as PyTorch's `interpolate(mode="bicubic", align_corners=False)` does it, which
-/// Hugging Face's ViT and timm's call.
+/// patches resampled by a bicubic filter, without antialiasing: PyTorch's `interpolate(mode="bicubic",
+/// align_corners=False)`, which Hugging Face's ViT calls.
 pub(super) fn resampled(positions: &Tensor, leading: usize, from: usize, to: usize) -> Result<Tensor> {
     let width = positions.dim(2)?;
     let values = positions.flatten_all()?.to_vec1::<f32>()?;
