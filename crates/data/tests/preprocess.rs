@@ -33,6 +33,37 @@ fn resampled_as_by_pillow() -> Result {
     Ok(())
 }
 
+/// `fixtures/processor.py` asked transformers itself; a level is 1/255, divided by deviations of at least 0.224.
+#[test]
+fn images_come_out_as_from_transformers() -> Result {
+    let fixture = candle_core::safetensors::load("tests/fixtures/processor.safetensors", &Cpu)?;
+    let levels = fixture["photo"].flatten_all()?.to_vec1::<u8>()?;
+    let photo = RgbImage::from_raw(32, 32, levels).ok_or("32 x 32")?;
+    for (name, resample) in [("bilinear", 2), ("bicubic", 3)] {
+        for side in [56, 224, 20] {
+            let preprocess = Preprocess {
+                resample,
+                image_mean: vec![0.485, 0.456, 0.406],
+                image_std: vec![0.229, 0.224, 0.225],
+                ..Default::default()
+            };
+            let got = preprocess.resized(side).apply(&photo, &Cpu)?;
+            let every_third = Tensor::arange_step(0u32, side as u32, 3, &Cpu)?;
+            let got = got.index_select(&every_third, 1)?.index_select(&every_third, 2)?;
+            let off = (got - &fixture[&format!("{name}/{side}")])?.abs()?.flatten_all()?.to_vec1::<f32>()?;
+            let worst = off.iter().copied().fold(0., f32::max);
+            println!(
+                "{name} {side}: {} of {} values differ",
+                off.iter().filter(|x| **x > 1e-5).count(),
+                off.len()
+            );
+            // Both round to levels after each pass; where the exact value lies between two, they may be one apart.
+            assert!(worst < 1.01 / 255. / 0.224, "{name} {side}: {worst}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn the_shortest_edge_keeps_the_aspect_ratio() -> Result {
     let fixture = fixture()?;
