@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "hub")]
+pub mod hub;
+
 #[doc(inline)]
 pub use layerwise_data as data;
 #[doc(inline)]
