@@ -196,6 +196,16 @@ fn what_is_missing_or_does_not_fit_is_said_before_anything_is_trained() -> Done 
     let shift = ["--preset", "smoke", "--shift", text(folder.path())];
     fails_with(&small("f06_shift_and_transfer", &shift), 1, &["--data", "CIFAR-10"]);
     fails_with(&small("f03_three_trainings", &["--image-size", "28"]), 2, &["--pretrained"]);
+    // Built without the hub.
+    if !cfg!(feature = "hub") {
+        let id = ["--preset", "smoke", "--pretrained", "facebook/deit-small-patch16-224"];
+        fails_with(&small("finetune_vit", &id), 1, &["--pretrained facebook/deit", "--features hub"]);
+        fails_with(
+            &small("f05_early_exit", &["--data", "uoft-cs/cifar10"]),
+            1,
+            &["--data uoft-cs", "--features hub"],
+        );
+    }
     fails_with(&small("objectives", &["--seeds", "0"]), 2, &["--seeds"]);
     fails_with(
         &small("objectives", &["--preset", "smoke", "--only", "alined"]),

@@ -9,6 +9,7 @@ use layerwise::similarity::{Centring, class_means, cos, pca};
 use layerwise_example_common::{
     Report, Results,
     curves::named,
+    hub,
     layers::{every_class, indices},
     layerwise::{Layerwise, layer_columns, layer_figure, record},
     plots::{self, Series},
@@ -49,7 +50,7 @@ struct Plane {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().vision;
-    run_main(&flags.train.common, |device| f01(&flags, &device))
+    run_main(&flags.train.common, |device| f01(&flags.clone().fetched(hub!())?, &device))
 }
 
 fn f01(flags: &VisionFlags, device: &Device) -> Result<()> {

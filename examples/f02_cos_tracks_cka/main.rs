@@ -11,7 +11,7 @@ use layerwise::similarity::{Centring, Estimator, Measure};
 use layerwise_example_common::{
     Results, Table,
     curves::{Together, correlation_table, mean_together, together},
-    run_main,
+    hub, run_main,
     similarity::{all_pairs, to_last},
     vision::{Plan, Subject, Vision, VisionFlags},
 };
@@ -46,7 +46,7 @@ struct Measured {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().vision;
-    run_main(&flags.train.common, |device| f02(&flags, &device))
+    run_main(&flags.train.common, |device| f02(&flags.clone().fetched(hub!())?, &device))
 }
 
 fn f02(flags: &VisionFlags, device: &Device) -> Result<()> {

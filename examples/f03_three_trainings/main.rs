@@ -9,6 +9,7 @@ use layerwise::similarity::{Centring, Measure, neural_collapse};
 use layerwise_example_common::{
     Report, Results, Table,
     curves::named,
+    hub,
     layers::{every_class, indices},
     layerwise::{Layerwise, PROBE_SAMPLES, layer_figure, layer_table, probes, record},
     plots, progress, run_main,
@@ -46,7 +47,7 @@ struct Details {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().train;
-    run_main(&flags.common, |device| f03(&flags, &device))
+    run_main(&flags.common, |device| f03(&flags.clone().fetched(hub!())?, &device))
 }
 
 fn f03(flags: &TrainFlags, device: &Device) -> Result<()> {

@@ -9,6 +9,7 @@ use layerwise::exit::{ExitReport, measure};
 use layerwise_example_common::{
     Preset, Report, Results,
     exits::{Exits, exit_table, leaving, record_exits},
+    hub,
     images::TEST_BATCH,
     layers::labelled,
     plots::{self, Panel, Series},
@@ -34,7 +35,7 @@ struct Flags {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().vision;
-    run_main(&flags.train.common, |device| f05(&flags, &device))
+    run_main(&flags.train.common, |device| f05(&flags.clone().fetched(hub!())?, &device))
 }
 
 fn f05(flags: &VisionFlags, device: &Device) -> Result<()> {

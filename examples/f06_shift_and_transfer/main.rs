@@ -14,6 +14,7 @@ use layerwise::data::{ImageSet, Split, cifar10};
 use layerwise_example_common::{
     Report, Results, Table,
     curves::named,
+    hub,
     input::Input,
     layers::Source,
     plots::{self, Panel},
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 fn f06(flags: &Flags, device: &Device) -> Result<()> {
-    let train = &flags.train;
+    let train = &flags.train.clone().fetched(hub!())?;
     ensure!(train.data.is_some(), "--data DIR: expected a folder of CIFAR-10 (parquet or binary files)");
     let parts = [&flags.shift, &flags.transfer_from].into_iter().flatten();
     ensure!(parts.count() > 0, "--shift DIR or --transfer-from DIR: expected at least one of them");

@@ -8,7 +8,7 @@ use candle_core::Device;
 use clap::Parser;
 use layerwise::similarity::{Centring, cos_per_sample, quantiles, saturation};
 use layerwise_example_common::{
-    Report, Results, plots, progress, run_main,
+    Report, Results, hub, plots, progress, run_main,
     table::{Column, per_layer, percent, thousandths},
     vision::{Subject, Vision, VisionFlags},
 };
@@ -45,7 +45,7 @@ struct Measured {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().vision;
-    run_main(&flags.train.common, |device| f09(&flags, &device))
+    run_main(&flags.train.common, |device| f09(&flags.clone().fetched(hub!())?, &device))
 }
 
 fn f09(flags: &VisionFlags, device: &Device) -> Result<()> {

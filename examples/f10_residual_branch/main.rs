@@ -9,7 +9,7 @@ use layerwise::similarity::{BlockRelations, Centring, block_influence, block_rel
 use layerwise_example_common::{
     Report, Results, Table,
     curves::named,
-    plots, progress, run_main,
+    hub, plots, progress, run_main,
     table::{columns, per_layer, thousandths},
     vision::{Subject, Vision, VisionFlags},
 };
@@ -39,7 +39,7 @@ struct Measured {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().vision;
-    run_main(&flags.train.common, |device| f10(&flags, &device))
+    run_main(&flags.train.common, |device| f10(&flags.clone().fetched(hub!())?, &device))
 }
 
 fn f10(flags: &VisionFlags, device: &Device) -> Result<()> {

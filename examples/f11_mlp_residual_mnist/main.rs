@@ -1,33 +1,32 @@
 //! Figure 11 of the paper: MLPs with and without residual connections. See the README beside this file.
 
+mod measured;
 mod show;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use clap::Parser;
 use layerwise::{
-    exit::LayerScores,
     models::{Mlp, MlpConfig},
     ops::init,
-    similarity::{Centring, Estimator, Measure},
     train::{AdamWConfig, Objective, Schedule, TrainConfig},
 };
 use layerwise_example_common::{
     CommonFlags, ModelResults, Preset, Results,
-    curves::{Together, mean_curve, mean_together, together},
+    curves::{Together, mean_together},
     data_sets::{embedded_digits, folder_or_digits, mnist_of},
     flags::RunsFlag,
     images::Images,
     interrupt,
     layers::{Source, features, score},
     run_main,
-    similarity::to_last,
     training::trained,
 };
 use serde_json::json;
 
+use measured::{Variant, measure};
 use show::show;
 
 layerwise_example_common::fast_allocator!();
@@ -49,29 +48,6 @@ struct Flags {
 
 /// Models of a variant, which differ in the seed only: `--seed` and the two after it.
 const SEEDS: u64 = 3;
-
-/// A model and its curves over layers `1..=L`.
-struct Measured {
-    seed: u64,
-    scores: LayerScores,
-    cos: Vec<f64>,
-    cka: Vec<f64>,
-    correlations: Vec<Together>,
-}
-
-/// The models with or those without residual connections.
-struct Variant {
-    name: &'static str,
-    models: Vec<Measured>,
-    mean: Vec<Together>,
-}
-
-impl Variant {
-    /// The mean of a curve over the seeds.
-    fn mean_of(&self, curve: fn(&Measured) -> Vec<f64>) -> Vec<f64> {
-        mean_curve(&self.models.iter().map(curve).collect::<Vec<_>>())
-    }
-}
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
@@ -140,15 +116,4 @@ fn load(flags: &Flags, device: &Device) -> Result<Images> {
         Some(folder) => mnist_of(folder, if smoke { 480 } else { usize::MAX }, device),
         None => embedded_digits(480, device),
     }
-}
-
-fn measure(seed: u64, layers: &[Tensor], scores: LayerScores) -> Result<Measured> {
-    let cos = to_last(layers, Measure::Cos(Centring::Samples))?;
-    let cka = to_last(layers, Measure::Cka(Estimator::Biased))?;
-    let correlations = vec![
-        together(("COS", &cos), ("CKA", &cka)),
-        together(("COS", &cos), ("accuracy", &scores.accuracy)),
-        together(("CKA", &cka), ("accuracy", &scores.accuracy)),
-    ];
-    Ok(Measured { seed, scores, cos, cka, correlations })
 }

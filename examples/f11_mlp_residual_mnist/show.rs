@@ -11,7 +11,10 @@ use layerwise_example_common::{
     table::{columns, per_layer, percent, thousandths},
 };
 
-use crate::{Measured, SEEDS, Variant};
+use crate::{
+    SEEDS,
+    measured::{Measured, Variant},
+};
 
 pub(crate) fn show(out: &Path, results: &mut Results, samples: usize, variants: &[Variant]) -> Result<()> {
     let (correlations, layers) = (correlations(variants), layer_table(variants));

@@ -14,6 +14,7 @@ use layerwise::{exit::evaluate, models::Vit};
 use layerwise_example_common::{
     Report, Results, Table,
     cut::{save, weights_size},
+    hub,
     images::TEST_BATCH,
     layers::labelled,
     plots::{self, Series},
@@ -66,8 +67,9 @@ fn main() -> ExitCode {
 }
 
 fn f12(flags: &Flags, device: &Device) -> Result<()> {
-    let vision = Vision::open(&flags.vision, device)?;
-    let common = &flags.vision.train.common;
+    let vision_flags = flags.vision.clone().fetched(hub!())?;
+    let vision = Vision::open(&vision_flags, device)?;
+    let common = &vision_flags.train.common;
     let out = common.out_folder(NAME)?;
     let mut results = Results::new(NAME, vision.settings(), common.seed, device);
     vision.labels().context("--data: accuracy needs labels, so a data set, not a folder of images")?;

@@ -7,7 +7,7 @@ use candle_core::Device;
 use clap::Parser;
 use layerwise::train::{LayerWeights, Objective};
 use layerwise_example_common::{
-    Report, Results,
+    Report, Results, hub,
     layerwise::{Layerwise, layer_figure, layer_table, record},
     progress, run_main,
     vision::{Plan, TrainFlags, Vision},
@@ -34,8 +34,9 @@ fn main() -> ExitCode {
 }
 
 fn f13(flags: &Flags, device: &Device) -> Result<()> {
-    let vision = Vision::training(&flags.train, device)?;
-    let common = &flags.train.common;
+    let train = flags.train.clone().fetched(hub!())?;
+    let vision = Vision::training(&train, device)?;
+    let common = &train.common;
     let out = common.out_folder(NAME)?;
     let mut results = Results::new(NAME, vision.settings(), common.seed, device);
     let regularised = flags.betas.iter().map(|&beta| {

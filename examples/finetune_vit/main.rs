@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use layerwise_example_common::{
-    Preset, Report, Results,
+    Preset, Report, Results, hub,
     layerwise::{Layerwise, layer_figure, layer_table, record},
     progress, run_main,
     vision::{TrainFlags, Vision},
@@ -26,7 +26,7 @@ struct Flags {
 
 fn main() -> ExitCode {
     let flags = Flags::parse().train;
-    run_main(&flags.common, |device| finetune(&flags, &device))
+    run_main(&flags.common, |device| finetune(&flags.clone().fetched(hub!())?, &device))
 }
 
 fn finetune(flags: &TrainFlags, device: &Device) -> Result<()> {

@@ -9,7 +9,7 @@ use candle_core::Device;
 use clap::Parser;
 use layerwise::train::{LayerWeights, Objective};
 use layerwise_example_common::{
-    Report, Results, Table,
+    Report, Results, Table, hub,
     plots::{self, Series},
     progress, run_main,
     table::{decimals, percent},
@@ -62,12 +62,13 @@ fn main() -> ExitCode {
 }
 
 fn objectives(flags: &Flags, device: &Device) -> Result<()> {
+    let train = flags.train.clone().fetched(hub!())?;
     let names: Vec<String> = plans(0).into_iter().map(|plan| plan.name).collect();
     for name in &flags.only {
         ensure!(names.contains(name), "--only {name}: expected some of {}", names.join(", "));
     }
-    let vision = Vision::training(&flags.train, device)?;
-    let common = &flags.train.common;
+    let vision = Vision::training(&train, device)?;
+    let common = &train.common;
     let out = common.out_folder(NAME)?;
     let mut results = Results::new(NAME, vision.settings(), common.seed, device);
     let mut outcomes: Vec<Outcome> = Vec::new();

@@ -7,6 +7,7 @@ pub mod data_sets;
 pub mod exits;
 pub mod files;
 pub mod flags;
+pub mod hub;
 pub mod images;
 pub mod input;
 pub mod interrupt;

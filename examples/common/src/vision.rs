@@ -22,6 +22,7 @@ use crate::{
     checkpoint::{load_vit, model_names, preprocess_of},
     data_sets::{cifar10_of, embedded_digits, folder_or_digits},
     flags::{LimitFlag, RunsFlag},
+    hub::{Hub, fetched},
     images::Images,
     input::Input,
     interrupt,
@@ -37,7 +38,7 @@ pub struct TrainFlags {
     /// The flags of every example.
     #[command(flatten)]
     pub common: CommonFlags,
-    /// Folder of CIFAR-10, parquet or binary files [without it, --preset smoke takes the embedded digits].
+    /// Folder of CIFAR-10, parquet or binary files, or an id of the Hugging Face hub such as uoft-cs/cifar10 [without it, --preset smoke takes the embedded digits].
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// How many of the held-out images.
@@ -46,7 +47,7 @@ pub struct TrainFlags {
     /// Where trained models are.
     #[command(flatten)]
     pub runs: RunsFlag,
-    /// Fine-tune this ViT or DeiT folder of Hugging Face's, instead of training a small ViT from random weights.
+    /// Fine-tune this ViT or DeiT folder of Hugging Face's, or id of the hub, instead of training a small ViT from random weights.
     #[arg(long, value_name = "DIR")]
     pub pretrained: Option<PathBuf>,
     /// With --pretrained: edge in pixels that images are resampled to [default: four patches; with --preset smoke two, with
@@ -62,6 +63,36 @@ pub struct TrainFlags {
     /// Largest learning rate [default: the preset's].
     #[arg(long, value_name = "RATE")]
     pub lr: Option<f64>,
+}
+
+impl TrainFlags {
+    /// The same with folders for what is an id of the hub.
+    ///
+    /// # Errors
+    ///
+    /// As [`fetched`].
+    pub fn fetched(mut self, hub: Hub) -> Result<Self> {
+        for (flag, folder, get) in
+            [("--data", &mut self.data, hub.data_set), ("--pretrained", &mut self.pretrained, hub.model)]
+        {
+            if let Some(folder) = folder {
+                *folder = fetched(flag, folder, get)?;
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl VisionFlags {
+    /// The same with folders for what is an id of the hub.
+    ///
+    /// # Errors
+    ///
+    /// As [`fetched`].
+    pub fn fetched(self, hub: Hub) -> Result<Self> {
+        let model = self.model.map(|folder| fetched("--model", &folder, hub.model)).transpose()?;
+        Ok(Self { train: self.train.fetched(hub)?, model })
+    }
 }
 
 /// Flags of the experiments that train vision transformers, or measure one of somebody else's.
