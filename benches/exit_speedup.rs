@@ -115,5 +115,6 @@ fn aligned_digits() -> anyhow::Result<(Vit, Batch)> {
     let settings =
         TrainConfig { epochs: 40, batch_size: 48, schedule: Schedule::OneCycle, ..Default::default() };
     train(&vit, vit.params(), &data, &settings, None, Hooks::default())?;
-    Ok((vit.packed()?, first(data.test().0, 256)?))
+    let images = data.test_batches().next().ok_or_else(|| anyhow::anyhow!("no images held out"))??.0;
+    Ok((vit.packed()?, first(&images, 256)?))
 }

@@ -12,7 +12,7 @@ use criterion::{BenchmarkId, Criterion};
 use layerwise::{
     models::Pass,
     ops::backward,
-    train::{self, AdamW, StepScale, loss, take_gradients},
+    train::{self, AdamW, Moment, StepScale, loss, take_gradients},
 };
 use serde_json::json;
 

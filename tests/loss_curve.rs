@@ -9,7 +9,9 @@ use candle_core::{DType, Device::Cpu, Tensor};
 use layerwise::{
     models::{Batch, Pass, Tapped, Vit},
     ops::backward,
-    train::{AdamW, AdamWConfig, Objective, StepScale, clip_factor, global_norm, loss, take_gradients},
+    train::{
+        AdamW, AdamWConfig, Moment, Objective, StepScale, clip_factor, global_norm, loss, take_gradients,
+    },
 };
 
 const TOLERANCE: f64 = 1e-3;
