@@ -285,21 +285,27 @@ fn real_images_train_and_shift_and_transfer() -> Done {
     succeed(&vision("f13_cosine_regulariser", &["--data", text(&cifar10), "--betas", "1"], &runs, &out));
     let plain: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
     for model in ["standard", "aligned"] {
-        assert_eq!(
-            numbers(&itself["models"][model]["familiar"]),
-            numbers(&plain["models"][model]["accuracy"])
+        let [familiar, accuracy] =
+            [&itself["models"][model]["familiar"], &plain["models"][model]["accuracy"]].map(numbers);
+        // Both are counts over 240; one was divided, the other is a mean.
+        let close = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-12;
+        assert!(
+            familiar.len() == DEPTH && familiar.iter().zip(&accuracy).all(close),
+            "{familiar:?} {accuracy:?}"
         );
     }
-    let whole = Vit::load(&runs.join("models/cifar10-aligned-smoke-seed3"), &Cpu)?.frozen();
+    let whole = Vit::load(&runs.join("models/cifar10-aligned-smoke-seed3"), &Cpu)?.packed()?;
     let preprocess =
         Preprocess::load(&runs.join("models/cifar10-aligned-smoke-seed3"))?.ok_or("no preprocessing")?;
     let test = cifar10::load(&cifar10, Split::Test)?;
-    let batches = (0..test.len()).step_by(1000).map(|start| {
-        let rows: Vec<usize> = (start..start + 1000).collect();
+    let batches = (0..test.len()).step_by(100).map(|start| {
+        let rows: Vec<usize> = (start..start + 100).collect();
         let pixels = preprocess.apply_set(&test, &rows, &Cpu).map_err(candle_core::Error::wrap)?;
-        Ok((Batch::from(pixels), Tensor::new(&test.labels()[start..start + 1000], &Cpu)?))
+        Ok((Batch::from(pixels), Tensor::new(&test.labels()[start..start + 100], &Cpu)?))
     });
-    assert_eq!(numbers(&itself["models"]["aligned"]["shifted"]), evaluate(&whole, batches)?.accuracy);
+    let (shifted, want) =
+        (numbers(&itself["models"]["aligned"]["shifted"]), evaluate(&whole, batches)?.accuracy);
+    assert!(shifted.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-12), "{shifted:?} {want:?}");
     let Some(weights) = layerwise_testkit::from_env("LAYERWISE_WEIGHTS") else { return Ok(()) };
     let vit = weights.join("vit-s14");
     let flags =
@@ -309,7 +315,7 @@ fn real_images_train_and_shift_and_transfer() -> Done {
     let results: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
     assert_eq!(
         (&results["config"]["image_size"], &results["config"]["pretrained"]),
-        (&28.into(), &"vit-s14".into())
+        (&28.into(), &text(&vit).into())
     );
     let sized = Tensor::zeros((1, 3, 28, 28), candle_core::DType::F32, &Cpu)?;
     let tuned = Vit::load(&runs.join("models/cifar10-vit-s14-28px-standard-smoke-seed3"), &Cpu)?;
