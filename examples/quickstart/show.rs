@@ -93,7 +93,8 @@ fn draw(out: &Path, studied: &[Studied]) -> Result<Figures> {
         })
         .collect();
     let depth = studied.first().context("no model")?.scores.accuracy.len();
-    let exits = leaving(&exits(studied), 0.9);
+    let at = studied.iter().filter_map(|model| Some((model.name.to_owned(), model.exits.at(0.9)?)));
+    let exits = leaving("Samples leaving, threshold 0.9", &at.collect::<Vec<_>>());
     let curve = |model: &Studied, layer: usize| {
         let points = model.curve.iter().map(|e| (e.epoch as f64, e.evaluation.accuracy[layer - 1]));
         Series::new(format!("{}, layer {layer}", model.name), points)

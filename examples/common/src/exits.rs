@@ -21,6 +21,21 @@ pub struct Exits {
     pub reports: Vec<ExitReport>,
 }
 
+impl Exits {
+    /// What leaving at this threshold gave.
+    #[must_use]
+    pub fn at(&self, threshold: f64) -> Option<&ExitReport> {
+        self.reports.iter().find(|exit| exit.threshold == threshold)
+    }
+
+    /// Of the thresholds that cost at most so many points of accuracy, the one that saves most layers.
+    #[must_use]
+    pub fn within(&self, points: f64) -> Option<&ExitReport> {
+        let cheap = self.reports.iter().filter(|exit| 100. * (self.full - exit.accuracy) <= points + 1e-9);
+        cheap.max_by(|a, b| a.layer_ratio.total_cmp(&b.layer_ratio))
+    }
+}
+
 /// One row a model and threshold.
 #[must_use]
 pub fn exit_table(models: &[Exits]) -> Table {
@@ -41,17 +56,14 @@ pub fn exit_table(models: &[Exits]) -> Table {
     table
 }
 
-/// Samples that leave after each layer at one threshold, bars for each model that was measured at it.
+/// Samples that leave after each layer, bars for each of these.
 #[must_use]
-pub fn leaving(models: &[Exits], threshold: f64) -> Panel {
-    let at = |model: &Exits| {
-        let exit = model.reports.iter().find(|exit| exit.threshold == threshold)?;
-        Some((model.name.clone(), exit.histogram.iter().map(|&count| count as f64).collect::<Vec<f64>>()))
-    };
-    let groups: Vec<_> = models.iter().filter_map(at).collect();
+pub fn leaving(title: &str, exits: &[(String, &ExitReport)]) -> Panel {
+    let counts = |exit: &ExitReport| exit.histogram.iter().map(|&count| count as f64).collect::<Vec<f64>>();
+    let groups: Vec<_> = exits.iter().map(|(name, exit)| (name.clone(), counts(exit))).collect();
     let depth = groups.first().map_or(0, |(_, counts)| counts.len());
     let names: Vec<String> = (1..=depth).map(|layer| layer.to_string()).collect();
-    plots::bars(&format!("Samples leaving, threshold {threshold}"), "layer", "samples", &names, &groups)
+    plots::bars(title, "layer", "samples", &names, &groups)
 }
 
 /// Writes an entry for each model and threshold.
@@ -69,4 +81,28 @@ pub fn record_exits(results: &mut Results, models: &[Exits]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cheapest_threshold_within_a_loss() {
+        let exit = |threshold, accuracy, layer_ratio| ExitReport {
+            threshold,
+            batch: 8,
+            accuracy,
+            layer_ratio,
+            wall_ratio: 1.,
+            histogram: vec![1, 2],
+        };
+        let reports = vec![exit(0.5, 0.7, 3.), exit(0.8, 0.79, 2.), exit(0.9, 0.81, 1.5)];
+        let model = Exits { name: "model".into(), full: 0.8, reports };
+        assert_eq!(model.at(0.9).map(|exit| exit.accuracy), Some(0.81));
+        assert_eq!(model.at(0.6), None);
+        assert_eq!(model.within(1.).map(|exit| exit.threshold), Some(0.8));
+        assert_eq!(model.within(0.).map(|exit| exit.threshold), Some(0.9));
+        assert_eq!(model.within(-2.), None);
+    }
 }
