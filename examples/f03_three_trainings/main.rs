@@ -5,7 +5,10 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use clap::Parser;
-use layerwise::similarity::{Centring, Measure, neural_collapse};
+use layerwise::{
+    data::ImageSet,
+    similarity::{Centring, Measure, neural_collapse},
+};
 use layerwise_example_common::{
     Report, Results, Table,
     curves::named,
@@ -60,7 +63,7 @@ fn f03(flags: &TrainFlags, device: &Device) -> Result<()> {
     let (mut models, mut details) = (Vec::new(), Vec::new());
     for subject in vision.study(&[Plan::standard(seed), Plan::aligned(seed), Plan::multi_exit(seed)])? {
         let model = Layerwise::of(subject)?;
-        details.push(look(&vision, &model)?);
+        details.push(look(&vision, &model, &seen)?);
         models.push(model);
     }
     record(&mut results, &models);
@@ -75,9 +78,9 @@ fn f03(flags: &TrainFlags, device: &Device) -> Result<()> {
     show(&out, &mut results, &vision, &models, &details)
 }
 
-fn look(vision: &Vision<'_>, model: &Layerwise) -> Result<Details> {
+fn look(vision: &Vision<'_>, model: &Layerwise, seen: &ImageSet) -> Result<Details> {
     let (subject, classes) = (&model.subject, vision.classes().len());
-    let (seen, seen_labels) = vision.train_layers(&subject.model, PROBE_SAMPLES)?;
+    let (seen, seen_labels) = vision.layers_of_set(&subject.model, seen.clone())?;
     let labels = indices(vision.labels().context("no labels")?);
     let collapse = |layer: &Tensor| Ok(neural_collapse(layer, &seen_labels, classes)?.nc1);
     let nc1 = seen.iter().map(collapse).collect::<Result<_>>()?;

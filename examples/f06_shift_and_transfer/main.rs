@@ -101,10 +101,12 @@ fn shift(vision: &Vision<'_>, other: &ImageSet) -> Result<(Curves, Curves)> {
     Ok((familiar, shifted))
 }
 
+fn by_name(curves: &Curves) -> Vec<(&str, Vec<f64>)> {
+    named(curves, |(name, _)| name, |(_, curve)| curve.clone())
+}
+
 fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, shown: &[(&str, Curves)]) -> Result<()> {
-    let all = shown.iter().flat_map(|(key, curves)| {
-        columns(key, percent, named(curves, |(name, _)| name, |(_, curve)| curve.clone()))
-    });
+    let all = shown.iter().flat_map(|(key, curves)| columns(key, percent, by_name(curves)));
     let table: Table = per_layer(1, &all.collect::<Vec<_>>());
     progress::print(&format!("\nAccuracy (%):\n{table}"));
     let panel = |(key, curves): &(&str, Curves)| -> Panel {
@@ -114,13 +116,7 @@ fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, shown: &[(&str, 
             "source" => "The data set that was learned",
             _ => "Linear probes on CIFAR-10",
         };
-        plots::lines(
-            title,
-            "layer",
-            "fraction correct",
-            &plots::series(1, named(curves, |(name, _)| name, |(_, curve)| curve.clone())),
-            Some((0., 1.)),
-        )
+        plots::lines(title, "layer", "fraction correct", &plots::series(1, by_name(curves)), Some((0., 1.)))
     };
     let figure = plots::write(&out.join("layers"), shown.iter().map(panel).collect(), 2)?;
     Report::new("Layers under shift and after transfer")

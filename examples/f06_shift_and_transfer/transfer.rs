@@ -4,12 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use layerwise::data::ImageSet;
 use layerwise_example_common::{
     Preset,
     data_sets::parquet_of,
-    input::Input,
-    layers::{Source, indices},
     layerwise::{PROBE_SAMPLES, probes},
     vision::{TrainFlags, Vision},
 };
@@ -29,11 +26,7 @@ pub(crate) fn transfer(source: &Vision<'_>, target: &Vision<'_>) -> Result<(Curv
     let (mut own, mut probed) = (Vec::new(), Vec::new());
     for subject in source.standard_and_aligned()? {
         own.push((subject.name.clone(), subject.accuracy()));
-        let layers = |set: ImageSet| {
-            let labels = indices(set.labels());
-            let input = Input::of_set(set, source.preprocess().clone(), subject.model.config());
-            anyhow::Ok((source.layers_of(&subject.model, &input, input.samples())?.0.split_off(1), labels))
-        };
+        let layers = |set| source.layers_of_set(&subject.model, set);
         let (seen, seen_labels) = layers(images.train_set().take(PROBE_SAMPLES)?)?;
         let (held_out, labels) = layers(images.test_set().take(target.samples())?)?;
         probed.push((subject.name, probes((&seen, &seen_labels), (&held_out, &labels), classes)?));

@@ -9,8 +9,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use layerwise::models::{Batch, Pass, Vit, tap};
+use layerwise::{
+    models::{Batch, Pass, Vit, tap},
+    similarity::quantiles,
+};
 use layerwise_example_common::{layers::Source, progress};
+use ndarray::ArrayView1;
 
 /// Rounds of the latencies; the median is taken.
 const ROUNDS: usize = 15;
@@ -36,12 +40,8 @@ pub(crate) fn latencies(
             }
         }
     }
-    Ok(times.into_iter().map(|times| times.map(median)).collect())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    let median = |times: &Vec<f64>| anyhow::Ok(quantiles(ArrayView1::from(times), &[0.5])?[0]);
+    times.iter().map(|[one, batch]| Ok([median(one)?, median(batch)?])).collect()
 }
 
 /// Peak MiB of a process of its own that loads the folder's model and answers a batch; none where the system does not tell.

@@ -7,9 +7,9 @@ use candle_core::Device;
 use clap::Parser;
 use layerwise::train::{LayerWeights, Objective};
 use layerwise_example_common::{
-    Report, Results, hub,
-    layerwise::{Layerwise, layer_figure, layer_table, record},
-    progress, run_main,
+    Results, hub,
+    layerwise::{Layerwise, show},
+    run_main,
     vision::{Plan, TrainFlags, Vision},
 };
 
@@ -49,18 +49,8 @@ fn f13(flags: &Flags, device: &Device) -> Result<()> {
         .chain([Plan::aligned(common.seed)])
         .collect();
     let models = vision.study(&plans)?.into_iter().map(Layerwise::of).collect::<Result<Vec<_>>>()?;
-    record(&mut results, &models);
-
-    let table = layer_table(&models);
-    progress::print(&format!("\nAccuracy (%) and COS to the last layer:\n{table}"));
-    let figure = layer_figure(&out.join("layers"), &models)?;
-    Report::new("A cosine regulariser beside the last layer's loss")
-        .paragraph(&vision.about())
-        .paragraph(
-            "CE-reg adds beta sum_l lambda_l (1 - cos(h^l, h^L)) to the last layer's cross-entropy: it makes layers alike, but tells none \
-             of them what the classifier wants.",
-        )
-        .figure(&figure, "Accuracy of the shared classifier after each layer, and similarity of each layer to the last.")
-        .table(&table, "Per layer: accuracy in percent, COS to the last layer.")
-        .close(&mut results, &out)
+    let regulariser = "CE-reg adds beta sum_l lambda_l (1 - cos(h^l, h^L)) to the last layer's cross-entropy: it makes layers alike, but tells \
+        none of them what the classifier wants.";
+    let title = "A cosine regulariser beside the last layer's loss";
+    show(&mut results, &out, title, &[&vision.about(), regulariser], &models)
 }

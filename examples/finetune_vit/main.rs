@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use layerwise_example_common::{
-    Preset, Report, Results, hub,
-    layerwise::{Layerwise, layer_figure, layer_table, record},
-    progress, run_main,
+    Preset, Results, hub,
+    layerwise::{Layerwise, show},
+    run_main,
     vision::{TrainFlags, Vision},
 };
 
@@ -38,16 +38,5 @@ fn finetune(flags: &TrainFlags, device: &Device) -> Result<()> {
     let out = flags.common.out_folder(NAME)?;
     let mut results = Results::new(NAME, vision.settings(), flags.common.seed, device);
     let models = vision.standard_and_aligned()?.into_iter().map(Layerwise::of).collect::<Result<Vec<_>>>()?;
-    record(&mut results, &models);
-    let table = layer_table(&models);
-    progress::print(&format!("\nAccuracy (%) and COS to the last layer:\n{table}"));
-    let figure = layer_figure(&out.join("layers"), &models)?;
-    Report::new("A pretrained ViT, fine-tuned standard and aligned")
-        .paragraph(&vision.about())
-        .figure(
-            &figure,
-            "Accuracy of the shared classifier after each layer, and similarity of each layer to the last.",
-        )
-        .table(&table, "Per layer: accuracy in percent, COS to the last layer.")
-        .close(&mut results, &out)
+    show(&mut results, &out, "A pretrained ViT, fine-tuned standard and aligned", &[&vision.about()], &models)
 }

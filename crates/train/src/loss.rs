@@ -87,7 +87,7 @@ pub fn loss<M: Tapped + ?Sized>(
     for exit in &exits {
         let (mut hard, soft) = (of(&terms.cross_entropy, exit.layer), of(&terms.distillation, exit.layer));
         if hard != 0. {
-            if terms.balanced {
+            if terms.balanced && exit.layer != depth {
                 let own = pull(exit)?;
                 hard *= if own > last_pull { last_pull / own } else { 1. };
             }

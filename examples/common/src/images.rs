@@ -9,7 +9,7 @@ use layerwise_models::Batch;
 use layerwise_ops::init::ChaCha8Rng;
 use layerwise_train::Samples;
 
-use crate::layers::Source;
+use crate::layers::{Source, labelled};
 
 /// Images to train on, and images held out, prepared for a model.
 #[derive(Clone, Debug)]
@@ -99,11 +99,7 @@ impl Images {
 
     /// The held-out images in batches.
     pub fn test_batches(&self) -> impl Iterator<Item = candle_core::Result<(Batch, Tensor)>> {
-        let n = self.test_len();
-        (0..n).step_by(TEST_BATCH).map(move |start| {
-            let rows: Vec<usize> = (start..n.min(start + TEST_BATCH)).collect();
-            self.tensors(&self.test, &rows).map_err(candle_core::Error::wrap)
-        })
+        labelled(self, self.test_len(), TEST_BATCH, &self.device)
     }
 
     /// Whether images become what a model takes by normalising alone.

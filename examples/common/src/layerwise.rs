@@ -7,9 +7,9 @@ use candle_core::Tensor;
 use layerwise_similarity::{Centring, Measure, ProbeConfig, fit_probe};
 
 use crate::{
-    ModelResults, Results, Table,
+    ModelResults, Report, Results, Table,
     curves::named,
-    plots,
+    plots, progress,
     similarity::to_last,
     table::{Column, columns, per_layer, percent, thousandths},
     vision::Subject,
@@ -108,6 +108,35 @@ pub fn layer_figure(stem: &Path, models: &[Layerwise]) -> Result<String> {
         lines("COS to the last layer", "COS", |model| model.cos.clone()),
     ];
     plots::write(stem, panels, 2)
+}
+
+/// Writes down, prints and draws what there is to say of models side by side.
+///
+/// # Errors
+///
+/// When a file cannot be written.
+pub fn show(
+    results: &mut Results,
+    out: &Path,
+    title: &str,
+    about: &[&str],
+    models: &[Layerwise],
+) -> Result<()> {
+    record(results, models);
+    let table = layer_table(models);
+    progress::print(&format!("\nAccuracy (%) and COS to the last layer:\n{table}"));
+    let figure = layer_figure(&out.join("layers"), models)?;
+    let mut report = Report::new(title);
+    for text in about {
+        report.paragraph(text);
+    }
+    report
+        .figure(
+            &figure,
+            "Accuracy of the shared classifier after each layer, and similarity of each layer to the last.",
+        )
+        .table(&table, "Per layer: accuracy in percent, COS to the last layer.")
+        .close(results, out)
 }
 
 /// Writes accuracy, loss and COS of every model down.

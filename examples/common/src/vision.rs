@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use clap::Args;
-use layerwise_data::{Preprocess, Shape};
+use layerwise_data::{ImageSet, Preprocess, Shape};
 use layerwise_exit::LayerScores;
 use layerwise_models::{Head, Heads, LoadOptions, Vit, VitConfig};
 use layerwise_ops::init;
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use crate::{
     CommonFlags, ModelResults, Preset,
     checkpoint::{load_vit, model_names, preprocess_of},
+    cut::save,
     data_sets::{cifar10_of, embedded_digits, folder_or_digits},
     flags::{LimitFlag, RunsFlag},
     hub::{Hub, fetched},
@@ -468,8 +469,7 @@ impl<'a> Vision<'a> {
                 };
                 // What cannot be trained is said before anything is.
                 for plan in wanted {
-                    let untrained = self.untrained(plan, start, data.classes())?;
-                    plan.objective.exits(untrained.config().num_hidden_layers)?;
+                    plan.objective.exits(plan.layers.unwrap_or_else(|| self.depth()))?;
                 }
                 wanted.iter().map(subject).collect()
             }
@@ -496,8 +496,7 @@ impl<'a> Vision<'a> {
         let trained = trained(&label, &model, data, &config, &run, self.stop)?;
         // For other programs, and for `--model`.
         let folder = self.folder_of(plan);
-        model.save(&folder)?;
-        data.preprocess().save(&folder)?;
+        save(&model, data.preprocess(), &folder)?;
         Ok((model, trained))
     }
 
@@ -550,18 +549,16 @@ impl<'a> Vision<'a> {
         })
     }
 
-    /// Features of layers `1..=L` of the first `samples` images to train on, as they are, and their labels: what probes are
-    /// fitted on.
+    /// Features of layers `1..=L` of the images of a set, as they are, and their labels: what probes are fitted and scored on.
     ///
     /// # Errors
     ///
-    /// With `--model`; as [`features`].
-    pub fn train_layers(&self, model: &Vit, samples: usize) -> Result<(Vec<Tensor>, Vec<usize>)> {
-        let images = self.images().context("--model: there are no images to train on")?;
-        let source =
-            Input::of_set(images.train_set().take(samples)?, self.preprocess().clone(), model.config());
+    /// As [`features`].
+    pub fn layers_of_set(&self, model: &Vit, set: ImageSet) -> Result<(Vec<Tensor>, Vec<usize>)> {
+        let labels = indices(set.labels());
+        let source = Input::of_set(set, self.preprocess().clone(), model.config());
         let (mut features, _) = self.layers_of(model, &source, source.samples())?;
-        Ok((features.split_off(1), indices(source.labels().unwrap_or_default())))
+        Ok((features.split_off(1), labels))
     }
 
     /// Features of layers `0..=L` of the first `samples` of `from`, and the scores and answers of the exits where there are labels.
