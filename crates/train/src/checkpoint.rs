@@ -28,6 +28,9 @@ struct Progress {
     step: usize,
     /// Number of training samples.
     samples: usize,
+    /// Updates of the parameters that had a gradient in fewer steps.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    fewer_updates: BTreeMap<String, usize>,
 }
 
 /// Folder of a run: `config.json`, `metrics.jsonl`, `state.safetensors`, and `lock`, held while the run goes on.
@@ -67,7 +70,8 @@ impl RunFolder {
             tensors.insert(format!("m.{name}"), m.as_detached_tensor());
             tensors.insert(format!("v.{name}"), v.as_detached_tensor());
         }
-        let progress = Progress { step: optimiser.step_count(), samples: self.samples };
+        let fewer_updates = optimiser.fewer_updates();
+        let progress = Progress { step: optimiser.step_count(), samples: self.samples, fewer_updates };
         let progress = serde_json::to_string(&progress).map_err(|e| checkpoint(&file, e.to_string()))?;
         let metadata = HashMap::from([(PROGRESS.to_owned(), progress)]);
         let bytes =
@@ -94,6 +98,10 @@ impl RunFolder {
             let (saved, given) = (progress.samples.to_string(), self.samples.to_string());
             return Err(Error::Config { path: file, field: "samples".into(), saved, given });
         }
+        if let Some((name, updates)) = progress.fewer_updates.iter().find(|(_, n)| **n > progress.step) {
+            let what = format!("{updates} updates of `{name}` in {} steps", progress.step);
+            return Err(checkpoint(&file, what));
+        }
         let wanted = params.iter().map(|(name, var)| (format!("param.{name}"), var)).chain(
             optimiser.moments().flat_map(|(name, m, v)| [(format!("m.{name}"), m), (format!("v.{name}"), v)]),
         );
@@ -116,7 +124,7 @@ impl RunFolder {
         for (var, tensor) in updates {
             var.set(&tensor)?;
         }
-        optimiser.set_step(progress.step);
+        optimiser.set_step(progress.step, &progress.fewer_updates);
         Ok(())
     }
 

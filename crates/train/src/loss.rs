@@ -28,7 +28,7 @@ struct Exit {
 ///
 /// [`Error::Label`] naming row and label when the head has no such class; [`Error::Rows`] when the numbers of rows differ;
 /// [`Error::Setting`] unless each list of weights is as long as the model is deep (or empty, where it may be) and one
-/// cross-entropy has a weight that is not 0.
+/// cross-entropy or distillation has a weight that is not 0.
 pub fn loss<M: Tapped + ?Sized>(
     model: &M,
     batch: &Batch,
@@ -38,7 +38,7 @@ pub fn loss<M: Tapped + ?Sized>(
     pass: Pass,
 ) -> Result<Loss> {
     let depth = model.depth();
-    check(terms, depth)?;
+    terms.check(depth)?;
     let config = CrossEntropy { label_smoothing, ..Default::default() };
     let distilled = terms.distillation.iter().any(|weight| *weight != 0.);
     let teaches = |layer: usize| layer == depth && (distilled || terms.balanced);
@@ -149,25 +149,6 @@ fn cosine(xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
     // A row of zeros has cosine 0 with all others.
     let norms = (dot(xs, xs)? * dot(ys, ys)?)?.affine(1., f64::from(f32::MIN_POSITIVE))?.sqrt()?;
     Ok((dot(xs, ys)? / norms)?.mean_all()?)
-}
-
-fn check(terms: &Terms, depth: usize) -> Result<()> {
-    let lists = [
-        ("cross_entropy", &terms.cross_entropy, false),
-        ("distillation", &terms.distillation, true),
-        ("cosine", &terms.cosine, true),
-    ];
-    for (field, weights, may_be_empty) in lists {
-        if weights.len() != depth && !(may_be_empty && weights.is_empty()) {
-            let value = format!("{} weights", weights.len());
-            return Err(Error::Setting { field, value, expected: format!("{depth}, one a layer") });
-        }
-    }
-    if terms.cross_entropy.iter().all(|weight| *weight == 0.) {
-        let value = format!("{:?}", terms.cross_entropy);
-        return Err(Error::Setting { field: "cross_entropy", value, expected: "weights, not all 0".into() });
-    }
-    Ok(())
 }
 
 fn check_labels(labels: &Tensor, rows: usize, classes: usize) -> Result<()> {

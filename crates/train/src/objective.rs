@@ -175,6 +175,28 @@ impl From<Vec<f64>> for Terms {
     }
 }
 
+impl Terms {
+    /// Whether there is something to learn for a model of this depth.
+    pub(crate) fn check(&self, depth: usize) -> Result<()> {
+        let lists = [
+            ("cross_entropy", &self.cross_entropy, false),
+            ("distillation", &self.distillation, true),
+            ("cosine", &self.cosine, true),
+        ];
+        for (field, weights, may_be_empty) in lists {
+            if weights.len() != depth && !(may_be_empty && weights.is_empty()) {
+                let value = format!("{} weights", weights.len());
+                return Err(Error::Setting { field, value, expected: format!("{depth}, one a layer") });
+            }
+        }
+        if self.cross_entropy.iter().chain(&self.distillation).all(|weight| *weight == 0.) {
+            let value = format!("{:?}", self.cross_entropy);
+            return Err(Error::Setting { field: "cross_entropy", value, expected: "weights, not all 0".into() });
+        }
+        Ok(())
+    }
+}
+
 impl Objective {
     /// What a model of `depth` layers minimises at one moment.
     ///
@@ -234,6 +256,18 @@ impl Objective {
                 }
                 weights.into()
             }
+        })
+    }
+
+    /// Whether each of the `steps` of a run of a model of `depth` layers has something to minimise.
+    ///
+    /// # Errors
+    ///
+    /// As [`turn`](Self::turn); [`Error::Setting`] for a step in which no exit has a weight.
+    pub fn check(&self, depth: usize, steps: usize) -> Result<()> {
+        // Micro-batches choose between losses that each have a weight.
+        (0..steps).try_for_each(|step| {
+            self.turn(depth, Moment { step, steps, micro_batch: step })?.check(depth)
         })
     }
 

@@ -63,7 +63,8 @@ pub fn decays(name: &str, dims: &[usize]) -> bool {
 /// Gradients by name, off the graph.
 pub type Gradients = BTreeMap<String, Tensor>;
 
-/// AdamW over named parameters, in the order of their names.
+/// AdamW over named parameters, in the order of their names. As PyTorch's, it corrects the bias of a parameter's moments by how
+/// often that parameter was updated: one without a gradient in some steps has fewer updates than the run has steps.
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
@@ -76,6 +77,7 @@ pub struct AdamW {
 struct State {
     m: Var,
     v: Var,
+    updates: usize,
     lr_scale: f64,
     weight_decay: f64,
 }
@@ -99,7 +101,7 @@ impl AdamW {
             let lr_scale = group.map_or(1., |group| group.lr_scale);
             let usual = if decays(name, var.dims()) { config.weight_decay } else { 0. };
             let weight_decay = group.and_then(|group| group.weight_decay).unwrap_or(usual);
-            let state = State { m: zeros(var)?, v: zeros(var)?, lr_scale, weight_decay };
+            let state = State { m: zeros(var)?, v: zeros(var)?, updates: 0, lr_scale, weight_decay };
             states.insert(name.to_owned(), state);
         }
         if let Some(i) = used.iter().position(|used| !used) {
@@ -128,12 +130,13 @@ impl AdamW {
         self.step += 1;
         let AdamWConfig { lr, beta1, beta2, eps, .. } = self.config;
         for (name, var) in params.iter() {
-            let (Some(gradient), Some(state)) = (gradients.get(name), self.states.get(name)) else {
+            let (Some(gradient), Some(state)) = (gradients.get(name), self.states.get_mut(name)) else {
                 continue;
             };
-            let State { m, v, lr_scale, weight_decay } = state;
+            state.updates += 1;
+            let State { m, v, updates, lr_scale, weight_decay } = &*state;
             let (lr, weight_decay) = (lr * scale.lr * lr_scale, *weight_decay);
-            let (step, gradient_scale) = (self.step, scale.gradient);
+            let (step, gradient_scale) = (*updates, scale.gradient);
             let config = AdamWStep { lr, beta1, beta2, eps, weight_decay, step, gradient_scale };
             adamw_step(var, gradient, m, v, config)?;
         }
@@ -145,9 +148,19 @@ impl AdamW {
         self.states.iter().map(|(name, state)| (name.as_str(), &state.m, &state.v))
     }
 
-    /// Continues after `step` steps; the moments are set through [`moments`](AdamW::moments).
-    pub(crate) fn set_step(&mut self, step: usize) {
+    /// Updates of each parameter that had no gradient in some step.
+    pub(crate) fn fewer_updates(&self) -> BTreeMap<String, usize> {
+        let fewer = self.states.iter().filter(|(_, state)| state.updates != self.step);
+        fewer.map(|(name, state)| (name.clone(), state.updates)).collect()
+    }
+
+    /// Continues after `step` steps with these [`fewer_updates`](AdamW::fewer_updates); the moments are set through
+    /// [`moments`](AdamW::moments).
+    pub(crate) fn set_step(&mut self, step: usize, fewer_updates: &BTreeMap<String, usize>) {
         self.step = step;
+        for (name, state) in &mut self.states {
+            state.updates = fewer_updates.get(name).copied().unwrap_or(step);
+        }
     }
 }
 

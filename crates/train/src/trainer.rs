@@ -49,6 +49,7 @@ pub fn train<M: Tapped + ?Sized, S: Samples + ?Sized>(
     let Hooks { mut evaluate, stop, mut on_event } = hooks;
     let per_epoch = data.len().div_ceil(config.batch_size);
     let steps = per_epoch * config.epochs;
+    config.objective.check(model.depth(), steps)?;
     let mut optimiser = AdamW::new(params, config.optimiser.clone())?;
     let mut evaluations = Vec::new();
     let mut folder = match run {

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs;
+
 use candle_core::{DType, Device::Cpu, Result as CandleResult, Tensor, Var};
 use layerwise_models::{Batch, Heads, Hidden, Pass, Tapped, VitConfig};
 use layerwise_testkit::{TinyStack, assert_close, check_gradients, random, tiny_vit, tiny_vit_config};
@@ -253,7 +255,7 @@ fn the_gradient_of_a_stack_is_that_of_its_terms() -> Done {
         let loss = loss(&stack, &batch, &labels, terms, 0., Pass::EVAL)?;
         Ok(take_gradients(layerwise_ops::backward(&loss.total)?, stack.params()))
     };
-    let soft = Terms { distillation: vec![1., 0.], ..vec![0., 1e-30].into() };
+    let soft = Terms { distillation: vec![1., 0.], ..vec![0., 0.].into() };
     let [soft, hard] = [gradients(&soft)?, gradients(&vec![1., 0.].into())?];
     let logits = layerwise_models::tap::layer_logits(&stack, &batch, Pass::EVAL)?;
     let probability = |layer: usize| -> Done<f64> {
@@ -314,6 +316,30 @@ fn every_objective_trains_and_reads_back() -> Done {
         let aligns = !matches!(config.objective, Objective::CosineRegularised { .. });
         assert!(scores.accuracy[2] > 0.9 && (!aligns || scores.accuracy[0] > 0.9), "{text}: {scores:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_step_with_nothing_to_learn_is_named_before_the_first() -> Done {
+    let first = |then: Objective| Objective::StandardFirst { share: 0.5, then: Box::new(then) };
+    let inner = || LayerWeights::List(vec![1., 1., 0.]);
+    let run = |objective: Objective| {
+        let (model, folder) = (TinyStack::new(3, 6, 2, 1)?, tempfile::tempdir()?);
+        let config = TrainConfig { objective, epochs: 4, ..config() };
+        let result =
+            train(&model, model.params(), &two_classes(8, 6, 1), &config, Some(folder.path()), Hooks::default());
+        Ok::<_, Box<dyn std::error::Error>>((result, fs::read_dir(folder.path())?.count()))
+    };
+    // Layers 1 and 2 by turns, and in the third of three steps neither.
+    let nothing = Objective::Rotating { weights: inner(), period: 3 };
+    for objective in [nothing.clone(), Objective::StandardFirst { share: 0.25, then: Box::new(nothing) }] {
+        let (result, files) = run(objective)?;
+        assert!(matches!(result, Err(Error::Setting { field: "cross_entropy", .. })), "{result:?}");
+        assert_eq!(files, 0);
+    }
+    // Distillation alone is something to learn.
+    let soft = Objective::Distilled { weights: inner(), share: 1., temperature: 2. };
+    assert_eq!(run(first(soft))?.0?.steps, 4);
     Ok(())
 }
 

@@ -143,6 +143,41 @@ fn parameter_groups_equal_pytorchs() -> Done {
     Ok(())
 }
 
+/// Equivalent Python, everything in float64:
+///
+/// ```python
+/// P = {"body.bias": [0.1, -0.2], "head.bias": [0.3, -0.7]}
+/// P = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in P.items()}
+/// o = torch.optim.AdamW(P.values(), lr=0.1, weight_decay=0.)
+/// for step in range(5):
+///     for n, p in P.items(): p.grad = torch.cos(p.detach() * 3 + step) if n == "body.bias" or step % 2 else None
+///     o.step()
+/// print({n: p.tolist() for n, p in P.items()})
+/// ```
+#[test]
+fn a_parameter_without_a_gradient_in_some_steps_equals_pytorchs() -> Done {
+    let params = [("body.bias", [0.1, -0.2]), ("head.bias", [0.3, -0.7])]
+        .map(|(name, values)| Ok((name.to_owned(), Var::new(&values, &Cpu)?)));
+    let params: Params = params.into_iter().collect::<candle_core::Result<_>>()?;
+    let config = AdamWConfig { lr: 0.1, weight_decay: 0., ..Default::default() };
+    let mut optimiser = AdamW::new(&params, config)?;
+    for step in 0..5 {
+        let learns = params.iter().filter(|(name, _)| *name == "body.bias" || step % 2 == 1);
+        let gradients = learns.map(|(name, var)| {
+            let angle = ((var.as_detached_tensor() * 3.)? + f64::from(step))?;
+            Ok((name.to_owned(), angle.cos()?))
+        });
+        let gradients: Gradients = gradients.collect::<candle_core::Result<_>>()?;
+        optimiser.step(&params, &gradients, StepScale::default())?;
+    }
+    let want =
+        [[-0.14237910840629994, -0.6245384486659249], [0.49900654061469796, -0.8974817788362563]];
+    for ((name, var), want) in params.iter().zip(want) {
+        assert_close(var, &Tensor::new(&want, &Cpu)?, 1e-14).map_err(|e| format!("{name}: {e}"))?;
+    }
+    Ok(())
+}
+
 fn group(prefix: &str, lr_scale: f64, weight_decay: Option<f64>) -> ParamGroup {
     ParamGroup { prefix: prefix.into(), lr_scale, weight_decay }
 }

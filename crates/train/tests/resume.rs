@@ -10,7 +10,7 @@ use std::{
 };
 
 use candle_core::{Device::Cpu, Tensor};
-use layerwise_models::VitConfig;
+use layerwise_models::{Heads, VitConfig};
 use layerwise_ops::init;
 use layerwise_testkit::{TinyStack, random, tiny_vit, tiny_vit_config};
 use layerwise_train::{
@@ -69,17 +69,22 @@ fn interrupted_runs_end_like_uninterrupted_ones() -> Done {
     Ok(())
 }
 
+/// Whose inner exits have no gradient in every second step.
 #[test]
-fn a_vit_with_dropout_resumes_too() -> Done {
+fn a_vit_with_dropout_and_heads_of_its_exits_resumes_too() -> Done {
     let images = Noisy(TensorSamples {
         inputs: random(1, &[10, 3, 8, 8]),
         labels: Tensor::from_vec((0..10u32).map(|i| i % 5).collect(), 10, &Cpu)?,
     });
     let config = TrainConfig { batch_size: 4, epochs: 2, ..settings() };
     let run = |last, folder: &Path| {
-        let dropout =
-            VitConfig { hidden_dropout_prob: 0.1, attention_probs_dropout_prob: 0.1, ..tiny_vit_config() };
-        let vit = tiny_vit(dropout, 1);
+        let exits = VitConfig {
+            hidden_dropout_prob: 0.1,
+            attention_probs_dropout_prob: 0.1,
+            heads: Heads::PerLayer,
+            ..tiny_vit_config()
+        };
+        let vit = tiny_vit(exits, 1);
         train_until(last, &vit, vit.params(), &images, &config, folder).map(|_| values(vit.params()))
     };
     let (whole, parts) = (tempdir()?, tempdir()?);
@@ -371,6 +376,8 @@ fn states_of_other_models_are_refused_by_what_differs() -> Done {
         tensors.insert("param.tail.bias".into(), bias);
     });
     assert!(refused(folder.path(), &extra).contains("25 tensors, expected 24"));
+    let more = r#"{"step":3,"samples":22,"fewer_updates":{"head.bias":4}}"#;
+    assert!(refused(folder.path(), &changed(Some(more), &|_| ())).contains("4 updates of `head.bias` in 3"));
     for progress in [None, Some("3"), Some(r#"{"samples":22}"#), Some(r#"{"step":-1,"samples":22}"#)] {
         assert!(refused(folder.path(), &changed(progress, &|_| ())).contains("`step`"), "{progress:?}");
     }
