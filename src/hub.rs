@@ -111,8 +111,8 @@ impl Hub {
         self.get(RepoTypeAny::Model, id, files::model)
     }
 
-    /// The folder that holds a data set's `*.parquet` files whose names start with `train-`, `validation-`
-    /// or `test-`. That is the sub-folder they are in when it is one, such as `plain_text` of
+    /// The folder that holds a data set's `*.parquet` files whose names start with `train-`, `validation-`,
+    /// `valid-` or `test-`. That is the sub-folder they are in when it is one, such as `plain_text` of
     /// `uoft-cs/cifar10`, else the one above all.
     ///
     /// `id` is `owner/name`, or an old name without owner such as `mnist`.

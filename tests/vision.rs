@@ -9,11 +9,13 @@ use std::{
     sync::OnceLock,
 };
 
-use candle_core::{Device::Cpu, Tensor};
+use candle_core::{DType::F64, Device::Cpu, Tensor};
 use layerwise::{
-    data::{Preprocess, Split, cifar10, digits},
+    data::{ImageSet, Preprocess, Split, cifar10, digits},
     exit::evaluate,
     models::{Batch, Pass, Vit, tap},
+    ops::softmax,
+    similarity::{ProbeConfig, fit_probe, neural_collapse},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -124,6 +126,52 @@ fn leaving_early_is_measured_at_every_threshold() -> Done {
         assert!(exit["layer_ratio"].as_f64().is_some_and(|got| (got - ratio).abs() < 1e-12), "{exit}");
         assert!(exit["wall_ratio"].as_f64() > Some(0.));
     }
+    // The rule itself, on the logits of all layers.
+    let (model, preprocess) = trained("aligned")?;
+    let (_, test) = digits()?.split(0.2, 0)?;
+    let logits = tap::layer_logits(&model, &whole(&test, &preprocess)?, Pass::EVAL)?;
+    let probabilities = logits.iter().map(|logits| Ok(softmax(&logits.to_dtype(F64)?)?.to_vec2::<f64>()?));
+    let probabilities = probabilities.collect::<Done<Vec<_>>>()?;
+    let surest =
+        |row: &[f64]| row.iter().copied().enumerate().fold((0, 0.), |a, b| if b.1 > a.1 { b } else { a });
+    for exit in exits.iter().filter(|exit| exit["model"] == "aligned") {
+        let threshold = exit["threshold"].as_f64().ok_or("threshold")?;
+        let (mut histogram, mut right) = (vec![0.; DEPTH], 0.);
+        for (sample, label) in test.labels().iter().enumerate() {
+            let sure = |layer: &usize| surest(&probabilities[*layer][sample]).1 > threshold;
+            let layer = (0..DEPTH).find(sure).unwrap_or(DEPTH - 1);
+            histogram[layer] += 1.;
+            right += f64::from(u8::from(surest(&probabilities[layer][sample]).0 == *label as usize));
+        }
+        // One sample may stand within a rounding of the threshold.
+        let moved: f64 = histogram.iter().zip(numbers(&exit["histogram"])).map(|(a, b)| (a - b).abs()).sum();
+        let accuracy = exit["accuracy"].as_f64().ok_or("accuracy")? * 359.;
+        assert!(moved <= 2. && (accuracy - right).abs() < 1.5, "{exit}: {histogram:?}, {right} right");
+    }
+    Ok(())
+}
+
+#[test]
+fn probes_and_collapse_are_of_training_images() -> Done {
+    let results = results("f03_three_trainings")?;
+    let (model, preprocess) = trained("aligned")?;
+    let (train, test) = digits()?.split(0.2, 0)?;
+    let seen = train.take(240)?;
+    let layers = |set: &ImageSet| -> Done<Vec<Tensor>> {
+        Ok(tap::features(&model, &whole(set, &preprocess)?, Pass::EVAL)?)
+    };
+    let labels = |set: &ImageSet| set.labels().iter().map(|&label| label as usize).collect::<Vec<_>>();
+    let (fitted, scored) = (layers(&seen)?, layers(&test)?);
+    let model = &results["models"]["aligned"];
+    let (nc1, probe) = (numbers(&model["nc1"]), numbers(&model["probe"]));
+    for layer in [1, 6, 12] {
+        let want = neural_collapse(&fitted[layer], &labels(&seen), 10)?.nc1;
+        // f32 features of the same weights, normalised in another order.
+        assert!((nc1[layer - 1] / want - 1.).abs() < 1e-3, "layer {layer}: {} {want}", nc1[layer - 1]);
+        let fit = fit_probe(&fitted[layer], &labels(&seen), 10, &ProbeConfig::default())?;
+        let want = fit.accuracy(&scored[layer], &labels(&test))?;
+        assert!((probe[layer - 1] - want).abs() < 1.5 / 359., "layer {layer}: {} {want}", probe[layer - 1]);
+    }
     Ok(())
 }
 
@@ -207,6 +255,8 @@ fn what_is_missing_or_does_not_fit_is_said_before_anything_is_trained() -> Done 
         );
     }
     fails_with(&small("objectives", &["--seeds", "0"]), 2, &["--seeds"]);
+    let last = u64::MAX.to_string();
+    fails_with(&small("objectives", &["--preset", "smoke", "--seed", &last]), 1, &["--seed", &last]);
     fails_with(
         &small("objectives", &["--preset", "smoke", "--only", "alined"]),
         1,
@@ -235,14 +285,27 @@ fn a_model_is_fine_tuned_at_another_size() -> Done {
     let folder = tempfile::tempdir()?;
     let model = smoke().join("runs/models/digits-aligned-smoke-seed3");
     let (runs, out) = (folder.path().join("runs"), folder.path().join("out"));
-    let flags = ["--pretrained", text(&model), "--image-size", "12", "--train-limit", "96"];
+    let flags = [
+        "--pretrained",
+        text(&model),
+        "--image-size",
+        "12",
+        "--train-limit",
+        "96",
+        "--epochs",
+        "1",
+        "--lr",
+        "1e-3",
+    ];
     succeed(&vision("finetune_vit", &flags, &runs, &out));
     let results: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
     assert_eq!(
         (&results["config"]["image_size"], &results["config"]["train_samples"]),
         (&12.into(), &96.into())
     );
-    let tuned = runs.join("models/digits-digits-aligned-smoke-seed3-12px-aligned-smoke-seed3");
+    // Named by what makes it another one.
+    let tuned = runs
+        .join("models/digits-first96-digits-aligned-smoke-seed3-12px-aligned-smoke-epochs1-lr0.001-seed3");
     let tuned = Vit::load(&tuned, &Cpu)?;
     assert_eq!((tuned.config().image_size, tuned.config().patches()), (12, 36));
     assert_eq!(tuned.config().label(7), "7");
@@ -318,9 +381,23 @@ fn real_images_train_and_shift_and_transfer() -> Done {
         (&28.into(), &text(&vit).into())
     );
     let sized = Tensor::zeros((1, 3, 28, 28), candle_core::DType::F32, &Cpu)?;
-    let tuned = Vit::load(&runs.join("models/cifar10-vit-s14-28px-standard-smoke-seed3"), &Cpu)?;
+    let tuned = Vit::load(&runs.join("models/cifar10-first96-vit-s14-28px-standard-smoke-seed3"), &Cpu)?;
     assert_eq!(tap::forward(&tuned, &sized.into(), Pass::EVAL)?.dims(), [1, 10]);
     Ok(())
+}
+
+/// A model of the smoke runs, as it is served.
+fn trained(name: &str) -> Done<(Vit, Preprocess)> {
+    let folder = smoke().join(format!("runs/models/digits-{name}-smoke-seed3"));
+    Ok((
+        Vit::load(&folder, &Cpu)?.packed()?,
+        Preprocess::load(&folder)?.ok_or("no preprocessor_config.json")?,
+    ))
+}
+
+/// All images of a set, as a model takes them.
+fn whole(set: &ImageSet, preprocess: &Preprocess) -> Done<Batch> {
+    Ok(preprocess.apply_set(set, &(0..set.len()).collect::<Vec<_>>(), &Cpu)?.into())
 }
 
 /// The folder of one smoke run of every example, with the runs they share, for all tests.

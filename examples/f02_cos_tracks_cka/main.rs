@@ -54,7 +54,7 @@ fn f02(flags: &VisionFlags, device: &Device) -> Result<()> {
     let out = flags.train.common.out_folder(NAME)?;
     let seed = flags.train.common.seed;
     let mut results = Results::new(NAME, vision.settings(), seed, device);
-    let names: Vec<String> = (seed..seed + SEEDS).map(|seed| format!("seed {seed}")).collect();
+    let names: Vec<String> = flags.train.common.seeds(SEEDS)?.map(|seed| format!("seed {seed}")).collect();
     let wanted: Vec<_> = names
         .iter()
         .zip(seed..)

@@ -15,6 +15,7 @@ use layerwise_example_common::{
     Report, Results, Table,
     curves::named,
     hub,
+    hub::fetched,
     input::Input,
     layers::Source,
     plots::{self, Panel},
@@ -36,10 +37,10 @@ const NAME: &str = "f06_shift_and_transfer";
 struct Flags {
     #[command(flatten)]
     train: TrainFlags,
-    /// Folder of other images of CIFAR-10's classes, or some of them, in the layout of CIFAR-10's test set.
+    /// Folder of other images of CIFAR-10's classes, or some of them, in the layout of CIFAR-10's test set, or an id of the hub.
     #[arg(long, value_name = "DIR")]
     shift: Option<PathBuf>,
-    /// Folder of a data set in Hugging Face's parquet layout: models that learned it are probed on `--data`.
+    /// Folder of a data set in Hugging Face's parquet layout, or an id of the hub: models that learned it are probed on `--data`.
     #[arg(long, value_name = "DIR")]
     transfer_from: Option<PathBuf>,
 }
@@ -53,13 +54,16 @@ fn main() -> ExitCode {
 }
 
 fn f06(flags: &Flags, device: &Device) -> Result<()> {
-    let train = &flags.train.clone().fetched(hub!())?;
+    let (train, hub) = (&flags.train.clone().fetched(hub!())?, hub!());
+    let [shift_folder, other_folder] = [("--shift", &flags.shift), ("--transfer-from", &flags.transfer_from)]
+        .map(|(flag, folder)| folder.as_ref().map(|folder| fetched(flag, folder, hub.data_set)).transpose());
+    let (shift_folder, other_folder) = (shift_folder?, other_folder?);
     ensure!(train.data.is_some(), "--data DIR: expected a folder of CIFAR-10 (parquet or binary files)");
     let parts = [&flags.shift, &flags.transfer_from].into_iter().flatten();
     ensure!(parts.count() > 0, "--shift DIR or --transfer-from DIR: expected at least one of them");
     let vision = Vision::training(train, device)?;
-    let others = flags.shift.as_ref().map(|folder| cifar10::load(folder, Split::Test)).transpose()?;
-    let source = flags.transfer_from.as_ref().map(|folder| source(train, folder, device)).transpose()?;
+    let others = shift_folder.as_ref().map(|folder| cifar10::load(folder, Split::Test)).transpose()?;
+    let source = other_folder.as_ref().map(|folder| source(train, folder, device)).transpose()?;
     let out = train.common.out_folder(NAME)?;
     let mut settings = vision.settings();
     settings["shift"] = json!(flags.shift);

@@ -77,7 +77,7 @@ fn f11(flags: &Flags, device: &Device) -> Result<()> {
     let mut variants = Vec::new();
     for (name, residual) in [("plain", false), ("residual", true)] {
         let mut models = Vec::new();
-        for seed in seed..seed + SEEDS {
+        for seed in flags.common.seeds(SEEDS)? {
             let model = Mlp::new(mlp(residual), &mut init::rng(seed), device)?;
             let run = flags.runs.runs.join(format!("{}-{name}-mlp-{}-seed{seed}", data.name, preset.name()));
             let config = TrainConfig { seed, ..config.clone() };

@@ -86,7 +86,7 @@ fn f12(flags: &Flags, device: &Device) -> Result<()> {
     let latency = cost::latencies(&models, vision.source(), [1, BATCH], device)?;
     let mut depths = Vec::new();
     for (i, ((folder, model), latency)) in models.iter().zip(latency).enumerate() {
-        let memory = cost::memory_of(folder, common.threads)?;
+        let memory = cost::memory_of(folder, common)?;
         let scores = evaluate(model, labelled(vision.source(), vision.samples(), TEST_BATCH, device))?;
         let (accuracy, bytes) = (scores.accuracy[i], weights_size(folder)?);
         depths.push(Depth { depth: i + 1, accuracy, bytes, latency, memory });
@@ -139,6 +139,6 @@ fn show(out: &Path, results: &mut Results, depths: &[Depth], told: &str) -> Resu
         .paragraph(told)
         .figure(&figure, "Accuracy against what a depth costs: a point each, from layer 1 on.")
         .table(&table, "Medians of all depths measured in turn. Memory is the peak of a process of its own that loads the model and answers 64 \
-            images, beyond what it had before.")
+            images, beyond what it had before: the median of five.")
         .close(results, out)
 }

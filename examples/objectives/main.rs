@@ -67,12 +67,13 @@ fn objectives(flags: &Flags, device: &Device) -> Result<()> {
     for name in &flags.only {
         ensure!(names.contains(name), "--only {name}: expected some of {}", names.join(", "));
     }
-    let vision = Vision::training(&train, device)?;
     let common = &train.common;
+    let seeds = common.seeds(flags.seeds)?;
+    let vision = Vision::training(&train, device)?;
     let out = common.out_folder(NAME)?;
     let mut results = Results::new(NAME, vision.settings(), common.seed, device);
     let mut outcomes: Vec<Outcome> = Vec::new();
-    for seed in common.seed..common.seed + flags.seeds {
+    for seed in seeds {
         for plan in plans(seed).iter().filter(|plan| flags.only.is_empty() || flags.only.contains(&plan.name))
         {
             let subject = vision.study(std::slice::from_ref(plan))?.pop().context("no model")?;

@@ -1,11 +1,12 @@
 //! Which files of a repository a model or a data set needs.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
+use layerwise_data::missing_shards;
 use serde_json::Value;
 
 use super::{
@@ -17,7 +18,7 @@ const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const OPTIONAL: [&str; 3] = ["preprocessor_config.json", "tokenizer.json", "layerwise.json"];
-const SPLITS: [&str; 3] = ["train-", "validation-", "test-"];
+const SPLITS: [&str; 4] = ["train-", "validation-", "valid-", "test-"];
 
 /// Small files first: what is missing is noticed before the weights are downloaded.
 pub(super) fn model(snapshot: &Snapshot<'_>) -> Result<PathBuf> {
@@ -59,7 +60,7 @@ pub(super) fn data_set(snapshot: &Snapshot<'_>) -> Result<PathBuf> {
         });
     };
     // The hub's list is complete; the cache may hold half a download.
-    if let Some(file) = missing_part(&files).filter(|_| !snapshot.is_online()) {
+    if let Some(file) = missing_shards(files.iter().copied()).next().filter(|_| !snapshot.is_online()) {
         return Err(snapshot.missing(&file));
     }
     for file in &files {
@@ -73,24 +74,4 @@ pub(super) fn data_set(snapshot: &Snapshot<'_>) -> Result<PathBuf> {
 fn is_split(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file);
     name.ends_with(".parquet") && SPLITS.iter().any(|split| name.starts_with(split))
-}
-
-/// Of parts that are numbered `train-00000-of-00002`, one that is not there.
-fn missing_part(files: &[&str]) -> Option<String> {
-    let mut parts = BTreeMap::<_, BTreeSet<u32>>::new();
-    for (split, part, count) in files.iter().filter_map(|file| numbered(file)) {
-        parts.entry((split, count)).or_default().insert(part);
-    }
-    parts.iter().find_map(|((split, count), there)| {
-        let part = (0..*count).find(|part| !there.contains(part))?;
-        Some(format!("{split}-{part:05}-of-{count:05}.parquet"))
-    })
-}
-
-/// `train`, 0 and 2 of `train-00000-of-00002.parquet` or `train-00000-of-00002-1a2b.parquet`.
-fn numbered(file: &str) -> Option<(&str, u32, u32)> {
-    let (head, tail) = file.rsplit_once("-of-")?;
-    let (split, part) = head.rsplit_once('-')?;
-    let count = tail.split(['-', '.']).next()?;
-    Some((split, part.parse().ok()?, count.parse().ok()?))
 }

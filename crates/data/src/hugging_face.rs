@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::{Error, ImageSet, Result, Split, parquet};
 
 /// The images of `folder`, whose files are `train-00000-of-0000N.parquet` and so on, also in `data` or `plain_text`;
-/// `validation-` counts as the test set where there is no `test-`.
+/// `validation-` or `valid-` counts as the test set where there is no `test-`.
 ///
 /// All images must have one size. A part of the files is loaded as it is, with a warning to `tracing` that names what is missing.
 ///

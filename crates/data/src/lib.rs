@@ -20,6 +20,7 @@ mod preprocess;
 #[cfg(feature = "images")]
 mod resize;
 mod set;
+mod shards;
 mod split;
 #[cfg(feature = "images")]
 mod whole_file;
@@ -36,4 +37,5 @@ pub use preprocess::{Preprocess, Size};
 #[cfg(feature = "images")]
 pub use resize::resize;
 pub use set::{ImageSet, Shape};
+pub use shards::missing_shards;
 pub use split::Split;

@@ -15,19 +15,23 @@ use crate::{
     Error, ImageSet, Result, Shape, Split,
     error::{format, io},
     images::decode,
+    shards::missing_shards,
 };
 
-/// Files `train-*.parquet` of a folder, or `test-*.parquet`, or without any of these `validation-*.parquet`; in the order of
-/// their names.
+/// Missing files that a warning names at most: a name may count billions.
+const MANY: usize = 20;
+
+/// Files `train-*.parquet` of a folder, or `test-*.parquet`, or without any of these `validation-*.parquet` or
+/// `valid-*.parquet`; in the order of their names.
 ///
-/// Warns of those that the names count but the folder lacks.
+/// Warns where the names count one that the folder lacks.
 pub(crate) fn shards(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
     let prefixes: &[&str] = match split {
         Split::Train => &["train-"],
-        Split::Test => &["test-", "validation-"],
+        Split::Test => &["test-", "validation-", "valid-"],
     };
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(folder).map_err(io(folder))? {
@@ -38,28 +42,11 @@ pub(crate) fn shards(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
         names.iter().map(String::as_str).filter(|name| name.starts_with(prefix)).collect()
     };
     let found = prefixes.iter().map(starting).find(|found| !found.is_empty()).unwrap_or_default();
-    let missing = missing(&found);
+    let missing: Vec<String> = missing_shards(found.iter().copied()).take(MANY).collect();
     if !missing.is_empty() {
         tracing::warn!(folder = %folder.display(), ?missing, "shards are missing: this is a part of the data set");
     }
     Ok(found.into_iter().map(|name| folder.join(name)).collect())
-}
-
-/// What `found` lacks by its own count: `train-00000-of-00002.parquet` is one of two.
-fn missing(found: &[&str]) -> BTreeSet<String> {
-    let (mut present, mut series) = (BTreeSet::new(), BTreeSet::new());
-    for name in found {
-        // After the number there may be a checksum.
-        let Some((shard, rest)) = name.split_once("-of-") else { continue };
-        let (Some((split, _)), Some(count)) = (shard.rsplit_once('-'), rest.get(..5)) else { continue };
-        present.insert(format!("{shard}-of-{count}"));
-        series.insert((split, count));
-    }
-    let numbers = |count: &str| 0..count.parse::<usize>().unwrap_or(0);
-    let all = series.iter().flat_map(|(split, count)| {
-        numbers(count).map(move |number| format!("{split}-{number:05}-of-{count}"))
-    });
-    all.filter(|shard| !present.contains(shard)).collect()
 }
 
 /// Decodes every row of `shards`; all images must have one shape, this one if it is known.

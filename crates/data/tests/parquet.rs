@@ -70,7 +70,7 @@ fn missing_shards_are_named() -> Result {
     let (labels, warnings) = loaded(&files, Split::Train)?;
     assert_eq!(labels, [1, 3]);
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    let missing = r#"missing={"train-00000-of-00004", "train-00002-of-00004"}"#;
+    let missing = r#"missing=["train-00000-of-00004.parquet", "train-00002-of-00004.parquet"]"#;
     assert!(warnings[0].contains(missing) && warnings[0].contains("folder="), "{warnings:?}");
     Ok(())
 }
@@ -107,7 +107,7 @@ fn the_real_part_of_the_training_set() -> Result {
     for class in 0..10 {
         assert_eq!(set.labels().iter().filter(|&&label| label == class).count(), 3000);
     }
-    assert!(warnings.concat().contains(r#"missing={"train-00001-of-00002"}"#), "{warnings:?}");
+    assert!(warnings.concat().contains(r#"missing=["train-00001-of-00002.parquet"]"#), "{warnings:?}");
     Ok(())
 }
 

@@ -12,6 +12,8 @@ type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Filters weigh bytes with integers, whose last bits Pillow and `fast_image_resize` round each in its own way: after two passes
 /// of rounding to bytes some values differ by one.
 const GREY_LEVEL: f32 = 1.;
+/// Most of the values that may differ so: to cut off instead of rounding moves 43 % or more of a photo's.
+const SELDOM: f64 = 0.1;
 const FILTERS: [(&str, u8); 4] = [("nearest", 0), ("lanczos", 1), ("bilinear", 2), ("bicubic", 3)];
 
 #[test]
@@ -52,13 +54,11 @@ fn images_come_out_as_from_transformers() -> Result {
             let got = got.index_select(&every_third, 1)?.index_select(&every_third, 2)?;
             let off = (got - &fixture[&format!("{name}/{side}")])?.abs()?.flatten_all()?.to_vec1::<f32>()?;
             let worst = off.iter().copied().fold(0., f32::max);
-            println!(
-                "{name} {side}: {} of {} values differ",
-                off.iter().filter(|x| **x > 1e-5).count(),
-                off.len()
-            );
+            let others = off.iter().filter(|x| **x > 1e-5).count();
             // Both round to levels after each pass; where the exact value lies between two, they may be one apart.
             assert!(worst < 1.01 / 255. / 0.224, "{name} {side}: {worst}");
+            // To round once instead of twice moves 7 to 28 %, to cut off 43 to 57 % (Pillow, in floating point).
+            assert!(others as f64 <= 0.05 * off.len() as f64, "{name} {side}: {others} of {}", off.len());
         }
     }
     Ok(())
@@ -487,4 +487,6 @@ fn close(name: &str, got: &[u8], want: &[u8], allowed: f32) {
     assert_eq!(got.len(), want.len(), "{name}");
     let worst = got.iter().zip(want).map(|(got, want)| got.abs_diff(*want)).max().unwrap_or_default();
     assert!(f32::from(worst) <= allowed, "{name}: {worst} grey levels");
+    let others = got.iter().zip(want).filter(|(got, want)| got != want).count();
+    assert!(others as f64 <= SELDOM * got.len() as f64, "{name}: {others} of {} differ", got.len());
 }

@@ -191,7 +191,11 @@ impl Terms {
         }
         if self.cross_entropy.iter().chain(&self.distillation).all(|weight| *weight == 0.) {
             let value = format!("{:?}", self.cross_entropy);
-            return Err(Error::Setting { field: "cross_entropy", value, expected: "weights, not all 0".into() });
+            return Err(Error::Setting {
+                field: "cross_entropy",
+                value,
+                expected: "weights, not all 0".into(),
+            });
         }
         Ok(())
     }
@@ -266,9 +270,8 @@ impl Objective {
     /// As [`turn`](Self::turn); [`Error::Setting`] for a step in which no exit has a weight.
     pub fn check(&self, depth: usize, steps: usize) -> Result<()> {
         // Micro-batches choose between losses that each have a weight.
-        (0..steps).try_for_each(|step| {
-            self.turn(depth, Moment { step, steps, micro_batch: step })?.check(depth)
-        })
+        (0..steps)
+            .try_for_each(|step| self.turn(depth, Moment { step, steps, micro_batch: step })?.check(depth))
     }
 
     /// Weights of all cross-entropies that it minimises at one time or another; what an [`audit`](crate::audit) has to look at.

@@ -326,8 +326,14 @@ fn a_step_with_nothing_to_learn_is_named_before_the_first() -> Done {
     let run = |objective: Objective| {
         let (model, folder) = (TinyStack::new(3, 6, 2, 1)?, tempfile::tempdir()?);
         let config = TrainConfig { objective, epochs: 4, ..config() };
-        let result =
-            train(&model, model.params(), &two_classes(8, 6, 1), &config, Some(folder.path()), Hooks::default());
+        let result = train(
+            &model,
+            model.params(),
+            &two_classes(8, 6, 1),
+            &config,
+            Some(folder.path()),
+            Hooks::default(),
+        );
         Ok::<_, Box<dyn std::error::Error>>((result, fs::read_dir(folder.path())?.count()))
     };
     // Layers 1 and 2 by turns, and in the third of three steps neither.

@@ -170,8 +170,7 @@ fn a_parameter_without_a_gradient_in_some_steps_equals_pytorchs() -> Done {
         let gradients: Gradients = gradients.collect::<candle_core::Result<_>>()?;
         optimiser.step(&params, &gradients, StepScale::default())?;
     }
-    let want =
-        [[-0.14237910840629994, -0.6245384486659249], [0.49900654061469796, -0.8974817788362563]];
+    let want = [[-0.14237910840629994, -0.6245384486659249], [0.49900654061469796, -0.8974817788362563]];
     for ((name, var), want) in params.iter().zip(want) {
         assert_close(var, &Tensor::new(&want, &Cpu)?, 1e-14).map_err(|e| format!("{name}: {e}"))?;
     }

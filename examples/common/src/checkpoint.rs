@@ -42,13 +42,16 @@ pub fn preprocess_of(folder: &Path, config: &VitConfig) -> Result<Preprocess> {
     }))
 }
 
-/// What to call the models of folders: the folders' own names, with as many of those above as tell them apart.
+/// What to call the models of folders: the folders' own names, with as many of those above as tell them apart. One in the hub's
+/// cache is called after its repository.
 ///
 /// # Errors
 ///
 /// When a folder is not there; the message names it.
 pub fn model_names(folders: &[&Path]) -> Result<Vec<String>> {
-    let whole = |folder: &&Path| folder.canonicalize().with_context(|| folder.display().to_string());
+    let whole = |folder: &&Path| {
+        Ok(repository(&folder.canonicalize().with_context(|| folder.display().to_string())?))
+    };
     let folders = folders.iter().map(whole).collect::<Result<Vec<PathBuf>>>()?;
     let name = |folder: &PathBuf, parts: usize| -> String {
         let all: Vec<_> = folder.iter().collect();
@@ -64,6 +67,17 @@ pub fn model_names(folders: &[&Path]) -> Result<Vec<String>> {
     Ok(folders.iter().map(|folder| name(folder, parts)).collect())
 }
 
+/// The folder, or for one like `hub/models--OWNER--NAME/snapshots/COMMIT` `hub/OWNER/NAME`.
+fn repository(folder: &Path) -> PathBuf {
+    let cached = folder.ancestors().find_map(|above| {
+        let snapshots = above.file_name()? == "snapshots";
+        let name = above.parent().filter(|_| snapshots)?.file_name()?.to_str()?;
+        let (_, id) = name.split_once("--").filter(|(kind, _)| ["models", "datasets"].contains(kind))?;
+        Some(above.parent()?.with_file_name(id.replace("--", "/")))
+    });
+    cached.unwrap_or_else(|| folder.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +91,12 @@ mod tests {
         }
         let names = |folders: &[PathBuf]| model_names(&folders.iter().map(|f| &**f).collect::<Vec<_>>());
         assert_eq!(names(&[at("b/model"), at("b/other")])?, ["model", "other"]);
+        let (deit, set) =
+            ("models--facebook--deit/snapshots/1a2b", "datasets--uoft-cs--cifar10/snapshots/3c4d/plain_text");
+        for folder in [deit, set] {
+            std::fs::create_dir_all(at(folder))?;
+        }
+        assert_eq!(names(&[at(deit), at(set), at("b/model")])?, ["deit", "cifar10", "model"]);
         assert_eq!(names(&[at("a/model"), at("b/model")])?, ["a/model", "b/model"]);
         assert_eq!(names(&[at("a/model"), at("a/../a/model")])?, ["model", "model"]);
         let error = names(&[at("absent")]).unwrap_err().to_string();

@@ -1,6 +1,8 @@
 //! The flags that mean the same in every example.
 
+use std::fmt;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -96,6 +98,15 @@ pub enum DeviceFlag {
     Cuda(usize),
 }
 
+impl fmt::Display for DeviceFlag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
 impl FromStr for DeviceFlag {
     type Err = String;
 
@@ -111,6 +122,17 @@ impl FromStr for DeviceFlag {
 }
 
 impl CommonFlags {
+    /// So many seeds from `--seed` on.
+    ///
+    /// # Errors
+    ///
+    /// When there are not so many numbers.
+    pub fn seeds(&self, count: u64) -> Result<Range<u64>> {
+        let end = self.seed.checked_add(count);
+        let end = end.with_context(|| format!("--seed {}: no {count} seeds from there on", self.seed))?;
+        Ok(self.seed..end)
+    }
+
     /// Opens `--device`.
     ///
     /// # Errors
@@ -162,6 +184,10 @@ mod tests {
     fn reads_every_flag() -> Result<()> {
         let flags = parse("--device cuda:2 --seed 7 --out o --preset smoke --threads 3")?;
         assert_eq!((flags.device, flags.seed), (DeviceFlag::Cuda(2), 7));
+        assert_eq!([flags.device, DeviceFlag::Cpu].map(|device| device.to_string()), ["cuda:2", "cpu"]);
+        assert_eq!(flags.seeds(3)?, 7..10);
+        let last = parse(&format!("--seed {}", u64::MAX - 2))?;
+        assert!(last.seeds(2).is_ok() && last.seeds(3).unwrap_err().to_string().contains("--seed"));
         assert_eq!((flags.threads, flags.preset), (NonZeroUsize::new(3), Preset::Smoke));
         assert_eq!(flags.out, Some("o".into()));
         let flags = parse("")?;

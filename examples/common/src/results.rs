@@ -140,7 +140,7 @@ fn cpu_model(information: &str) -> Option<&str> {
     line.split_once(':').map(|(_, name)| name.trim())
 }
 
-/// The commit of the checkout that these sources were built from.
+/// The commit that the checkout of these sources is at while the program runs; `cargo run` builds from it.
 fn commit() -> Option<String> {
     let arguments = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"];
     let output =

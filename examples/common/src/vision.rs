@@ -529,7 +529,14 @@ impl<'a> Vision<'a> {
             }
             Origin::Load { name, .. } => ("", name.clone()),
         };
-        format!("{data}{start}-{}-{preset}-seed{}", plan.run, plan.seed)
+        let TrainFlags { train_limit, epochs, lr, .. } = self.flags;
+        let of = |word: &str, value: Option<String>| {
+            value.map(|value| format!("-{word}{value}")).unwrap_or_default()
+        };
+        let limit = of("first", train_limit.map(|n| n.to_string()));
+        let epochs = of("epochs", epochs.map(|n| n.to_string()));
+        let lr = of("lr", lr.map(|rate| rate.to_string()));
+        format!("{data}{limit}{start}-{}-{preset}{epochs}{lr}-seed{}", plan.run, plan.seed)
     }
 
     fn measure(&self, name: &str, model: &Vit, trained: Option<Trained>) -> Result<Subject> {
