@@ -153,19 +153,12 @@ def runs():
     return table(header, rows)
 
 
-SMALL, TUNED = "small", "finetuned"
+SMALL = "small"
 TABLES = {
-    **{f"f03 {at}": (f03, f"{at}/f03_three_trainings") for at in [SMALL, TUNED]},
-    **{f"f03 inside {at}": (f03_inside, f"{at}/f03_three_trainings") for at in [SMALL, TUNED]},
-    "f03 parameters": (f03_parameters, f"{SMALL}/f03_three_trainings"),
-    **{f"f04 {at}": (f04, f"{at}/f04_minimal_depth") for at in [SMALL, TUNED]},
-    **{f"f04 minimal {at}": (f04_minimal, f"{at}/f04_minimal_depth") for at in [SMALL, TUNED]},
-    **{f"f05 {at}": (f05, f"{at}/f05_early_exit") for at in [SMALL, TUNED]},
-    **{f"f06 {at}": (f06, f"{at}/f06_shift_and_transfer") for at in [SMALL, TUNED]},
-    **{f"f12 {at}": (f12, f"{at}/f12_elastic") for at in [SMALL, TUNED]},
+    "f04 small": (f04, f"{SMALL}/f04_minimal_depth"),
+    "f04 minimal small": (f04_minimal, f"{SMALL}/f04_minimal_depth"),
+    "f12 small": (f12, f"{SMALL}/f12_elastic"),
     "f13": (f13, f"{SMALL}/f13_cosine_regulariser"),
-    **{f"objectives {at}": (objectives, f"{at}/objectives") for at in [SMALL, TUNED]},
-    "twin": (twin,),
     "runs": (runs,),
 }
 
