@@ -157,6 +157,7 @@ SMALL = "small"
 TABLES = {
     "f04 small": (f04, f"{SMALL}/f04_minimal_depth"),
     "f04 minimal small": (f04_minimal, f"{SMALL}/f04_minimal_depth"),
+    "f06 small": (f06, f"{SMALL}/f06_shift_and_transfer"),
     "f12 small": (f12, f"{SMALL}/f12_elastic"),
     "f13": (f13, f"{SMALL}/f13_cosine_regulariser"),
     "runs": (runs,),
