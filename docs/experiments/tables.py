@@ -127,15 +127,6 @@ def objectives(name):
     return table(["objective", "last layer", "+-", "layer L/2", "last - L/2", "mean of layers"], rows)
 
 
-def twin():
-    runs = [json.loads(line) for line in (HERE / "vision" / "cifar10_twin.jsonl").read_text().splitlines()]
-    rows = [
-        [run["objective"], run["seed"], percent(run["accuracy"][5]), percent(run["accuracy"][-1]), f"{run['seconds'] / 60:.0f}"]
-        for run in runs
-    ]
-    return table(["objective", "seed", "layer 6", "layer 12", "minutes"], rows)
-
-
 def runs():
     rows = []
     for path in sorted((HERE / "vision").glob("*/*.json")):
@@ -144,22 +135,27 @@ def runs():
         machine = run["machine"]
         commit = run["commit"] or "-"
         commit = commit[:7] + commit[40:]  # `-dirty`, where files differed
-        trained = sum(model.get("train_s", 0) for model in run["models"].values())
+        trained = [model["train_s"] for model in run["models"].values() if "train_s" in model]
         rows.append([
             f"[{path.parent.name}, `{path.stem}`](vision/{path.parent.name}/{path.name})", f"`{commit}`", len(seeds),
-            f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores", f"{trained / 60:.0f}", f"{run['wall_s'] / 60:.1f}",
+            f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores", f"{sum(trained) / 60:.0f}" if trained else "-", f"{run['wall_s'] / 60:.1f}",
         ])
     header = ["results", "commit", "seeds", "machine, threads", "minutes of training steps of its models", "minutes of the last call"]
     return table(header, rows)
 
 
-SMALL = "small"
+SMALL, TUNED = "small", "finetuned"
 TABLES = {
-    "f04 small": (f04, f"{SMALL}/f04_minimal_depth"),
-    "f04 minimal small": (f04_minimal, f"{SMALL}/f04_minimal_depth"),
-    "f06 small": (f06, f"{SMALL}/f06_shift_and_transfer"),
-    "f12 small": (f12, f"{SMALL}/f12_elastic"),
+    **{f"f03 {at}": (f03, f"{at}/f03_three_trainings") for at in [SMALL, TUNED]},
+    **{f"f03 inside {at}": (f03_inside, f"{at}/f03_three_trainings") for at in [SMALL, TUNED]},
+    "f03 parameters": (f03_parameters, f"{SMALL}/f03_three_trainings"),
+    **{f"f04 {at}": (f04, f"{at}/f04_minimal_depth") for at in [SMALL, TUNED]},
+    **{f"f04 minimal {at}": (f04_minimal, f"{at}/f04_minimal_depth") for at in [SMALL, TUNED]},
+    **{f"f05 {at}": (f05, f"{at}/f05_early_exit") for at in [SMALL, TUNED]},
+    **{f"f06 {at}": (f06, f"{at}/f06_shift_and_transfer") for at in [SMALL, TUNED]},
+    **{f"f12 {at}": (f12, f"{at}/f12_elastic") for at in [SMALL, TUNED]},
     "f13": (f13, f"{SMALL}/f13_cosine_regulariser"),
+    **{f"objectives {at}": (objectives, f"{at}/objectives") for at in [SMALL, TUNED]},
     "runs": (runs,),
 }
 

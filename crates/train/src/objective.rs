@@ -132,7 +132,8 @@ pub enum Objective {
 }
 
 impl Default for Objective {
-    /// What the paper's experiments use: alternating steps, linear weights.
+    /// What the paper's experiments use: alternating steps, linear weights. On CIFAR-10, [`Aligned`](Self::Aligned) kept the last layer
+    /// better and made all others better (`docs/experiments/vision.md` in the repository).
     fn default() -> Self {
         Self::Alternating { weights: LayerWeights::Linear, unit: Unit::Step }
     }
