@@ -1,120 +1,345 @@
-//! Leaving early against the same engine without exits, batch by batch.
+//! Leaving early against the same engine without exits: as a static cut, with rows that left taken out of the batch always, never, or where
+//! measured times say that it pays, and in depth pools.
 //!
-//! `exit_speedup/uniform/..`: a ViT of d = 192 in which an equal share of the batch leaves after every layer. The layer
-//! ratio is `L / ((L + 1) / 2)` = 1.85 by construction, so what is missing from 1.85 is what exits and compaction cost.
-//! `exit_speedup/digits/..`: an aligned ViT of d = 48, trained on real digits before the clock starts, at threshold 0.9;
-//! its layer ratio is printed.
+//! `exit_speedup/SHAPE/EXITS/ENGINE/BATCH`: of a ViT and of a BERT with random weights, exits are drawn, uniformly over layers or as a trained
+//! model's; the head is computed and read after every layer all the same. `exit_speedup/trained/..` is that model on images it has not seen:
+//! a 12-layer ViT of d = 48 that learns the digits before the clock starts, or the model and data of `LAYERWISE_TRAINED` and
+//! `LAYERWISE_TRAINED_DATA`, such as `f05_early_exit` trains and stores them. Layer ratios are printed.
 //!
 //! ```sh
 //! cargo bench --bench exit_speedup
+//! cargo bench --bench exit_speedup -- --json --model out/runs/models/NAME --data DIR --batch 64 --threshold 0.9
 //! ```
+//!
+//! With `--json` one model and batch are measured on real images, all engines in turn, and ratios are of one run.
 
 mod cases;
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
-use candle_core::{Device::Cpu, Result, Tensor};
+use anyhow::{Context, Result};
+use candle_core::{DType, Device::Cpu, Tensor};
+use clap::Parser;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, measurement::WallTime};
 use layerwise::{
-    exit::{histogram, layer_ratio, leave_early},
-    models::{Batch, Hidden, Pass, Tapped, Vit},
+    exit::{
+        Check, Compaction, CostTable, Engine, FixedDepth, Policy, PoolConfig, Random, Reads, ServeConfig,
+        Signal, Thresholds, Verdict, flop_ratio, histogram, layer_ratio, leave_early, measure, serve,
+    },
+    models::{Batch, Tapped, Vit},
     ops::init,
     train::{Hooks, Schedule, TrainConfig, train},
 };
-use layerwise_example_common::{data_sets::embedded_digits, in_pool, recipes::digits_vit};
+use layerwise_example_common::{
+    data_sets::embedded_digits,
+    input::Input,
+    layers::{Source, labelled},
+    recipes::digits_vit,
+};
+use serde_json::json;
+
+use self::cases::{Case, Measured, Timing, Use};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const BATCHES: [usize; 4] = [1, 16, 64, 256];
-/// Above every probability: nobody leaves.
-const NO_EXITS: f64 = 2.;
+/// Of requests with one sample each, and the batch that they are compared with.
+const CLIENTS: usize = 64;
+const THRESHOLD: f64 = 0.9;
 
-fn main() -> anyhow::Result<()> {
-    in_pool(None, bench)
+/// One model on real images.
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    timing: Timing,
+    /// Folder of a trained ViT.
+    #[arg(long)]
+    model: PathBuf,
+    /// Folder of its data set.
+    #[arg(long)]
+    data: PathBuf,
+    /// Held-out images to measure on, from the first on.
+    #[arg(long, default_value_t = 1024)]
+    images: usize,
+    /// Images of a batch.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Largest softmax probability above which a sample leaves.
+    #[arg(long, default_value_t = THRESHOLD)]
+    threshold: f64,
+    /// Also write the images as the model takes them, and their labels, to this safetensors file: what peers are measured on.
+    #[arg(long)]
+    dump: Option<PathBuf>,
 }
 
-fn bench() -> anyhow::Result<()> {
+fn main() -> Result<()> {
+    cases::run::<Flags>(|flags| &flags.timing, line, bench)
+}
+
+/// All engines in turn over the images, batch by batch; then pools and batches of as many rows as there are clients, in turn.
+fn line(flags: &Flags) -> Result<Measured> {
+    let (model, images, labels) = trained(&flags.model, &flags.data, flags.images)?;
+    if let Some(file) = &flags.dump {
+        let labels = Tensor::new(labels.as_slice(), &Cpu)?.to_dtype(DType::I64)?;
+        let tensors = [("images".to_owned(), images.inputs.clone()), ("labels".to_owned(), labels)];
+        candle_core::safetensors::save(&tensors.into(), file)?;
+    }
+    let batches = || batches(&images, &labels, flags.batch);
+    let policy = Thresholds::common(Signal::MaxProbability, flags.threshold, model.depth());
+    let costs = CostTable::default();
+    costs.prepare(&model, &first(&images, 1)?, flags.batch.max(CLIENTS))?;
+    // The depth that costs as much as leaving early does.
+    let layers = leave_early(&model, &images, &policy)?.layer;
+    let mean = layers.iter().sum::<usize>() as f64 / layers.len() as f64;
+    let cut = FixedDepth((mean.round() as usize).max(1));
+    let engine = |policy, compaction| Engine { policy, compaction };
+    let engines = [
+        engine(&policy, Compaction::Profitable(&costs)),
+        engine(&policy, Compaction::Always),
+        engine(&policy, Compaction::Never),
+        engine(&cut, Compaction::Always),
+        engine(&Full, Compaction::Always),
+    ];
+    let mut reports = measure(&model, batches, &engines, flags.timing.rounds)?;
+    let full = reports.pop().context("no report")?;
+    let profitable = &reports[0];
+    let names = ["profitable", "always", "never", "cut"];
+    let all: serde_json::Map<String, serde_json::Value> =
+        names.iter().zip(&reports).map(|(name, report)| ((*name).to_owned(), json!(report))).collect();
+    let mut more = json!({
+        "model": flags.model.file_name().map(|name| name.to_string_lossy()),
+        "images": labels.len(), "batch": flags.batch, "threshold": flags.threshold, "cut_at": cut.0,
+        "flop_ratio": flop_ratio(&profitable.histogram, &policy, &model.config().flops()),
+        "full_accuracy": full.accuracy, "full_per_s": full.samples_per_s,
+        "full_over_full": full.wall_ratio,
+        "engines": all,
+    });
+    if flags.batch == CLIENTS {
+        more["pools"] = json!(pools(&model, &policy, &costs, &images, flags.timing.rounds)?);
+    }
+    let seconds = labels.len() as f64 / profitable.samples_per_s;
+    Ok(Measured { seconds: vec![seconds], peak_rss_mib: cases::peak_rss_mib()?, more })
+}
+
+/// Samples a second of pools that `CLIENTS` threads ask for one sample each, over those of the engine in batches of as many: the median of the
+/// rounds' ratios, the two in turn.
+fn pools(
+    model: &Vit,
+    policy: &dyn Policy,
+    costs: &CostTable,
+    images: &Batch,
+    rounds: usize,
+) -> Result<serde_json::Value> {
+    let single = images.split(1)?;
+    let engine = Engine { policy, compaction: Compaction::Profitable(costs) };
+    let (mut ratios, mut rates, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..=rounds {
+        let start = Instant::now();
+        for batch in images.split(CLIENTS)? {
+            engine.run(model, &batch)?;
+        }
+        let batched_s = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let mean_rows = ask_all(model, policy, costs, &single)?;
+        let pooled_s = start.elapsed().as_secs_f64();
+        if round > 0 {
+            ratios.push(batched_s / pooled_s);
+            rates.push(single.len() as f64 / pooled_s);
+            rows.push(mean_rows);
+        }
+    }
+    Ok(
+        json!({ "clients": CLIENTS, "over_batches": cases::median(&ratios), "samples_per_s": cases::median(&rates),
+        "rows_of_a_batch": cases::median(&rows), "ratios": ratios }),
+    )
+}
+
+/// Clients on threads of their own, each asking for the next sample as soon as it has its answer. Returns the mean rows of a batch.
+fn ask_all(
+    model: &(impl Tapped + ?Sized),
+    policy: &dyn Policy,
+    costs: &CostTable,
+    samples: &[Batch],
+) -> Result<f64> {
+    let pools = PoolConfig { max_batch: CLIENTS, ..Default::default() };
+    let (client, server) = serve(ServeConfig { pools, ..Default::default() })?;
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS.min(samples.len()) {
+            let (client, next) = (client.clone(), &next);
+            scope.spawn(move || {
+                while let Some(sample) = samples.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    client.ask(sample.clone()).expect("an answer");
+                }
+            });
+        }
+        drop(client);
+        let work = server.run(model, policy, costs)?.work;
+        Ok(work.rows as f64 / work.batches as f64)
+    })
+}
+
+/// No exits, again: what the ratio of a thing to itself is in this run.
+#[derive(Debug)]
+struct Full;
+
+impl Policy for Full {
+    fn validate(&self, _depth: usize) -> layerwise::exit::Result<()> {
+        Ok(())
+    }
+
+    fn reads(&self, _layer: usize, _depth: usize) -> Reads {
+        Reads::Nothing
+    }
+
+    fn verdict(&self, check: &Check<'_>) -> layerwise::exit::Result<Verdict> {
+        Ok(Verdict { leaves: vec![false; check.keys.len()], memory: None })
+    }
+}
+
+/// Reads logits as the paper's policy does, and lets samples leave as they are drawn.
+#[derive(Debug)]
+struct Drawn {
+    read: Thresholds,
+    draw: Random,
+}
+
+impl Drawn {
+    fn new(weights: Vec<f64>) -> Self {
+        Self {
+            read: Thresholds::common(Signal::MaxProbability, 1., weights.len()),
+            draw: Random { seed: 0, weights },
+        }
+    }
+}
+
+impl Policy for Drawn {
+    fn validate(&self, depth: usize) -> layerwise::exit::Result<()> {
+        self.draw.validate(depth)
+    }
+
+    fn reads(&self, layer: usize, depth: usize) -> Reads {
+        self.read.reads(layer, depth)
+    }
+
+    fn verdict(&self, check: &Check<'_>) -> layerwise::exit::Result<Verdict> {
+        self.read.verdict(check)?;
+        self.draw.verdict(check)
+    }
+}
+
+fn bench() -> Result<()> {
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
     let mut group = criterion.benchmark_group("exit_speedup");
-    group.measurement_time(Duration::from_secs(5));
-    let (vit, images, _) = cases::vit((192, 3), (32, 4), 256)?;
-    let uniform = Uniform { vit: vit.packed()? };
+    group.measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1));
+    let (model, images) =
+        match (std::env::var_os("LAYERWISE_TRAINED"), std::env::var_os("LAYERWISE_TRAINED_DATA")) {
+            (Some(model), Some(data)) => {
+                let (model, images, _) = trained(Path::new(&model), Path::new(&data), BATCHES[3])?;
+                (model, images)
+            }
+            _ => aligned_digits()?,
+        };
+    let policy = Thresholds::common(Signal::MaxProbability, THRESHOLD, model.depth());
+    let layers = leave_early(&model, &images, &policy)?.layer;
+    let trained: Vec<f64> = histogram(&layers, model.depth()).iter().map(|&count| count as f64).collect();
     for rows in BATCHES {
-        compare(&mut group, "uniform", &uniform, &first(&images, rows)?, 0.9)?;
+        compare(&mut group, "trained", &model, &first(&images, rows)?, &policy)?;
     }
-    let (aligned, images) = aligned_digits()?;
-    for rows in BATCHES {
-        compare(&mut group, "digits", &aligned, &first(&images, rows)?, 0.9)?;
+    for case in [Case::Vit192, Case::Bert384] {
+        let loaded = case.load(BATCHES[3], Use::Serve)?;
+        for (name, weights) in [("uniform", vec![1.; case.depth()]), ("as-trained", trained.clone())] {
+            let (name, policy) = (format!("{}/{name}", case.name()), Drawn::new(weights));
+            for rows in BATCHES {
+                compare(&mut group, &name, &*loaded.model, &first(&loaded.batch, rows)?, &policy)?;
+            }
+        }
     }
     group.finish();
     criterion.final_summary();
     Ok(())
 }
 
-/// Times one batch with and without exits.
+/// Times one batch under every engine.
 #[allow(clippy::print_stderr, reason = "the operation count belongs beside the times")]
-fn compare<M: Tapped>(
+fn compare(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
-    model: &M,
+    model: &(impl Tapped + ?Sized),
     batch: &Batch,
-    threshold: f64,
-) -> anyhow::Result<()> {
+    policy: &dyn Policy,
+) -> Result<()> {
     let rows = batch.rows()?;
-    let ratio = layer_ratio(&histogram(&leave_early(model, batch, threshold)?.layer, model.depth()));
+    let layers = leave_early(model, batch, policy)?.layer;
+    let ratio = layer_ratio(&histogram(&layers, model.depth()));
     eprintln!("{name}, batch {rows}: layer ratio {ratio:.2}");
-    for (case, threshold) in [("full", NO_EXITS), ("exits", threshold)] {
-        group.bench_function(BenchmarkId::new(format!("{name}/{case}"), rows), |bencher| {
-            bencher.iter(|| leave_early(model, batch, threshold).expect("a batch"));
+    let costs = CostTable::default();
+    costs.prepare(model, batch, rows)?;
+    let cut = FixedDepth(((model.depth() as f64 / ratio).round() as usize).max(1));
+    let engines: [(&str, &dyn Policy, Compaction<'_>); 4] = [
+        ("full", &Full, Compaction::Always),
+        ("cut", &cut, Compaction::Always),
+        ("always", policy, Compaction::Always),
+        ("profitable", policy, Compaction::Profitable(&costs)),
+    ];
+    for (engine, policy, compaction) in engines {
+        let engine_of = Engine { policy, compaction };
+        group.bench_function(BenchmarkId::new(format!("{name}/{engine}"), rows), |bencher| {
+            bencher.iter(|| engine_of.run(model, batch).expect("a batch"));
+        });
+    }
+    if rows == CLIENTS {
+        let single = batch.split(1)?;
+        group.bench_function(BenchmarkId::new(format!("{name}/pools"), rows), |bencher| {
+            bencher.iter(|| ask_all(model, policy, &costs, &single).expect("answers"));
         });
     }
     Ok(())
 }
 
-fn first(images: &Batch, rows: usize) -> Result<Batch> {
-    Ok(images.inputs.narrow(0, 0, rows)?.into())
+fn first(batch: &Batch, rows: usize) -> candle_core::Result<Batch> {
+    let part = |xs: &Tensor| xs.narrow(0, 0, rows);
+    Ok(Batch {
+        inputs: part(&batch.inputs)?,
+        mask: batch.mask.as_ref().map(part).transpose()?,
+        token_types: batch.token_types.as_ref().map(part).transpose()?,
+    })
 }
 
-/// Of the rows still there after layer `l`, one in `L - l + 1` is sure: an equal share of the batch leaves everywhere.
-struct Uniform {
-    vit: Vit,
+/// Samples with labels, `size` at a time.
+fn batches<'a>(
+    images: &'a Batch,
+    labels: &'a [u32],
+    size: usize,
+) -> impl Iterator<Item = candle_core::Result<(Batch, Tensor)>> + 'a {
+    (0..labels.len()).step_by(size.max(1)).map(move |start| {
+        let rows = size.min(labels.len() - start);
+        Ok((images.inputs.narrow(0, start, rows)?.into(), Tensor::new(&labels[start..start + rows], &Cpu)?))
+    })
 }
 
-impl Tapped for Uniform {
-    fn depth(&self) -> usize {
-        self.vit.depth()
-    }
-
-    fn embed(&self, batch: &Batch, pass: Pass) -> Result<Hidden> {
-        self.vit.embed(batch, pass)
-    }
-
-    fn block(&self, layer: usize, hidden: &Hidden, pass: Pass) -> Result<Hidden> {
-        self.vit.block(layer, hidden, pass)
-    }
-
-    fn feature(&self, hidden: &Hidden) -> Result<Tensor> {
-        self.vit.feature(hidden)
-    }
-
-    fn exit(&self, layer: usize, feature: &Tensor) -> Result<Tensor> {
-        let logits = self.vit.exit(layer, feature)?;
-        let (rows, classes) = logits.dims2()?;
-        let sure = rows.div_ceil(self.depth() - layer + 1);
-        let bonus =
-            (0..rows * classes).map(|i| if i < sure * classes && i % classes == 0 { 50f32 } else { 0. });
-        logits + Tensor::from_iter(bonus, &Cpu)?.reshape((rows, classes))?
-    }
+/// A packed model of a folder, and the first images of its data set that were held out.
+fn trained(model: &Path, data: &Path, images: usize) -> Result<(Vit, Batch, Vec<u32>)> {
+    let vit = Vit::load(model, &Cpu)?.packed()?;
+    let input = Input::open(Some(data), Some(images), model, vit.config())?;
+    let labels = input.labels().with_context(|| format!("{}: no labels", data.display()))?.to_vec();
+    let parts = labelled(&input, labels.len(), 100, &Cpu).map(|batch| Ok(batch?.0.inputs));
+    let images = Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+    Ok((vit, images.into(), labels))
 }
 
 /// A 12-layer ViT after 40 epochs of the alternating objective on the digits, and 256 of the images that it did not see.
-fn aligned_digits() -> anyhow::Result<(Vit, Batch)> {
+fn aligned_digits() -> Result<(Vit, Batch)> {
     let data = embedded_digits(usize::MAX, &Cpu)?;
     let vit = Vit::new(digits_vit(), &mut init::rng(0), &Cpu)?;
     let settings =
         TrainConfig { epochs: 40, batch_size: 48, schedule: Schedule::OneCycle, ..Default::default() };
     train(&vit, vit.params(), &data, &settings, None, Hooks::default())?;
-    let images = data.test_batches().next().ok_or_else(|| anyhow::anyhow!("no images held out"))??.0;
+    let images = data.test_batches().next().context("no images held out")??.0;
     Ok((vit.packed()?, first(&images, 256)?))
 }

@@ -5,10 +5,10 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context, Result};
 use candle_core::Device;
 use clap::Parser;
-use layerwise::exit::{ExitReport, measure};
+use layerwise::exit::ExitReport;
 use layerwise_example_common::{
     Preset, Report, Results,
-    exits::{Exits, exit_table, leaving, record_exits},
+    exits::{Exits, exit_table, leave_at, leaving, record_exits},
     hub,
     images::TEST_BATCH,
     layers::labelled,
@@ -61,7 +61,7 @@ fn leave(vision: &Vision<'_>, subject: &Subject, rounds: usize, device: &Device)
         subject.scores.as_ref().with_context(|| format!("{}: no head for these classes", subject.name))?;
     let full = scores.accuracy.last().copied().context("a model without layers")?;
     let batches = || labelled(vision.source(), vision.samples(), TEST_BATCH, device);
-    let reports = measure(&subject.model, batches, &THRESHOLDS, rounds)?;
+    let reports = leave_at(&subject.model, batches, &THRESHOLDS, rounds)?;
     Ok(Exits { name: subject.name.clone(), full, reports })
 }
 
@@ -76,7 +76,7 @@ fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, models: &[Exits]
     let cheap: Vec<_> = models
         .iter()
         .filter_map(|model| Some((model, model.within(LOST)?)))
-        .map(|(model, exit)| (format!("{}, above {}", model.name, exit.threshold), exit))
+        .map(|(model, (threshold, exit))| (format!("{}, above {threshold}", model.name), exit))
         .collect();
     let leaving = leaving(&format!("Samples leaving, at most {LOST} point lost"), &cheap);
     let leaving = plots::write(&out.join("leaving"), vec![leaving], 1)?;
@@ -91,12 +91,12 @@ fn show(out: &Path, results: &mut Results, vision: &Vision<'_>, models: &[Exits]
 /// Accuracy against a ratio, from no exits on. Both panels have one range, so that time can be read against layers.
 fn trade(models: &[Exits], title: &str, label: &str, ratio: fn(&ExitReport) -> f64) -> Panel {
     let reports = models.iter().flat_map(|model| &model.reports);
-    let ratios = reports.flat_map(|exit| [exit.layer_ratio, exit.wall_ratio]);
+    let ratios = reports.flat_map(|(_, exit)| [exit.layer_ratio, exit.wall_ratio]);
     let (least, most) =
         ratios.fold((1., 1.), |(least, most): (f64, f64), ratio| (least.min(ratio), most.max(ratio)));
     let line = |model: &Exits| {
         let mut points: Vec<(f64, f64)> =
-            model.reports.iter().map(|exit| (ratio(exit), exit.accuracy)).collect();
+            model.reports.iter().map(|(_, exit)| (ratio(exit), exit.accuracy)).collect();
         points.push((1., model.full));
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         Series::new(&model.name, points)

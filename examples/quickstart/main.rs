@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 use clap::Parser;
 use layerwise::{
-    exit::{LayerScores, evaluate, measure, minimal_depth},
+    exit::{LayerScores, evaluate, minimal_depth},
     models::{Pass, Vit, tap},
     ops::init,
     similarity::{Centring, Estimator, Measure},
@@ -18,7 +18,7 @@ use layerwise_example_common::{
     CommonFlags, Preset,
     cut::{cut_and_check, save, weights_size},
     data_sets::embedded_digits,
-    exits::Exits,
+    exits::{Exits, leave_at},
     images::Images,
     interrupt,
     layers::Source,
@@ -114,7 +114,7 @@ fn study(
     let features = tap::features(&packed, &inputs, Pass::EVAL)?.split_off(1);
     let cos = all_pairs(&features, Measure::Cos(Centring::Samples))?;
     let cka = all_pairs(&features, Measure::Cka(Estimator::Biased))?;
-    let reports = measure(&packed, || data.test_batches(), &THRESHOLDS, rounds)?;
+    let reports = leave_at(&packed, || data.test_batches(), &THRESHOLDS, rounds)?;
     let full = scores.accuracy.last().copied().context("no layer")?;
     let exits = Exits { name: name.to_owned(), full, reports };
     Ok(Studied { name, model, scores, cos, cka, exits, curve })

@@ -1,3 +1,7 @@
+use layerwise_models::Flops;
+
+use crate::{Policy, Reads};
+
 /// Samples that left after layer `1..=depth`.
 ///
 /// Layers outside that range are not counted.
@@ -21,6 +25,39 @@ pub fn layer_ratio(histogram: &[usize]) -> f64 {
     let samples: usize = histogram.iter().sum();
     let run: usize = histogram.iter().enumerate().map(|(i, count)| (i + 1) * count).sum();
     (histogram.len() * samples) as f64 / run as f64
+}
+
+/// Floating-point operations of the full model over those that were done, heads counted: an inner exit costs its operations for
+/// every row that `policy` has it computed for, whether the row leaves there or not.
+///
+/// `histogram` are the samples that left after layer `1..=L`. NaN without samples.
+#[must_use]
+pub fn flop_ratio(histogram: &[usize], policy: &dyn Policy, flops: &Flops) -> f64 {
+    let depth = histogram.len();
+    let full = flops.embed + depth as f64 * flops.block + flops.exit;
+    let (mut samples, mut done) = (0., 0.);
+    let mut exits = 0.;
+    for (i, &count) in histogram.iter().enumerate() {
+        let layer = i + 1;
+        // Where the head is not read to decide, it answers those who leave.
+        let read = layer < depth && policy.reads(layer, depth) == Reads::Logits;
+        exits += f64::from(u8::from(read));
+        let answer = f64::from(u8::from(!read));
+        let each = flops.embed + layer as f64 * flops.block + (exits + answer) * flops.exit;
+        samples += count as f64;
+        done += count as f64 * each;
+    }
+    samples * full / done
+}
+
+/// The value below which a share `q` of `values` lies, by linear interpolation; NaN without values.
+#[must_use]
+pub(crate) fn quantile(values: &mut [f64], q: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
+    let at = q * last as f64;
+    let (below, above) = (values[at.floor() as usize], values[at.ceil() as usize]);
+    below + (above - below) * at.fract()
 }
 
 /// The smallest layer, from 1, whose accuracy is within `tolerance` of the best; both are fractions.

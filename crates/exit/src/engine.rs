@@ -1,7 +1,7 @@
-use candle_core::Tensor;
-use layerwise_models::{Batch, Pass, Tapped};
+use candle_core::{DType, Device, Tensor};
+use layerwise_models::{Batch, Hidden, Pass, Tapped};
 
-use crate::{Error, Result, evaluate::rows};
+use crate::{Check, CostTable, Error, Policy, Reads, Result, Verdict};
 
 /// Answers of a batch, in the order of its rows.
 #[derive(Clone, Debug)]
@@ -12,85 +12,250 @@ pub struct Exited {
     pub layer: Vec<usize>,
 }
 
-/// Runs a batch block by block; a row leaves at the first layer whose largest softmax probability exceeds `threshold`.
-///
-/// Rows that left are taken out of the batch and not computed further. The last layer always answers. Above 1 nobody leaves
-/// early and no exit but the last is computed; at 0 and below everybody leaves after layer 1.
+/// What becomes of rows that have left while others go on.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Compaction<'a> {
+    /// They are taken out of the batch at once.
+    #[default]
+    Always,
+    /// They stay to the end, computed for nothing.
+    Never,
+    /// They are taken out when that pays, by measured times: see [`Costs::pays`](crate::Costs::pays).
+    Profitable(&'a CostTable),
+}
+
+/// A policy, and how batches are run under it.
+#[derive(Clone, Copy, Debug)]
+pub struct Engine<'a> {
+    /// Who leaves where.
+    pub policy: &'a dyn Policy,
+    /// What becomes of their rows.
+    pub compaction: Compaction<'a>,
+}
+
+/// Runs a batch block by block; rows leave as `policy` says and are not computed further. See [`Engine::run`].
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] when the threshold is not finite, [`Error::Empty`] for a batch without rows, [`Error::NotFinite`]
-/// naming the layer and the batch's row of a NaN among the logits, [`Error::Answers`] for a model that predicts more or
-/// less than one row a sample.
-pub fn leave_early<M: Tapped + ?Sized>(model: &M, batch: &Batch, threshold: f64) -> Result<Exited> {
-    if !threshold.is_finite() {
-        return Err(Error::Setting {
-            field: "threshold",
-            value: threshold.to_string(),
-            expected: "a finite number",
-        });
-    }
-    let (samples, depth) = (batch.rows()?, model.depth());
-    if samples == 0 {
-        return Err(Error::Empty);
-    }
-    let mut hidden = model.embed(batch, Pass::EVAL)?.detach();
-    let device = hidden.xs.device().clone();
-    // Input rows of those still in the batch, in the order in which they stand there.
-    let mut alive: Vec<usize> = (0..samples).collect();
-    let mut layer = vec![depth; samples];
-    let mut answers: Vec<Tensor> = Vec::new();
-    let mut answered: Vec<usize> = Vec::with_capacity(samples);
-    for l in 1..=depth {
-        hidden = model.block(l, &hidden, Pass::EVAL)?.detach();
-        if l < depth && threshold > 1. {
-            continue;
-        }
-        let logits = model.exit(l, &model.feature(&hidden)?)?.detach();
-        let confidence = confidences(&logits, l, &alive)?;
-        let leaves = |i: usize| l == depth || confidence[i] > threshold;
-        let (gone, kept): (Vec<u32>, Vec<u32>) = (0..alive.len() as u32).partition(|&i| leaves(i as usize));
-        if gone.is_empty() {
-            continue;
-        }
-        for &i in &gone {
-            layer[alive[i as usize]] = l;
-            answered.push(alive[i as usize]);
-        }
-        if kept.is_empty() {
-            answers.push(logits);
-            break;
-        }
-        answers.push(logits.contiguous()?.index_select(&Tensor::new(gone, &device)?, 0)?);
-        hidden = model.select(&hidden, &Tensor::new(kept.as_slice(), &device)?)?;
-        alive = kept.iter().map(|&i| alive[i as usize]).collect();
-    }
-    let logits = match answers.as_slice() {
-        [all] => all.clone(),
-        parts => in_input_order(parts, &answered, &device)?,
-    };
-    Ok(Exited { logits, layer })
+/// As [`Engine::run`].
+pub fn leave_early<M: Tapped + ?Sized>(model: &M, batch: &Batch, policy: &dyn Policy) -> Result<Exited> {
+    Engine { policy, compaction: Compaction::Always }.run(model, batch)
 }
 
-/// Largest softmax probability of each row; `alive` are the samples that the rows belong to.
-fn confidences(logits: &Tensor, layer: usize, alive: &[usize]) -> Result<Vec<f64>> {
-    let answers = logits.dim(0)?;
-    if answers != alive.len() {
-        return Err(Error::Answers { layer, answers, samples: alive.len() });
+impl Engine<'_> {
+    /// Runs a batch block by block; rows leave as the policy says. The last layer always answers.
+    ///
+    /// A row's key is its place in the batch. Which rows share a batch changes no decision and, but for rounding, no answer.
+    ///
+    /// # Errors
+    ///
+    /// What [`Policy::validate`] finds; [`Error::Empty`] for a batch without rows, [`Error::NotFinite`] naming the layer and the
+    /// batch's row of a NaN among the logits, [`Error::Answers`] for a model that predicts more or less than one row a sample;
+    /// what the model reports.
+    pub fn run<M: Tapped + ?Sized>(&self, model: &M, batch: &Batch) -> Result<Exited> {
+        let rows = batch.rows()?;
+        self.run_keyed(model, batch, &(0..rows as u64).collect::<Vec<_>>())
     }
-    let confidence = |row: &Vec<f32>| {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        1. / row.iter().map(|x| f64::from(x - max).exp()).sum::<f64>()
-    };
-    let rows = rows(logits, layer).map_err(|error| match error {
-        Error::NotFinite { layer, row } => Error::NotFinite { layer, row: alive[row] },
-        other => other,
-    })?;
-    Ok(rows.iter().map(confidence).collect())
+
+    /// As [`run`](Self::run), under keys of the caller's, one a row: what an [`Oracle`](crate::Oracle) knows samples by.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run); [`Error::Keys`] unless there are as many keys as rows.
+    pub fn run_keyed<M: Tapped + ?Sized>(&self, model: &M, batch: &Batch, keys: &[u64]) -> Result<Exited> {
+        let (samples, depth) = (batch.rows()?, model.depth());
+        self.policy.validate(depth)?;
+        if samples == 0 {
+            return Err(Error::Empty);
+        }
+        if keys.len() != samples {
+            return Err(Error::Keys { keys: keys.len(), samples });
+        }
+        let mut hidden = model.embed(batch, Pass::EVAL)?.detach();
+        let device = hidden.xs.device().clone();
+        // Of each row in the state: its row of the input while it is alive.
+        let mut alive: Vec<Option<usize>> = (0..samples).map(Some).collect();
+        let mut keys = keys.to_vec();
+        let mut memory = None;
+        let mut layer = vec![depth; samples];
+        let mut answers: Vec<Tensor> = Vec::new();
+        let mut answered: Vec<usize> = Vec::with_capacity(samples);
+        for l in 1..=depth {
+            hidden = model.block(l, &hidden, Pass::EVAL)?.detach();
+            let seen =
+                See { layer: l, keys: &keys, memory: memory.as_ref() }.look(model, self.policy, &hidden)?;
+            let Some(Seen { leaves, feature, logits, memory: remembered }) = seen else { continue };
+            memory = remembered;
+            let gone: Vec<usize> =
+                (0..alive.len()).filter(|&row| leaves[row] && alive[row].is_some()).collect();
+            if gone.is_empty() {
+                continue;
+            }
+            let exit = Leaving { layer: l, feature: feature.as_ref(), logits: logits.as_ref(), rows: &gone };
+            let logits = exit.answer(model)?;
+            if let Some(at) = not_finite(&logits)? {
+                let row = alive[gone[at]].unwrap_or_default();
+                return Err(Error::NotFinite { layer: l, row });
+            }
+            answers.push(logits);
+            for &row in &gone {
+                if let Some(row) = alive[row].take() {
+                    layer[row] = l;
+                    answered.push(row);
+                }
+            }
+            if answered.len() == samples {
+                break;
+            }
+            let kept = samples - answered.len();
+            if self.compacts(model, &hidden, kept, depth - l)? {
+                let rows: Vec<u32> =
+                    (0..alive.len() as u32).filter(|&row| alive[row as usize].is_some()).collect();
+                keys = rows.iter().map(|&row| keys[row as usize]).collect();
+                alive.retain(Option::is_some);
+                let rows = Tensor::new(rows, &device)?;
+                hidden = model.select(&hidden, &rows)?;
+                memory = memory.map(|memory| memory.index_select(&rows, 0)).transpose()?;
+            }
+        }
+        let logits = match answers.as_slice() {
+            [all] if answered.is_sorted() => all.clone(),
+            parts => in_input_order(parts, &answered, &device)?,
+        };
+        Ok(Exited { logits, layer })
+    }
+
+    fn compacts<M: Tapped + ?Sized>(
+        &self,
+        model: &M,
+        hidden: &Hidden,
+        kept: usize,
+        left: usize,
+    ) -> Result<bool> {
+        let rows = hidden.xs.dim(0)?;
+        Ok(match self.compaction {
+            _ if kept == rows => false,
+            Compaction::Always => true,
+            Compaction::Never => false,
+            Compaction::Profitable(table) => table.of_state(model, hidden, rows)?.pays(rows, kept, left),
+        })
+    }
+}
+
+/// Rows after a block, about to be looked at.
+pub(crate) struct See<'a> {
+    pub(crate) layer: usize,
+    pub(crate) keys: &'a [u64],
+    pub(crate) memory: Option<&'a Tensor>,
+}
+
+/// What a policy made of them.
+pub(crate) struct Seen {
+    pub(crate) leaves: Vec<bool>,
+    /// Of all rows; `None` only where nobody leaves.
+    pub(crate) feature: Option<Tensor>,
+    pub(crate) logits: Option<Tensor>,
+    pub(crate) memory: Option<Tensor>,
+}
+
+impl See<'_> {
+    /// Asks the policy; after the last layer all leave. `None` where nothing is to be looked at.
+    pub(crate) fn look<M: Tapped + ?Sized>(
+        self,
+        model: &M,
+        policy: &dyn Policy,
+        hidden: &Hidden,
+    ) -> Result<Option<Seen>> {
+        let Self { layer, keys, memory } = self;
+        let depth = model.depth();
+        let reads = if layer < depth { policy.reads(layer, depth) } else { Reads::Decision };
+        if reads == Reads::Nothing {
+            return Ok(None);
+        }
+        let check = Check { layer, depth, keys, feature: None, logits: None, memory };
+        let decide = |check: Check<'_>| -> Result<Verdict> {
+            if layer == depth {
+                return Ok(Verdict { leaves: vec![true; keys.len()], memory: None });
+            }
+            policy.verdict(&check)
+        };
+        if reads == Reads::Decision {
+            let Verdict { leaves, memory } = decide(check)?;
+            let feature =
+                leaves.contains(&true).then(|| feature(model, layer, hidden, keys.len())).transpose()?;
+            return Ok(Some(Seen { leaves, feature, logits: None, memory }));
+        }
+        let feature = feature(model, layer, hidden, keys.len())?;
+        let logits = match reads {
+            Reads::Logits => Some(model.exit(layer, &feature)?.detach()),
+            _ => None,
+        };
+        let Verdict { leaves, memory } =
+            decide(Check { feature: Some(&feature), logits: logits.as_ref(), ..check })?;
+        Ok(Some(Seen { leaves, feature: Some(feature), logits, memory }))
+    }
+}
+
+/// What the head reads: one row for each sample.
+fn feature<M: Tapped + ?Sized>(model: &M, layer: usize, hidden: &Hidden, samples: usize) -> Result<Tensor> {
+    let feature = model.feature(hidden)?.detach();
+    one_a_sample(layer, &feature, samples)?;
+    Ok(feature)
+}
+
+/// Rows that leave after a layer.
+pub(crate) struct Leaving<'a> {
+    pub(crate) layer: usize,
+    /// Of all rows.
+    pub(crate) feature: Option<&'a Tensor>,
+    /// Of all rows, where they are known already.
+    pub(crate) logits: Option<&'a Tensor>,
+    /// Those that leave.
+    pub(crate) rows: &'a [usize],
+}
+
+impl Leaving<'_> {
+    /// Their logits.
+    pub(crate) fn answer<M: Tapped + ?Sized>(&self, model: &M) -> Result<Tensor> {
+        let all = self.logits.or(self.feature);
+        let all = all.ok_or_else(|| candle_core::Error::Msg("rows leave without a feature".into()))?;
+        let rows = all.dim(0)?;
+        let picked = if self.rows.len() == rows {
+            all.clone()
+        } else {
+            let pick: Vec<u32> = self.rows.iter().map(|&row| row as u32).collect();
+            all.contiguous()?.index_select(&Tensor::new(pick, all.device())?, 0)?
+        };
+        let logits = match self.logits {
+            Some(_) => picked,
+            None => model.exit(self.layer, &picked)?.detach(),
+        };
+        one_a_sample(self.layer, &logits, self.rows.len())?;
+        Ok(logits)
+    }
+}
+
+fn one_a_sample(layer: usize, xs: &Tensor, samples: usize) -> Result<()> {
+    match xs.dim(0)? {
+        rows if rows == samples => Ok(()),
+        answers => Err(Error::Answers { layer, answers, samples }),
+    }
+}
+
+/// The first row that has a NaN or an infinity.
+pub(crate) fn not_finite(logits: &Tensor) -> Result<Option<usize>> {
+    let (_, classes) = logits.dims2()?;
+    if !logits.device().is_cpu() {
+        // One number for each row is read back.
+        let rows = (logits.to_dtype(DType::F32)? * 0.)?.sum(1)?.to_vec1::<f32>()?;
+        return Ok(rows.iter().position(|x| x.is_nan()));
+    }
+    let values = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().position(|x| !x.is_finite()).map(|at| at / classes.max(1)))
 }
 
 /// Rows of `parts`, one after the other, belong to the samples `order`.
-fn in_input_order(parts: &[Tensor], order: &[usize], device: &candle_core::Device) -> Result<Tensor> {
+fn in_input_order(parts: &[Tensor], order: &[usize], device: &Device) -> Result<Tensor> {
     let mut position = vec![0u32; order.len()];
     for (at, &sample) in order.iter().enumerate() {
         position[sample] = at as u32;

@@ -5,43 +5,46 @@ use layerwise_models::{Batch, Tapped};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result,
-    accounting::{histogram, layer_ratio},
-    engine::leave_early,
+    Compaction, Engine, Error, Result, Thresholds,
+    accounting::{histogram, layer_ratio, quantile},
     evaluate::{argmax, check_labels, rows},
 };
 
-/// What one threshold gave and what it saved.
+/// What an engine gave and what it saved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExitReport {
-    /// Confidence above which a sample left.
-    pub threshold: f64,
     /// Samples of the largest batch.
     pub batch: usize,
     /// Fraction of samples answered rightly.
     pub accuracy: f64,
     /// See [`layer_ratio`].
     pub layer_ratio: f64,
-    /// Time of the same engine without exits over its time with them, the median of the rounds' ratios.
+    /// Time without exits over time with them, the median of the rounds' ratios.
     pub wall_ratio: f64,
+    /// Median milliseconds of a batch of the largest size.
+    pub p50_ms: f64,
+    /// Milliseconds that 95 % of them stayed below.
+    pub p95_ms: f64,
+    /// Samples a second, all batches together.
+    pub samples_per_s: f64,
     /// Samples that left after layer `1..=L`.
     pub histogram: Vec<usize>,
 }
 
-/// Leaves `model` at each of `thresholds` and measures accuracy, layer ratio and time.
+/// Runs `model` under each of `engines` and measures accuracy, layers and time.
 ///
-/// `batches` gives all labelled batches, once for each round; the clock runs only inside the engine. Every batch goes through
-/// the engine without exits and then at each threshold, so that what else the machine does touches all alike; one round
-/// more comes first, to warm up.
+/// `batches` gives all labelled batches, once for each round; a sample's key is its place among them. The clock runs only inside the
+/// engine. Every batch goes through an engine without exits and then through each of these, so that what else the machine does
+/// touches all alike; one round more comes first, to warm up.
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] for 0 rounds, [`Error::Empty`] without samples; otherwise as [`leave_early`] and
+/// [`Error::Setting`] for 0 rounds, [`Error::Empty`] without samples; otherwise as [`Engine::run`] and
 /// [`evaluate`](crate::evaluate), and what the batches report.
 pub fn measure<M: Tapped + ?Sized, I>(
     model: &M,
     batches: impl Fn() -> I,
-    thresholds: &[f64],
+    engines: &[Engine<'_>],
     rounds: usize,
 ) -> Result<Vec<ExitReport>>
 where
@@ -50,57 +53,74 @@ where
     if rounds == 0 {
         return Err(Error::Setting { field: "rounds", value: "0".into(), expected: "at least 1" });
     }
-    // Above every probability: nobody leaves.
-    const NO_EXITS: f64 = 2.;
-    let all: Vec<f64> = [NO_EXITS].iter().chain(thresholds).copied().collect();
-    let mut seconds = vec![vec![0.; rounds]; all.len()];
-    let mut hits = vec![0; all.len()];
-    let mut layers = vec![Vec::new(); all.len()];
+    let nobody = Thresholds::none();
+    let without = Engine { policy: &nobody, compaction: Compaction::Always };
+    let engines: Vec<Engine<'_>> = [without].iter().chain(engines).copied().collect();
+    let mut runs = vec![Run { round_s: vec![0.; rounds], ..Default::default() }; engines.len()];
     let mut largest = 0;
     for round in 0..=rounds {
+        let mut seen = 0;
         for batch in batches() {
             let (batch, labels) = batch?;
             let labels = labels.to_vec1::<u32>()?;
+            let keys: Vec<u64> = (seen..).take(labels.len()).collect();
+            seen += labels.len() as u64;
             largest = largest.max(labels.len());
-            for (i, &threshold) in all.iter().enumerate() {
+            for (run, engine) in runs.iter_mut().zip(&engines) {
                 let start = Instant::now();
-                let out = leave_early(model, &batch, threshold)?;
+                let out = match keys.len() == batch.rows()? {
+                    true => engine.run_keyed(model, &batch, &keys)?,
+                    false => engine.run(model, &batch)?,
+                };
                 if let Some(round) = round.checked_sub(1) {
-                    seconds[i][round] += start.elapsed().as_secs_f64();
+                    let seconds = start.elapsed().as_secs_f64();
+                    run.round_s[round] += seconds;
+                    run.batches.push((labels.len(), seconds));
                     continue;
                 }
                 let answers = rows(&out.logits, model.depth())?;
                 check_labels(&answers, &labels)?;
-                hits[i] += answers.iter().zip(&labels).filter(|(row, l)| argmax(row) == **l as usize).count();
-                layers[i].extend(out.layer);
+                run.hits +=
+                    answers.iter().zip(&labels).filter(|(row, l)| argmax(row) == **l as usize).count();
+                run.layers.extend(out.layer);
             }
         }
     }
     if largest == 0 {
         return Err(Error::Empty);
     }
-    let report = |(i, &threshold): (usize, &f64)| {
-        let i = i + 1;
-        let mut ratios: Vec<f64> =
-            seconds[0].iter().zip(&seconds[i]).map(|(full, exits)| full / exits).collect();
-        let histogram = histogram(&layers[i], model.depth());
-        ExitReport {
-            threshold,
-            batch: largest,
-            accuracy: hits[i] as f64 / layers[i].len() as f64,
-            layer_ratio: layer_ratio(&histogram),
-            wall_ratio: median(&mut ratios),
-            histogram,
-        }
-    };
-    Ok(thresholds.iter().enumerate().map(report).collect())
+    let without = runs[0].clone();
+    Ok(runs.split_off(1).into_iter().map(|run| run.report(&without, largest, model.depth())).collect())
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() % 2 {
-        0 => (values[middle - 1] + values[middle]) / 2.,
-        _ => values[middle],
+/// What was seen of one engine.
+#[derive(Clone, Default)]
+struct Run {
+    round_s: Vec<f64>,
+    /// Rows and seconds of every batch.
+    batches: Vec<(usize, f64)>,
+    hits: usize,
+    layers: Vec<usize>,
+}
+
+impl Run {
+    fn report(self, without: &Self, largest: usize, depth: usize) -> ExitReport {
+        let mut ratios: Vec<f64> =
+            without.round_s.iter().zip(&self.round_s).map(|(full, exits)| full / exits).collect();
+        let of_largest = self.batches.iter().filter(|(rows, _)| *rows == largest);
+        let mut ms: Vec<f64> = of_largest.map(|(_, seconds)| 1e3 * seconds).collect();
+        let rounds = self.round_s.len();
+        let samples = self.layers.len();
+        let histogram = histogram(&self.layers, depth);
+        ExitReport {
+            batch: largest,
+            accuracy: self.hits as f64 / samples as f64,
+            layer_ratio: layer_ratio(&histogram),
+            wall_ratio: quantile(&mut ratios, 0.5),
+            p50_ms: quantile(&mut ms, 0.5),
+            p95_ms: quantile(&mut ms, 0.95),
+            samples_per_s: (rounds * samples) as f64 / self.round_s.iter().sum::<f64>(),
+            histogram,
+        }
     }
 }

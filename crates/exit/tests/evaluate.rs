@@ -1,7 +1,10 @@
 //! Scores of every exit, and what a threshold gives and saves.
 
 use candle_core::{Device::Cpu, Tensor};
-use layerwise_exit::{Error, Result, evaluate, histogram, layer_ratio, leave_early, measure, minimal_depth};
+use layerwise_exit::{
+    Compaction, Engine, Error, Oracle, Result, Signal, Thresholds, evaluate, histogram, layer_ratio,
+    leave_early, measure, minimal_depth,
+};
 use layerwise_models::{Batch, Tapped};
 use layerwise_testkit::{Scripted, TinyStack, random};
 
@@ -82,27 +85,37 @@ fn wrong_samples_are_named() -> Result<()> {
     Ok(())
 }
 
+fn at(threshold: f64) -> Thresholds {
+    Thresholds::common(Signal::MaxProbability, threshold, 4)
+}
+
+fn engine(policy: &Thresholds) -> Engine<'_> {
+    Engine { policy, compaction: Compaction::Always }
+}
+
 #[test]
 fn measure_reports_what_leave_early_does() -> Result<()> {
     let model = TinyStack::new(4, 8, 3, 1)?;
     let (inputs, labels) = samples(50)?;
-    let thresholds = [0., 0.6, 2.];
-    let reports = measure(&model, || batches(&inputs, &labels, 16).unwrap(), &thresholds, 2)?;
+    let policies = [at(0.), at(0.6), Thresholds::none()];
+    let engines: Vec<Engine<'_>> = policies.iter().map(engine).collect();
+    let reports = measure(&model, || batches(&inputs, &labels, 16).unwrap(), &engines, 2)?;
     assert_eq!(reports.len(), 3);
     let label = labels.to_vec1::<u32>()?;
-    for (report, threshold) in reports.iter().zip(thresholds) {
+    for (report, policy) in reports.iter().zip(&policies) {
         let (mut layers, mut answers) = (Vec::new(), Vec::new());
         for batch in inputs.split(16)? {
-            let out = leave_early(&model, &batch, threshold)?;
+            let out = leave_early(&model, &batch, policy)?;
             layers.extend(out.layer);
             answers.extend(out.logits.argmax(1)?.to_vec1::<u32>()?);
         }
         let hits = answers.iter().zip(&label).filter(|(answer, label)| answer == label).count();
-        assert_eq!((report.threshold, report.batch), (threshold, 16));
+        assert_eq!(report.batch, 16);
         assert_eq!(report.histogram, histogram(&layers, 4));
         assert_eq!(report.accuracy, hits as f64 / 50.);
         assert_eq!(report.layer_ratio, layer_ratio(&report.histogram));
         assert!(report.wall_ratio.is_finite() && report.wall_ratio > 0.);
+        assert!(0. < report.p50_ms && report.p50_ms <= report.p95_ms && report.samples_per_s > 0.);
     }
     // The ends are the scores of the first and of the last exit.
     let scores = evaluate(&model, [Ok((inputs, labels))])?;
@@ -113,18 +126,36 @@ fn measure_reports_what_leave_early_does() -> Result<()> {
 }
 
 #[test]
+fn measure_knows_samples_by_their_place_among_all() -> Result<()> {
+    let model = TinyStack::new(4, 8, 3, 1)?;
+    let (inputs, labels) = samples(50)?;
+    let logits = layerwise_models::tap::layer_logits(&model, &inputs, layerwise_models::Pass::EVAL)?;
+    let answers = logits.iter().map(|l| l.argmax(1)?.to_vec1()).collect::<candle_core::Result<Vec<_>>>()?;
+    let oracle = Oracle::right(&answers, &labels.to_vec1::<u32>()?)?;
+    let engine = Engine { policy: &oracle, compaction: Compaction::Always };
+    let report = &measure(&model, || batches(&inputs, &labels, 16).unwrap(), &[engine], 1)?[0];
+    assert_eq!(report.histogram, histogram(oracle.layers(), 4));
+    // Right wherever any layer is.
+    let scores = evaluate(&model, [Ok((inputs, labels))])?;
+    assert!(scores.accuracy.iter().all(|layer| report.accuracy >= *layer));
+    Ok(())
+}
+
+#[test]
 fn measure_names_what_is_wrong() -> Result<()> {
     let model = TinyStack::new(2, 8, 3, 1)?;
     let (inputs, labels) = samples(9)?;
+    let policy = Thresholds::common(Signal::MaxProbability, 0.5, 2);
+    let half = [engine(&policy)];
     let run =
-        |labels: &Tensor, rounds| measure(&model, || [Ok((inputs.clone(), labels.clone()))], &[0.5], rounds);
+        |labels: &Tensor, rounds| measure(&model, || [Ok((inputs.clone(), labels.clone()))], &half, rounds);
     assert!(matches!(run(&labels, 0), Err(Error::Setting { field: "rounds", .. })));
     assert!(matches!(run(&labels.narrow(0, 0, 5)?, 1), Err(Error::Rows { rows: 9, labels: 5 })));
     let wrong = Tensor::new(&[0u32, 1, 2, 0, 1, 2, 3, 0, 0], &Cpu)?;
     assert!(matches!(run(&wrong, 1), Err(Error::Label { row: 6, label: 3, classes: 3 })));
-    assert!(matches!(measure(&model, || [], &[0.5], 1), Err(Error::Empty)));
+    assert!(matches!(measure(&model, || [], &half, 1), Err(Error::Empty)));
     let unread = || [Err(candle_core::Error::Msg("no such file".into()))];
-    assert!(measure(&model, unread, &[0.5], 1).unwrap_err().to_string().contains("no such file"));
+    assert!(measure(&model, unread, &half, 1).unwrap_err().to_string().contains("no such file"));
     Ok(())
 }
 
@@ -132,11 +163,12 @@ fn measure_names_what_is_wrong() -> Result<()> {
 fn nothing_records_a_graph_and_any_tapped_object_will_do() -> Result<()> {
     let (inputs, labels) = samples(9)?;
     let model: Box<dyn Tapped> = Box::new(TinyStack::new(3, 8, 3, 1)?);
-    for threshold in [0., 0.6, 2.] {
-        assert!(!leave_early(&*model, &inputs, threshold)?.logits.track_op(), "threshold {threshold}");
+    for policy in [Thresholds::common(Signal::MaxProbability, 0.6, 3), Thresholds::none()] {
+        assert!(!leave_early(&*model, &inputs, &policy)?.logits.track_op(), "{policy:?}");
     }
     assert_eq!(evaluate(&*model, [Ok((inputs.clone(), labels.clone()))])?.samples, 9);
-    assert_eq!(measure(&*model, || [Ok((inputs.clone(), labels.clone()))], &[0.5], 1)?.len(), 1);
+    let none = Thresholds::none();
+    assert_eq!(measure(&*model, || [Ok((inputs.clone(), labels.clone()))], &[engine(&none)], 1)?.len(), 1);
     Ok(())
 }
 

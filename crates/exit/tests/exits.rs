@@ -1,7 +1,10 @@
 //! The engine: who leaves where, with which logits, and what is not computed any more.
 
 use candle_core::{Device::Cpu, Tensor};
-use layerwise_exit::{Error, Exited, Result, histogram, layer_ratio, leave_early};
+use layerwise_exit::{
+    Compaction, CostTable, Engine, Error, Exited, FixedDepth, Policy, Result, Signal, Thresholds, histogram,
+    layer_ratio,
+};
 use layerwise_models::{Batch, Hidden, Pass, Tapped, Vit, tap};
 use layerwise_ops::{Attention, attention};
 use layerwise_testkit::{Counted, Scripted, TinyStack, assert_close, random, tiny_vit, tiny_vit_config};
@@ -18,15 +21,25 @@ fn stack() -> Result<(TinyStack, Batch)> {
     Ok((model, Batch::from((random(2, &[ROWS, 8]) * 1.2)?)))
 }
 
+/// The paper's: one threshold on the largest probability; `None` for no exits.
+fn leave_early(model: &impl Tapped, batch: &Batch, threshold: impl Into<Option<f64>>) -> Result<Exited> {
+    let policy = match threshold.into() {
+        Some(threshold) => Thresholds::common(Signal::MaxProbability, threshold, model.depth()),
+        None => Thresholds::none(),
+    };
+    layerwise_exit::leave_early(model, batch, &policy)
+}
+
 fn vit() -> (Vit, Batch) {
     (tiny_vit(tiny_vit_config(), 1), Batch::from(random(2, &[20, 3, 8, 8])))
 }
 
 #[test]
-fn above_one_it_is_the_full_model_bit_for_bit() -> Result<()> {
+fn without_exits_it_is_the_full_model_bit_for_bit() -> Result<()> {
     fn check(model: &impl Tapped, batch: &Batch) -> Result<()> {
         let want = tap::forward(model, batch, Pass::EVAL)?.to_vec2::<f32>()?;
-        for threshold in [1.5, 1e9] {
+        // No probability is above 1: all exits are looked at, and nobody leaves.
+        for threshold in [None, Some(1.)] {
             let out = leave_early(model, batch, threshold)?;
             assert_eq!(out.logits.to_vec2::<f32>()?, want);
             assert_eq!(out.layer, vec![model.depth(); batch.rows()?]);
@@ -41,14 +54,12 @@ fn above_one_it_is_the_full_model_bit_for_bit() -> Result<()> {
 }
 
 #[test]
-fn at_zero_and_below_all_leave_after_layer_one() -> Result<()> {
+fn at_zero_all_leave_after_layer_one() -> Result<()> {
     let (model, batch) = stack()?;
     let want = tap::layer_logits(&model, &batch, Pass::EVAL)?[0].to_vec2::<f32>()?;
-    for threshold in [0., -0.5, f64::MIN] {
-        let out = leave_early(&model, &batch, threshold)?;
-        assert_eq!(out.layer, [1; ROWS]);
-        assert_eq!(out.logits.to_vec2::<f32>()?, want);
-    }
+    let out = leave_early(&model, &batch, 0.)?;
+    assert_eq!(out.layer, [1; ROWS]);
+    assert_eq!(out.logits.to_vec2::<f32>()?, want);
     Ok(())
 }
 
@@ -143,7 +154,7 @@ fn rows_that_left_are_not_computed_further() -> Result<()> {
 
     let (model, _) = stack()?;
     let model = Counted::new(model);
-    leave_early(&model, &batch, 2.)?;
+    leave_early(&model, &batch, None)?;
     assert_eq!((model.blocks(), model.exits()), (vec![ROWS; DEPTH], vec![0, 0, 0, 0, ROWS]));
     leave_early(&model, &batch, 0.)?;
     assert_eq!((model.blocks()[1], model.exits()), (ROWS, vec![ROWS, 0, 0, 0, ROWS]));
@@ -154,7 +165,7 @@ fn rows_that_left_are_not_computed_further() -> Result<()> {
 fn one_sample_is_a_batch() -> Result<()> {
     let (model, batch) = stack()?;
     let one = Batch::from(batch.inputs.narrow(0, 7, 1)?);
-    for threshold in [0., 0.6, 2.] {
+    for threshold in [Some(0.), Some(0.6), None] {
         let out = leave_early(&model, &one, threshold)?;
         assert_eq!((out.logits.dims(), out.layer.len()), (&[1, 4][..], 1));
     }
@@ -209,12 +220,16 @@ fn a_padding_mask_stays_with_its_rows() -> Result<()> {
 #[test]
 fn wrong_input_is_named() -> Result<()> {
     let (model, batch) = stack()?;
-    for threshold in [f64::NAN, f64::INFINITY] {
+    for threshold in [f64::NAN, f64::INFINITY, -0.1, 1.1] {
         let error = leave_early(&model, &batch, threshold).unwrap_err();
         assert!(matches!(error, Error::Setting { field: "threshold", .. }), "{error}");
     }
     let none = Batch::from(Tensor::zeros((0, 8), candle_core::DType::F32, &Cpu)?);
     assert!(matches!(leave_early(&model, &none, 0.5), Err(Error::Empty)));
+    let policy = Thresholds::none();
+    let engine = Engine { policy: &policy, compaction: Compaction::Always };
+    let error = engine.run_keyed(&model, &batch, &[1, 2]).unwrap_err();
+    assert!(matches!(error, Error::Keys { keys: 2, samples: ROWS }), "{error}");
     Ok(())
 }
 
@@ -258,10 +273,45 @@ impl Tapped for PerToken {
 #[test]
 fn a_model_that_answers_tokens_is_refused() -> Result<()> {
     let script = Tensor::zeros((3, 2, 4), candle_core::DType::F32, &Cpu)?;
-    for threshold in [0.5, 2.] {
+    for threshold in [Some(0.5), None] {
         let model = PerToken(Scripted { depth: 2 });
         let error = leave_early(&model, &script.clone().into(), threshold).unwrap_err();
         assert!(matches!(error, Error::Answers { answers: 6, samples: 3, .. }), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn whether_rows_are_taken_out_changes_no_answer() -> Result<()> {
+    let (model, batch) = stack()?;
+    let policy = Thresholds::common(Signal::MaxProbability, 0.6, DEPTH);
+    let costs = CostTable::default();
+    let want = Engine { policy: &policy, compaction: Compaction::Always }.run(&model, &batch)?;
+    for compaction in [Compaction::Never, Compaction::Profitable(&costs)] {
+        let got = Engine { policy: &policy, compaction }.run(&model, &batch)?;
+        assert_eq!(got.layer, want.layer, "{compaction:?}");
+        assert_close(&got.logits, &want.logits, OTHER_BATCH)?;
+    }
+    // Those that left are computed to the end, and answered once.
+    let counted = Counted::new(model);
+    Engine { policy: &policy, compaction: Compaction::Never }.run(&counted, &batch)?;
+    assert_eq!(counted.blocks(), [ROWS; DEPTH]);
+    Ok(())
+}
+
+#[test]
+fn a_fixed_depth_is_the_cut_model_and_costs_one_head() -> Result<()> {
+    let (model, batch) = stack()?;
+    let want = tap::layer_logits(&model, &batch, Pass::EVAL)?;
+    let model = Counted::new(model);
+    for (depth, want) in (1..=DEPTH).zip(&want) {
+        let out = layerwise_exit::leave_early(&model, &batch, &FixedDepth(depth))?;
+        assert_eq!((out.layer, out.logits.to_vec2::<f32>()?), (vec![depth; ROWS], want.to_vec2::<f32>()?));
+    }
+    assert_eq!(model.exits(), [ROWS; DEPTH]);
+    for depth in [0, DEPTH + 1] {
+        let error = FixedDepth(depth).validate(DEPTH).unwrap_err();
+        assert!(matches!(error, Error::Layer { first: 1, last: DEPTH, .. }), "{error}");
     }
     Ok(())
 }

@@ -31,8 +31,13 @@ pub(crate) fn save(
     let at = |source| Error::Io { path: folder.to_owned(), source };
     fs::create_dir_all(folder).map_err(at)?;
     let mut files = vec![(WEIGHTS, weights(params, rename)?), (CONFIG, json(config)?)];
-    if let Some(layerwise) = layerwise {
-        files.push((LAYERWISE, json(layerwise)?));
+    match layerwise {
+        Some(layerwise) => files.push((LAYERWISE, json(layerwise)?)),
+        // What another model said of itself.
+        None if folder.join(LAYERWISE).exists() => {
+            fs::remove_file(folder.join(LAYERWISE)).map_err(at)?;
+        }
+        None => {}
     }
     let mut complete = Vec::new();
     for (name, bytes) in &files {

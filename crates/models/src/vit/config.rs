@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Activation, Error, ExitNorm, Heads, Result};
+use crate::{Activation, Error, ExitNorm, Flops, Heads, Result};
 
 /// Shape of a [`Vit`](crate::Vit), under Hugging Face's names; the default is the paper's `DeiT-S` on `ImageNet`.
 ///
@@ -144,6 +144,26 @@ impl VitConfig {
     #[must_use]
     pub fn tokens(&self) -> usize {
         1 + usize::from(self.distillation_token) + self.patches()
+    }
+
+    /// Operations for one image.
+    ///
+    /// ```
+    /// use layerwise_models::VitConfig;
+    ///
+    /// let flops = VitConfig::default().flops(); // DeiT-S: 4.6 billion multiplications
+    /// let total = flops.embed + 12. * flops.block + flops.exit;
+    /// assert!((total / 2e9 - 4.6).abs() < 0.05);
+    /// ```
+    #[must_use]
+    pub fn flops(&self) -> Flops {
+        let patch = (self.num_channels * self.patch_size.pow(2)) as f64;
+        let width = self.hidden_size as f64;
+        Flops {
+            embed: 2. * self.patches() as f64 * patch * width,
+            block: Flops::transformer_block(self.tokens(), self.hidden_size, self.intermediate_size),
+            exit: 2. * width * self.num_labels as f64,
+        }
     }
 
     /// Name of a class.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 use layerwise_ops::init;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::{FINAL_NORM, Vit, VitConfig, hf};
 use crate::{
@@ -50,6 +50,9 @@ pub struct LoadOptions {
 struct LayerwiseJson {
     exit_norm: ExitNorm,
     heads: Heads,
+    /// When to leave early: written by others once the model is there, and gone when another model takes its place.
+    #[serde(skip_serializing)]
+    exits: Option<IgnoredAny>,
 }
 
 impl Vit {
@@ -121,7 +124,7 @@ impl Vit {
         folder::save(
             folder,
             &self.config.to_hf(),
-            Some(&LayerwiseJson { exit_norm, heads }),
+            Some(&LayerwiseJson { exit_norm, heads, exits: None }),
             &self.params,
             name,
         )

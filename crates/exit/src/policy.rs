@@ -1,0 +1,68 @@
+use candle_core::Tensor;
+
+use crate::Result;
+
+/// What a [`Policy`] wants to see after a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reads {
+    /// Nothing: neither feature nor head are computed, and nobody leaves.
+    Nothing,
+    /// Nothing, but somebody may leave; the head answers those who do.
+    Decision,
+    /// The feature that the head would read; the head answers those who leave.
+    Feature,
+    /// The logits of this exit.
+    Logits,
+}
+
+/// What a [`Policy`] decides on: the rows of a batch after a block.
+///
+/// Rows that have left may still be among them, where taking them out would not pay; what is decided for them has no effect.
+#[derive(Clone, Copy, Debug)]
+pub struct Check<'a> {
+    /// The block that ran last, from 1; below [`depth`](Check::depth), as the last layer always answers.
+    pub layer: usize,
+    /// Layers of the model.
+    pub depth: usize,
+    /// What each row is called, whatever batch it is in: its place in a data set, or a number of the caller's.
+    pub keys: &'a [u64],
+    /// `(rows, width)`, with [`Reads::Feature`] and [`Reads::Logits`].
+    pub feature: Option<&'a Tensor>,
+    /// `(rows, classes)`, with [`Reads::Logits`].
+    pub logits: Option<&'a Tensor>,
+    /// What the policy remembered at the last check, one row for each of these; `None` at the first.
+    pub memory: Option<&'a Tensor>,
+}
+
+/// What a [`Policy`] decided.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Whether each row leaves here.
+    pub leaves: Vec<bool>,
+    /// What is to be remembered of each row until the next check: any tensor whose first dimension is the rows.
+    pub memory: Option<Tensor>,
+}
+
+/// When samples leave a model.
+///
+/// A decision must depend on the row and on what was remembered of it, never on its neighbours: batches are cut, compacted
+/// and mixed in ways that the policy does not see. A row that is not a number leaves; the engine then finds what is wrong with
+/// it.
+pub trait Policy: std::fmt::Debug + Send + Sync {
+    /// Whether this policy makes sense for a model of so many layers.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    fn validate(&self, depth: usize) -> Result<()>;
+
+    /// What it wants to see after block `layer`, below `depth`.
+    fn reads(&self, layer: usize, depth: usize) -> Reads;
+
+    /// Who leaves.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be told.
+    fn verdict(&self, check: &Check<'_>) -> Result<Verdict>;
+}

@@ -1,0 +1,270 @@
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
+    },
+    time::Duration,
+};
+
+use layerwise_models::{Batch, Tapped};
+
+use crate::{
+    CostTable, Error, Exited, Policy, Result,
+    pools::{PoolConfig, Pools, Work},
+};
+
+/// How requests are taken in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ServeConfig {
+    /// How they are run.
+    pub pools: PoolConfig,
+    /// Requests that may wait to be taken in; 256. A client that submits one more waits: back-pressure.
+    pub queue: usize,
+    /// No more requests are taken in while so many rows are on their way; 256.
+    pub rows: usize,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self { pools: PoolConfig::default(), queue: 256, rows: 256 }
+    }
+}
+
+struct Question {
+    batch: Batch,
+    keys: Option<Vec<u64>>,
+    reply: SyncSender<Result<Exited>>,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// Where requests are handed in; clones go to other threads. When the last one is dropped, the server finishes what it has and ends.
+#[derive(Clone)]
+pub struct Client {
+    queue: SyncSender<Question>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+/// An answer to come. Whoever drops it does not want it any more: its samples are not computed further.
+#[derive(Debug)]
+pub struct Pending {
+    reply: Receiver<Result<Exited>>,
+    cancelled: Arc<AtomicBool>,
+}
+
+/// The other end of the clients' channel.
+#[derive(Debug)]
+pub struct Server {
+    queue: Receiver<Question>,
+    config: ServeConfig,
+}
+
+/// What a server did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// Requests that were answered.
+    pub answered: usize,
+    /// Requests that ended in an error, which their client got.
+    pub failed: usize,
+    /// Requests that nobody waited for any more.
+    pub dropped: usize,
+    /// Batches and rows, and where samples left.
+    pub work: Work,
+}
+
+/// A channel between clients on any threads and a server that runs [`Pools`] on its own.
+///
+/// # Errors
+///
+/// [`Error::Setting`] for a setting out of range.
+///
+/// # Example
+///
+/// ```
+/// use candle_core::Device::Cpu;
+/// use layerwise_exit::{CostTable, Signal, Thresholds, serve};
+/// use layerwise_models::{Batch, Mlp, MlpConfig};
+/// use layerwise_ops::init;
+///
+/// let config = MlpConfig { inputs: 6, width: 8, layers: 4, classes: 3, ..Default::default() };
+/// let model = Mlp::new(config, &mut init::rng(0), &Cpu)?.frozen();
+/// let policy = Thresholds::common(Signal::MaxProbability, 0.5, 4);
+/// let (client, server) = serve(Default::default())?;
+/// let served = std::thread::scope(|scope| {
+///     scope.spawn(move || {
+///         let image = init::normal(&mut init::rng(1), (1, 6), 1., &Cpu)?;
+///         let exited = client.ask(Batch::from(image))?;
+///         assert_eq!(exited.layer.len(), 1);
+///         Ok::<_, layerwise_exit::Error>(())
+///     });
+///     server.run(&model, &policy, &CostTable::default())
+/// })?;
+/// assert_eq!((served.answered, served.failed), (1, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn serve(config: ServeConfig) -> Result<(Client, Server)> {
+    config.pools.validate()?;
+    for (field, value) in [("queue", config.queue), ("rows", config.rows)] {
+        if value == 0 {
+            return Err(Error::Setting { field, value: "0".into(), expected: "at least 1" });
+        }
+    }
+    let (sender, queue) = sync_channel(config.queue);
+    Ok((Client { queue: sender }, Server { queue, config }))
+}
+
+impl Client {
+    /// Hands a request in; waits while the queue is full.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] when the server is no more.
+    pub fn submit(&self, batch: Batch) -> Result<Pending> {
+        let (question, pending) = question(batch, None);
+        self.queue.send(question).map_err(|_| Error::Closed)?;
+        Ok(pending)
+    }
+
+    /// As [`submit`](Self::submit), under keys of the caller's, one a sample.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn submit_keyed(&self, batch: Batch, keys: Vec<u64>) -> Result<Pending> {
+        let (question, pending) = question(batch, Some(keys));
+        self.queue.send(question).map_err(|_| Error::Closed)?;
+        Ok(pending)
+    }
+
+    /// Hands a request in unless the queue is full.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] when it is, [`Error::Closed`] when the server is no more.
+    pub fn try_submit(&self, batch: Batch) -> Result<Pending> {
+        let (question, pending) = question(batch, None);
+        self.queue.try_send(question).map_err(|error| match error {
+            TrySendError::Full(_) => Error::Busy,
+            TrySendError::Disconnected(_) => Error::Closed,
+        })?;
+        Ok(pending)
+    }
+
+    /// Hands a request in and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit) and [`Pending::wait`].
+    pub fn ask(&self, batch: Batch) -> Result<Exited> {
+        self.submit(batch)?.wait()
+    }
+}
+
+fn question(batch: Batch, keys: Option<Vec<u64>>) -> (Question, Pending) {
+    // Room for the one answer: a server never waits for a client.
+    let (reply, answer) = sync_channel(1);
+    let cancelled = Arc::new(AtomicBool::new(false));
+    (Question { batch, keys, reply, cancelled: cancelled.clone() }, Pending { reply: answer, cancelled })
+}
+
+impl Pending {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// What was wrong with this request; [`Error::Closed`] when the server ended without an answer, which it does only when its thread
+    /// panics.
+    pub fn wait(self) -> Result<Exited> {
+        self.reply.recv().unwrap_or(Err(Error::Closed))
+    }
+
+    /// Waits for so long; the request itself when there is no answer yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn wait_for(self, most: Duration) -> Result<Result<Exited, Self>> {
+        match self.reply.recv_timeout(most) {
+            Ok(answer) => answer.map(Ok),
+            Err(RecvTimeoutError::Timeout) => Ok(Err(self)),
+            Err(RecvTimeoutError::Disconnected) => Err(Error::Closed),
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Server {
+    /// Answers until the last client is gone and everything it was asked is done.
+    ///
+    /// Runs on the thread that calls it. A request that is wrong, or that makes the model fail or panic, gets its error and
+    /// disturbs no other. Until the costs of a shape of state are known, the first batch of that shape waits for their measurement; see
+    /// [`CostTable::prepare`].
+    ///
+    /// # Errors
+    ///
+    /// What [`Policy::validate`] finds.
+    pub fn run<M: Tapped + ?Sized>(
+        self,
+        model: &M,
+        policy: &dyn Policy,
+        costs: &CostTable,
+    ) -> Result<Served> {
+        let Self { queue, config } = self;
+        let mut pools = Pools::new(model, policy, costs, config.pools)?;
+        let mut replies: HashMap<u64, SyncSender<Result<Exited>>> = HashMap::new();
+        let mut served = Served::default();
+        let mut open = true;
+        loop {
+            let mut questions = Vec::new();
+            let mut rows = pools.rows();
+            while open && rows < config.rows {
+                let question = match queue.try_recv() {
+                    // Nothing else to do: wait for somebody.
+                    Err(TryRecvError::Empty) if rows == 0 => queue.recv().ok(),
+                    Err(TryRecvError::Empty) => break,
+                    question => question.ok(),
+                };
+                match question {
+                    Some(question) => {
+                        rows += question.batch.rows().unwrap_or(0).max(1);
+                        questions.push(question);
+                    }
+                    None => open = false,
+                }
+            }
+            let (batches, senders): (Vec<_>, Vec<_>) = questions
+                .into_iter()
+                .map(|Question { batch, keys, reply, cancelled }| {
+                    let keys = keys.unwrap_or_else(|| (0..batch.rows().unwrap_or(0) as u64).collect());
+                    ((batch, keys, cancelled), reply)
+                })
+                .unzip();
+            replies.extend(pools.submit_droppable(batches).into_iter().zip(senders));
+            let more = pools.step();
+            for (request, answer) in pools.finished() {
+                let Some(reply) = replies.remove(&request) else { continue };
+                let right = answer.is_ok();
+                match reply.send(answer) {
+                    Ok(()) if right => served.answered += 1,
+                    Ok(()) => served.failed += 1,
+                    Err(_) => served.dropped += 1,
+                }
+            }
+            if !more && !open {
+                served.work = pools.work().clone();
+                return Ok(served);
+            }
+        }
+    }
+}

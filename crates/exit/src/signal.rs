@@ -1,0 +1,222 @@
+//! How sure a row is: one number for each, from its logits or from its feature.
+
+mod host;
+mod tensor;
+
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Gate, Reads, Result};
+
+/// What thresholds are compared with.
+///
+/// | signal | value | a row leaves when it is | thresholds |
+/// | --- | --- | --- | --- |
+/// | `MaxProbability` | largest softmax probability (the paper's) | above | 0 to 1 |
+/// | `Margin` | largest less second largest probability | above | 0 to 1 |
+/// | `Entropy` | `-sum_j p_j ln p_j`, nats (`DeeBERT`) | below | from 0 |
+/// | `Patience` | checks in a row with one answer, this one included (PABEE counts the repetitions: one less) | at least | 1, 2, .. |
+/// | `Saturation` | cosine of this feature and the one a block before, not centred (CALM) | above | -1 to 1 |
+/// | `Gate` | a learned probability that the exit is right (BERxiT) | above | 0 to 1 |
+///
+/// `Saturation` and `Gate` read the feature and need no head.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Signal {
+    /// Largest softmax probability.
+    #[default]
+    MaxProbability,
+    /// Difference of the two largest softmax probabilities.
+    Margin,
+    /// Entropy of the softmax, nats.
+    Entropy,
+    /// Checks in a row with the same answer.
+    Patience,
+    /// Cosine of features of neighbouring layers.
+    Saturation,
+    /// A learned scalar on the feature.
+    Gate(Gate),
+}
+
+/// Values of a signal for the rows of a batch, and what it remembers.
+pub(crate) struct Values {
+    pub(crate) values: Vec<f64>,
+    pub(crate) memory: Option<Tensor>,
+}
+
+impl Signal {
+    /// Whether a row of this value leaves at this threshold. NaN does.
+    #[must_use]
+    pub fn is_sure(&self, value: f64, threshold: f64) -> bool {
+        value.is_nan()
+            || match self {
+                Self::Entropy => value < threshold,
+                Self::Patience => value >= threshold,
+                Self::MaxProbability | Self::Margin | Self::Saturation | Self::Gate(_) => value > threshold,
+            }
+    }
+
+    /// What it reads where it is asked.
+    pub(crate) fn reads(&self) -> Reads {
+        match self {
+            Self::MaxProbability | Self::Margin | Self::Entropy | Self::Patience => Reads::Logits,
+            Self::Saturation | Self::Gate(_) => Reads::Feature,
+        }
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for a threshold that no value could be compared with in earnest.
+    pub(crate) fn check_threshold(&self, threshold: f64) -> Result<()> {
+        let (within, expected) = match self {
+            Self::MaxProbability | Self::Margin | Self::Gate(_) => {
+                ((0. ..=1.).contains(&threshold), "a probability, 0 to 1")
+            }
+            Self::Entropy => (threshold >= 0. && threshold.is_finite(), "nats, 0 or more"),
+            Self::Patience => (
+                threshold >= 1. && threshold.fract() == 0. && threshold < 1e6,
+                "a number of checks, 1 or more",
+            ),
+            Self::Saturation => ((-1. ..=1.).contains(&threshold), "a cosine, -1 to 1"),
+        };
+        if within {
+            return Ok(());
+        }
+        Err(Error::Setting { field: "threshold", value: threshold.to_string(), expected })
+    }
+
+    /// Thresholds from one at which (almost) nobody leaves to one at which (almost) everybody does, `steps` of them (with
+    /// [`Patience`](Self::Patience) one for each number of checks): fixed beforehand, by no data.
+    ///
+    /// Probabilities and cosines are `1 - x`, entropies `x ln(classes)`, for `x` from 1e-4 to 1 in equal ratios.
+    #[must_use]
+    pub fn grid(&self, steps: usize, classes: usize, checks: usize) -> Vec<f64> {
+        let last = steps.saturating_sub(1).max(1) as f64;
+        let x = |i: usize| 1e-4f64.powf(1. - i as f64 / last);
+        match self {
+            Self::Patience => (1..=checks).rev().map(|n| n as f64).collect(),
+            Self::Entropy => (0..steps).map(|i| x(i) * (classes.max(2) as f64).ln()).collect(),
+            _ => (0..steps).map(|i| 1. - x(i)).collect(),
+        }
+    }
+
+    /// The value of each row. Loops on the processor; elsewhere tensor operations, whose result alone is read back.
+    pub(crate) fn values(
+        &self,
+        logits: Option<&Tensor>,
+        feature: Option<&Tensor>,
+        memory: Option<&Tensor>,
+    ) -> Result<Values> {
+        let input = match self.reads() {
+            Reads::Logits => logits,
+            _ => feature,
+        };
+        let input = input.ok_or_else(|| candle_core::Error::Msg("a signal without its input".into()))?;
+        let input = if input.dtype() == DType::F32 { input.clone() } else { input.to_dtype(DType::F32)? };
+        if let Self::Gate(gate) = self {
+            gate.check_width(input.dim(1)?)?;
+        }
+        if input.device().is_cpu() {
+            host::values(self, &input, memory)
+        } else {
+            tensor::values(self, &input, memory)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device::Cpu;
+
+    use super::*;
+
+    /// Both ways, step by step, so that memory counts too.
+    #[test]
+    fn loops_and_tensor_operations_agree() -> Result<()> {
+        let gate = Gate { weights: vec![0.3, -1.2, 0.7, 2., -0.1], bias: 0.2 };
+        let signals = [
+            Signal::MaxProbability,
+            Signal::Margin,
+            Signal::Entropy,
+            Signal::Patience,
+            Signal::Saturation,
+            Signal::Gate(gate),
+        ];
+        for signal in signals {
+            let (mut here, mut there) = (None::<Tensor>, None::<Tensor>);
+            for step in 0..4 {
+                let xs = layerwise_testkit::random(step, &[17, 5]);
+                // Ties, large numbers, a row of zeros.
+                let rows = xs.to_vec2::<f32>()?;
+                let rows: Vec<Vec<f32>> = rows
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, row)| match i {
+                        0 => vec![1., 1., 0.5, 1., 0.],
+                        1 => vec![0.; 5],
+                        2 => row.iter().map(|x| x * 1e4).collect(),
+                        _ => row,
+                    })
+                    .collect();
+                let xs = Tensor::new(rows, &Cpu)?;
+                let a = host::values(&signal, &xs, here.as_ref())?;
+                let b = tensor::values(&signal, &xs, there.as_ref())?;
+                for (row, (a, b)) in a.values.iter().zip(&b.values).enumerate() {
+                    assert!((a - b).abs() < 2e-6, "{signal:?}, step {step}, row {row}: {a} and {b}");
+                }
+                (here, there) = (a.memory, b.memory);
+            }
+        }
+        Ok(())
+    }
+
+    /// Equivalent Python: `p = torch.tensor([2., 1., 0.]).softmax(0)`, `-(p * p.log()).sum()`.
+    #[test]
+    fn values_of_a_known_row() -> Result<()> {
+        let logits = Tensor::new(&[[2f32, 1., 0.]], &Cpu)?;
+        let value =
+            |signal: Signal| Ok::<_, Error>(signal.values(Some(&logits), Some(&logits), None)?.values[0]);
+        assert!((value(Signal::MaxProbability)? - 0.6652409557748219).abs() < 1e-7);
+        assert!((value(Signal::Margin)? - 0.42051248431709174).abs() < 1e-7);
+        assert!((value(Signal::Entropy)? - 0.8323955059051514).abs() < 1e-6);
+        assert_eq!(value(Signal::Patience)?, 1.);
+        // The first feature has nothing to be compared with.
+        assert_eq!(value(Signal::Saturation)?, -1.);
+        Ok(())
+    }
+
+    #[test]
+    fn entropy_is_stable() -> Result<()> {
+        let logits = Tensor::new(&[[1e6f32, -1e6, 0.], [-3e38, -3e38, -3e38], [3e38, -3e38, 0.]], &Cpu)?;
+        for values in
+            [host::values(&Signal::Entropy, &logits, None)?, tensor::values(&Signal::Entropy, &logits, None)?]
+        {
+            assert_eq!(values.values[0], 0.);
+            assert!((values.values[1] - 3f64.ln()).abs() < 1e-6, "{:?}", values.values);
+            assert_eq!(values.values[2], 0.);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_not_finite_has_no_value() -> Result<()> {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let xs = Tensor::new(&[[0f32, bad, 1.], [0., 1., 2.]], &Cpu)?;
+            let gate = Signal::Gate(Gate { weights: vec![1.; 3], bias: 0. });
+            for signal in [
+                Signal::MaxProbability,
+                Signal::Margin,
+                Signal::Entropy,
+                Signal::Patience,
+                Signal::Saturation,
+                gate,
+            ] {
+                let first = signal.values(Some(&xs), Some(&xs), None)?;
+                let values = signal.values(Some(&xs), Some(&xs), first.memory.as_ref())?.values;
+                assert!(values[0].is_nan() && values[1].is_finite(), "{signal:?}, {bad}: {values:?}");
+                assert!(signal.is_sure(values[0], 1.));
+            }
+        }
+        Ok(())
+    }
+}

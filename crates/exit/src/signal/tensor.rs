@@ -1,0 +1,94 @@
+//! In tensor operations, on whatever device the rows are: one number a row is read back.
+
+use candle_core::{D, DType, Result as CandleResult, Tensor};
+
+use super::{Signal, Values};
+use crate::Result;
+
+/// As [`host::values`](super::host::values), in f32.
+pub(super) fn values(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> Result<Values> {
+    let (values, memory) = match signal {
+        Signal::MaxProbability => (softmax(xs)?.max(D::Minus1)?, None),
+        Signal::Margin => (margin(xs)?, None),
+        Signal::Entropy => (entropy(xs)?, None),
+        Signal::Patience => {
+            let memory = patience(xs, memory)?;
+            (memory.narrow(1, 1, 1)?.squeeze(1)?.to_dtype(DType::F32)?, Some(memory))
+        }
+        Signal::Saturation => {
+            let values = match memory {
+                Some(before) => cosine(xs, before)?,
+                None => xs.narrow(1, 0, 1)?.squeeze(1)?.ones_like()?.neg()?,
+            };
+            (values, Some(xs.clone()))
+        }
+        Signal::Gate(gate) => {
+            let standard = standardised(xs)?;
+            let weights =
+                Tensor::new(gate.weights.as_slice(), xs.device())?.to_dtype(DType::F32)?.unsqueeze(1)?;
+            let logits = (standard.matmul(&weights)?.squeeze(1)? + gate.bias)?;
+            (((logits.neg()?.exp()? + 1.)?.recip())?, None)
+        }
+    };
+    // 0 times what is not finite is NaN.
+    let not_finite = (xs * 0.)?.sum(D::Minus1)?;
+    let values = (values + not_finite)?.to_vec1::<f32>()?;
+    Ok(Values { values: values.into_iter().map(f64::from).collect(), memory })
+}
+
+/// Logits less the largest of their row.
+fn shifted(xs: &Tensor) -> CandleResult<Tensor> {
+    xs.broadcast_sub(&xs.max_keepdim(D::Minus1)?)
+}
+
+fn softmax(xs: &Tensor) -> CandleResult<Tensor> {
+    let e = shifted(xs)?.exp()?;
+    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
+}
+
+fn margin(xs: &Tensor) -> CandleResult<Tensor> {
+    let p = softmax(xs)?;
+    // Without the first of the largest: another one as large is the second.
+    let classes = Tensor::arange(0, xs.dim(1)? as u32, xs.device())?;
+    let others = xs.argmax_keepdim(D::Minus1)?.broadcast_ne(&classes)?.to_dtype(p.dtype())?;
+    p.max(D::Minus1)? - (p * others)?.max(D::Minus1)?
+}
+
+fn entropy(xs: &Tensor) -> CandleResult<Tensor> {
+    // Below -1e4 a probability is 0, and so is its share; -inf times 0 would not be.
+    let shifted = shifted(xs)?.maximum(-1e4)?;
+    let e = shifted.exp()?;
+    let sum = e.sum(D::Minus1)?;
+    sum.log()? - ((e * shifted)?.sum(D::Minus1)? / &sum)?
+}
+
+fn patience(xs: &Tensor, memory: Option<&Tensor>) -> CandleResult<Tensor> {
+    let answer = xs.argmax_keepdim(D::Minus1)?;
+    let one = answer.ones_like()?;
+    let streak = match memory {
+        None => one,
+        Some(before) => {
+            let same = before.narrow(1, 0, 1)?.eq(&answer)?.to_dtype(DType::U32)?;
+            ((same * before.narrow(1, 1, 1)?)? + one)?
+        }
+    };
+    Tensor::cat(&[answer, streak], 1)
+}
+
+fn cosine(a: &Tensor, b: &Tensor) -> CandleResult<Tensor> {
+    // In f64, so that a square of a large number is one.
+    let (a, b) = (a.to_dtype(DType::F64)?, b.to_dtype(DType::F64)?);
+    let dot = |a: &Tensor, b: &Tensor| (a * b)?.sum(D::Minus1);
+    let lengths = (dot(&a, &a)?.sqrt()? * dot(&b, &b)?.sqrt()?)?;
+    let some = lengths.gt(0.)?.to_dtype(DType::F64)?;
+    let none = (1. - &some)?;
+    (dot(&a, &b)? / (lengths + none)?)?.to_dtype(DType::F32)
+}
+
+/// Each row less its mean, over its deviation; 0 where a row does not vary.
+fn standardised(xs: &Tensor) -> CandleResult<Tensor> {
+    let centred = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
+    let deviation = centred.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
+    let some = deviation.gt(0.)?.to_dtype(xs.dtype())?;
+    centred.broadcast_div(&(deviation + (1. - some)?)?)
+}
