@@ -61,6 +61,24 @@ impl HeldOut {
         all.finished()
     }
 
+    /// As [`observe`](Self::observe), of features `(samples, width)` of layers `1..=L` that are known already.
+    ///
+    /// # Errors
+    ///
+    /// As [`observe`](Self::observe); [`Error::Depth`] for features of another number of layers.
+    pub fn from_features<M: Tapped + ?Sized>(model: &M, signal: Signal, features: &[Tensor]) -> Result<Self> {
+        if features.len() != model.depth() {
+            return Err(Error::Depth { made_for: features.len(), depth: model.depth() });
+        }
+        let mut all = Self::nothing(signal, model.depth());
+        let mut memory = None;
+        for (i, feature) in features.iter().enumerate() {
+            let logits = model.exit(i + 1, feature)?;
+            memory = all.add((i + 1, 0), &logits, Some(feature), memory.take())?;
+        }
+        all.finished()
+    }
+
     /// From logits `(samples, classes)` of layers `1..=L`.
     ///
     /// # Errors
@@ -201,13 +219,14 @@ impl HeldOut {
         if !thresholds.at.is_empty() && thresholds.signal != self.signal {
             return Err(Error::Signal);
         }
-        Ok((0..self.samples()).map(|sample| self.exit(thresholds, sample)).collect())
+        let checks: Vec<(usize, f64)> = thresholds.at.iter().map(|(&layer, &at)| (layer, at)).collect();
+        Ok((0..self.samples()).map(|sample| self.exit(&checks, sample)).collect())
     }
 
-    fn exit(&self, thresholds: &Thresholds, sample: usize) -> usize {
+    fn exit(&self, checks: &[(usize, f64)], sample: usize) -> usize {
         // Patience counts the checks that there are, not the layers.
         let (mut answer, mut same) = (None, 0.);
-        for (&layer, &threshold) in &thresholds.at {
+        for &(layer, threshold) in checks {
             let value = if self.signal == Signal::Patience {
                 let now = Some(self.answers[layer - 1][sample]);
                 same = if now == answer { same + 1. } else { 1. };

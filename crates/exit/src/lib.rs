@@ -34,11 +34,11 @@ pub use guarantee::{Guarantee, Risk, Test, guaranteed};
 pub use held_out::{HeldOut, Outcome};
 pub use measure::{ExitReport, measure};
 pub use monitor::Monitor;
-pub use p_value::{binomial_cdf, hoeffding_bentkus};
+pub use p_value::{binomial_cdf, binomial_upper, hoeffding_bentkus};
 pub use policy::{Check, Policy, Reads, Verdict};
 pub use pools::{PoolConfig, Pools, Work};
 pub use saved::{Calibration, SavedExits};
-pub use serve::{Client, Pending, ServeConfig, Served, Server, serve};
+pub use serve::{Client, Pending, ServeConfig, Served, Server, Ticket, serve};
 pub use signal::Signal;
 pub use thresholds::Thresholds;
 

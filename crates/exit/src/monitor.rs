@@ -1,4 +1,4 @@
-use crate::{Error, Result};
+use crate::{Error, Result, p_value::binomial_upper};
 
 /// Watches, without labels, whether exits still agree with the last layer as they were promised to.
 ///
@@ -40,6 +40,20 @@ impl Monitor {
         Ok(Self { tolerance, alpha, log_wealth: [0.; BETS.len()], observed: 0, differed: 0, alarm: None })
     }
 
+    /// Watches for a rate above the one that was seen on calibration samples, `differed` of `samples`: above its exact upper confidence bound
+    /// at `alpha / 2`, with another `alpha / 2` for the watch itself. Of samples like those, it raises its alarm with a probability of at most
+    /// `alpha`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for an alpha that is not between 0 and 1; [`Error::Empty`] where all samples differed, or there are none.
+    pub fn after(differed: usize, samples: usize, alpha: f64) -> Result<Self> {
+        if differed >= samples {
+            return Err(Error::Empty);
+        }
+        Self::new(binomial_upper(differed, samples, alpha / 2.), alpha / 2.)
+    }
+
     /// Tells of one more sample that was run to the end; returns whether the alarm is, or was before, raised.
     pub fn observe(&mut self, differed: bool) -> bool {
         self.observed += 1;
@@ -60,6 +74,12 @@ impl Monitor {
         let largest = self.log_wealth.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = self.log_wealth.iter().map(|wealth| (wealth - largest).exp()).sum();
         largest + (sum / BETS.len() as f64).ln()
+    }
+
+    /// The rate that is not to be exceeded.
+    #[must_use]
+    pub fn tolerance(&self) -> f64 {
+        self.tolerance
     }
 
     /// After how many samples the alarm was raised.

@@ -26,6 +26,22 @@ pub fn binomial_cdf(k: usize, n: usize, p: f64) -> f64 {
     (largest.exp() * sum).min(1.)
 }
 
+/// The exact upper confidence bound (Clopper and Pearson) of a rate of which `k` of `n` were seen: the largest one at which so few or fewer
+/// have probability `delta`. 1 where all were seen, or nothing.
+#[must_use]
+pub fn binomial_upper(k: usize, n: usize, delta: f64) -> f64 {
+    if k >= n {
+        return 1.;
+    }
+    // The distribution function falls in the rate.
+    let (mut low, mut high) = (k as f64 / n as f64, 1.);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.;
+        if binomial_cdf(k, n, middle) > delta { low = middle } else { high = middle }
+    }
+    high
+}
+
 /// The Hoeffding-Bentkus p-value (Bates et al. 2021; Angelopoulos et al. 2021) of "the mean of `n` losses between 0 and 1 is above
 /// `alpha`", for an observed mean:
 ///
@@ -67,6 +83,16 @@ mod tests {
         assert_eq!((binomial_cdf(7, 7, 0.3), binomial_cdf(0, 5, 0.), binomial_cdf(4, 5, 1.)), (1., 1., 0.));
     }
 
+    /// Equivalent Python: `scipy.stats.beta.ppf(1 - delta, k + 1, n - k)`.
+    #[test]
+    fn the_upper_bound_equals_scipy() {
+        for (k, n, delta, want) in UPPER {
+            let got = binomial_upper(k, n, delta);
+            assert!((got - want).abs() <= 1e-9, "{k} of {n} at {delta}: {got} instead of {want}");
+        }
+        assert_eq!((binomial_upper(5, 5, 0.1), binomial_upper(0, 0, 0.1)), (1., 1.));
+    }
+
     #[test]
     fn the_test_is_of_its_level() {
         // At the boundary, the probability that the p-value is at most delta is at most delta: exactly summed.
@@ -104,6 +130,12 @@ mod tests {
         }
     }
 
+    const UPPER: [(usize, usize, f64, f64); 4] = [
+        (0, 100, 0.05, 0.029513049607039925),
+        (3, 50, 0.1, 0.1287564225866019),
+        (46, 4000, 0.025, 0.015309897892191997),
+        (9, 10, 0.05, 0.9948838031081763),
+    ];
     const BINOMIAL: [(usize, usize, f64, f64); 9] = [
         (0, 10, 0.1, 0.34867844009999993),
         (3, 10, 0.5, 0.171875),

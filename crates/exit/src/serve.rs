@@ -1,5 +1,6 @@
 use std::{
     collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,10 +33,13 @@ impl Default for ServeConfig {
     }
 }
 
+/// Gets the answer of one request, on the server's thread.
+type Reply = Box<dyn FnOnce(Result<Exited>) + Send>;
+
 struct Question {
     batch: Batch,
     keys: Option<Vec<u64>>,
-    reply: SyncSender<Result<Exited>>,
+    reply: Reply,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -51,11 +55,17 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// An answer to come. Whoever drops it does not want it any more: its samples are not computed further.
+/// A request on its way. Whoever drops it does not want the answer any more: its samples are not computed further.
+#[derive(Debug)]
+pub struct Ticket {
+    cancelled: Arc<AtomicBool>,
+}
+
+/// An answer to come, and its [`Ticket`].
 #[derive(Debug)]
 pub struct Pending {
     reply: Receiver<Result<Exited>>,
-    cancelled: Arc<AtomicBool>,
+    _ticket: Ticket,
 }
 
 /// The other end of the clients' channel.
@@ -126,18 +136,7 @@ impl Client {
     ///
     /// [`Error::Closed`] when the server is no more.
     pub fn submit(&self, batch: Batch) -> Result<Pending> {
-        let (question, pending) = question(batch, None);
-        self.queue.send(question).map_err(|_| Error::Closed)?;
-        Ok(pending)
-    }
-
-    /// As [`submit`](Self::submit), under keys of the caller's, one a sample.
-    ///
-    /// # Errors
-    ///
-    /// As [`submit`](Self::submit).
-    pub fn submit_keyed(&self, batch: Batch, keys: Vec<u64>) -> Result<Pending> {
-        let (question, pending) = question(batch, Some(keys));
+        let (question, pending) = question(batch);
         self.queue.send(question).map_err(|_| Error::Closed)?;
         Ok(pending)
     }
@@ -148,12 +147,35 @@ impl Client {
     ///
     /// [`Error::Busy`] when it is, [`Error::Closed`] when the server is no more.
     pub fn try_submit(&self, batch: Batch) -> Result<Pending> {
-        let (question, pending) = question(batch, None);
+        let (question, pending) = question(batch);
+        self.try_send(question)?;
+        Ok(pending)
+    }
+
+    /// Hands a request in unless the queue is full, under keys of the caller's (one a sample; `None` for their places in the batch), and
+    /// has its answer given to `reply` on the server's thread: for callers that must not block, such as asynchronous ones. `reply` must
+    /// not block either.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_submit`](Self::try_submit).
+    pub fn try_submit_with(
+        &self,
+        batch: Batch,
+        keys: Option<Vec<u64>>,
+        reply: impl FnOnce(Result<Exited>) + Send + 'static,
+    ) -> Result<Ticket> {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let ticket = Ticket { cancelled: cancelled.clone() };
+        self.try_send(Question { batch, keys, reply: Box::new(reply), cancelled })?;
+        Ok(ticket)
+    }
+
+    fn try_send(&self, question: Question) -> Result<()> {
         self.queue.try_send(question).map_err(|error| match error {
             TrySendError::Full(_) => Error::Busy,
             TrySendError::Disconnected(_) => Error::Closed,
-        })?;
-        Ok(pending)
+        })
     }
 
     /// Hands a request in and waits for its answer.
@@ -166,11 +188,13 @@ impl Client {
     }
 }
 
-fn question(batch: Batch, keys: Option<Vec<u64>>) -> (Question, Pending) {
-    // Room for the one answer: a server never waits for a client.
-    let (reply, answer) = sync_channel(1);
+fn question(batch: Batch) -> (Question, Pending) {
+    // Room for the one answer: the server never waits for a client, nor minds one that is gone.
+    let (answer, reply) = sync_channel(1);
     let cancelled = Arc::new(AtomicBool::new(false));
-    (Question { batch, keys, reply, cancelled: cancelled.clone() }, Pending { reply: answer, cancelled })
+    let pending = Pending { reply, _ticket: Ticket { cancelled: cancelled.clone() } };
+    let reply = Box::new(move |exited| drop(answer.send(exited)));
+    (Question { batch, keys: None, reply, cancelled }, pending)
 }
 
 impl Pending {
@@ -198,7 +222,7 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for Ticket {
     fn drop(&mut self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
@@ -222,7 +246,7 @@ impl Server {
     ) -> Result<Served> {
         let Self { queue, config } = self;
         let mut pools = Pools::new(model, policy, costs, config.pools)?;
-        let mut replies: HashMap<u64, SyncSender<Result<Exited>>> = HashMap::new();
+        let mut replies: HashMap<u64, (Reply, Arc<AtomicBool>)> = HashMap::new();
         let mut served = Served::default();
         let mut open = true;
         loop {
@@ -247,19 +271,20 @@ impl Server {
                 .into_iter()
                 .map(|Question { batch, keys, reply, cancelled }| {
                     let keys = keys.unwrap_or_else(|| (0..batch.rows().unwrap_or(0) as u64).collect());
-                    ((batch, keys, cancelled), reply)
+                    ((batch, keys, cancelled.clone()), (reply, cancelled))
                 })
                 .unzip();
             replies.extend(pools.submit_droppable(batches).into_iter().zip(senders));
             let more = pools.step();
             for (request, answer) in pools.finished() {
-                let Some(reply) = replies.remove(&request) else { continue };
-                let right = answer.is_ok();
-                match reply.send(answer) {
-                    Ok(()) if right => served.answered += 1,
-                    Ok(()) => served.failed += 1,
-                    Err(_) => served.dropped += 1,
+                let Some((reply, cancelled)) = replies.remove(&request) else { continue };
+                match &answer {
+                    _ if cancelled.load(Ordering::Relaxed) => served.dropped += 1,
+                    Ok(_) => served.answered += 1,
+                    Err(_) => served.failed += 1,
                 }
+                // A client's mistake is not the server's.
+                let _ = catch_unwind(AssertUnwindSafe(|| reply(answer)));
             }
             if !more && !open {
                 served.work = pools.work().clone();

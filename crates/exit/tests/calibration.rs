@@ -314,6 +314,12 @@ fn a_monitor_notices_a_rate_above_the_promise_and_seldom_one_below() -> Result<(
     assert!(alarms(0.02, 10_000)? >= 295);
     assert!(alarms(0.1, 300)? >= 295);
 
+    // Of what calibration samples showed, the upper bound.
+    let after = Monitor::after(46, 4000, 0.05)?;
+    assert_eq!(after.tolerance(), binomial_upper(46, 4000, 0.025));
+    assert!(matches!(Monitor::after(3, 3, 0.05), Err(Error::Empty)));
+    assert!(matches!(Monitor::after(1, 3, 2.), Err(Error::Setting { field: "alpha", .. })));
+
     let mut monitor = Monitor::new(0.1, 0.05)?;
     assert!(monitor.rate().is_nan() && !monitor.observe(false));
     for _ in 0..20 {

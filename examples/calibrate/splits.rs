@@ -1,0 +1,105 @@
+//! Promises tried on many random splits of real logits.
+
+use anyhow::Result;
+use layerwise::{
+    exit::{Guarantee, HeldOut, Risk, Test, Thresholds, guaranteed},
+    ops::init,
+};
+use layerwise_example_common::progress;
+use rand::{Rng, seq::SliceRandom};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::{STEPS, choose::plain, samples::harmed};
+
+const TOLERANCES: [f64; 3] = [0.005, 0.01, 0.02];
+const DELTAS: [f64; 2] = [0.05, 0.1];
+
+/// How one promise did over all splits.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Tried {
+    pub(crate) risk: Risk,
+    pub(crate) test: Test,
+    pub(crate) tolerance: f64,
+    pub(crate) delta: f64,
+    pub(crate) splits: usize,
+    /// Splits in which the risk on all samples, which the calibration samples were drawn from one by one, is above the tolerance: what the
+    /// promise is about.
+    pub(crate) broken: usize,
+    /// Splits into halves in which the other half loses more accuracy than the tolerance.
+    pub(crate) seen_broken: usize,
+    /// Of the same halves, with the boldest thresholds that kept the tolerance on the first.
+    pub(crate) plain_broken: usize,
+    /// Mean layers of a sample in the other half.
+    pub(crate) layers: f64,
+    pub(crate) plain_layers: f64,
+}
+
+/// Each promise on `splits` random splits of all samples.
+pub(crate) fn splits(held_out: &HeldOut, layers: &[usize], splits: usize, seed: u64) -> Result<Vec<Tried>> {
+    let mut tried = Vec::new();
+    for (risk, test) in [
+        (Risk::Accuracy, Test::ExactBinomial),
+        (Risk::Accuracy, Test::HoeffdingBentkus),
+        (Risk::Disagreement, Test::ExactBinomial),
+    ] {
+        for tolerance in TOLERANCES {
+            for delta in DELTAS {
+                let promise = Guarantee { risk, test, tolerance, delta };
+                if promise.samples_needed()? > held_out.samples() / 2 {
+                    progress::line(&format!("too few samples for {tolerance}, {delta}: left out"));
+                    continue;
+                }
+                tried.push(one(held_out, layers, &promise, splits, seed)?);
+            }
+        }
+    }
+    Ok(tried)
+}
+
+fn one(held_out: &HeldOut, layers: &[usize], promise: &Guarantee, splits: usize, seed: u64) -> Result<Tried> {
+    let path = held_out.path(layers, STEPS)?;
+    let runs = (0..splits as u64).into_par_iter().map(|split| {
+        let mut rng = init::rng(seed.wrapping_mul(1_000_003).wrapping_add(split));
+        let (samples, half) = (held_out.samples(), held_out.samples() / 2);
+        // Drawn one by one: all samples are the distribution, and the risk on them the true one.
+        let drawn: Vec<usize> = (0..half).map(|_| rng.random_range(0..samples)).collect();
+        let (thresholds, _) = guaranteed(&held_out.select(&drawn)?, &path, promise)?;
+        let risk = match promise.risk {
+            Risk::Accuracy => harmed(held_out, &thresholds)?,
+            Risk::Disagreement => held_out.outcome(&thresholds)?.disagreement,
+        };
+        let mut order: Vec<usize> = (0..samples).collect();
+        order.shuffle(&mut rng);
+        let (first, other) = (held_out.select(&order[..half])?, held_out.select(&order[half..])?);
+        let full = other.outcome(&Thresholds::none())?.accuracy.unwrap_or(f64::NAN);
+        let in_other = |thresholds: &Thresholds| {
+            let outcome = other.outcome(thresholds)?;
+            let lost = match promise.risk {
+                Risk::Accuracy => full - outcome.accuracy.unwrap_or(f64::NAN),
+                Risk::Disagreement => outcome.disagreement,
+            };
+            anyhow::Ok((lost > promise.tolerance, outcome.layers))
+        };
+        let seen = in_other(&guaranteed(&first, &path, promise)?.0)?;
+        let plain = in_other(&plain(&first, &path, promise.tolerance, promise.risk)?)?;
+        anyhow::Ok((risk > promise.tolerance, seen, plain))
+    });
+    let runs = runs.collect::<Result<Vec<_>>>()?;
+    let mean = |layers: fn(&(bool, (bool, f64), (bool, f64))) -> f64| {
+        runs.iter().map(layers).sum::<f64>() / splits as f64
+    };
+    let Guarantee { risk, test, tolerance, delta } = *promise;
+    Ok(Tried {
+        risk,
+        test,
+        tolerance,
+        delta,
+        splits,
+        broken: runs.iter().filter(|run| run.0).count(),
+        seen_broken: runs.iter().filter(|run| run.1.0).count(),
+        plain_broken: runs.iter().filter(|run| run.2.0).count(),
+        layers: mean(|run| run.1.1),
+        plain_layers: mean(|run| run.2.1),
+    })
+}
