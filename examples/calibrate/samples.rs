@@ -155,11 +155,10 @@ pub(crate) fn harmed(held_out: &HeldOut, thresholds: &Thresholds) -> Result<f64>
 
 /// Ten thousand draws of these samples, each run to the end.
 fn watch(
+    mut monitor: Monitor,
     held_out: &HeldOut,
     thresholds: &Thresholds,
-    promise: &Guarantee,
 ) -> Result<(Option<usize>, usize, f64)> {
-    let mut monitor = Monitor::new(promise.tolerance, ALPHA)?;
     let exits = held_out.exits(thresholds)?;
     let (answers, last) = (held_out.answers(), held_out.depth() - 1);
     let mut rng = init::rng(0);

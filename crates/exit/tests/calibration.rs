@@ -5,7 +5,7 @@ use std::fs;
 use candle_core::{Device::Cpu, Tensor};
 use layerwise_exit::{
     Budget, Calibration, Costs, Error, Guarantee, HeldOut, Monitor, Result, Risk, SavedExits, Signal, Test,
-    Thresholds, binomial_cdf, guaranteed, leave_early, milliseconds, within_budget,
+    Thresholds, binomial_cdf, binomial_upper, guaranteed, leave_early, milliseconds, within_budget,
 };
 use layerwise_models::{Batch, Vit};
 use layerwise_ops::init::{self, ChaCha8Rng};
