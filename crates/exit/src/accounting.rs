@@ -62,7 +62,8 @@ pub(crate) fn quantile(values: &mut [f64], q: f64) -> f64 {
 
 /// The smallest layer, from 1, whose accuracy is within `tolerance` of the best; both are fractions.
 ///
-/// The model can be cut there without training it again. `None` when no accuracy is a number.
+/// The model can be cut there without training it again. `None` when no accuracy is a number, or the tolerance is none or
+/// negative.
 ///
 /// ```
 /// assert_eq!(layerwise_exit::minimal_depth(&[0.5, 0.93, 0.95, 0.94], 0.02), Some(2));

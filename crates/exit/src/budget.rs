@@ -76,7 +76,8 @@ pub fn within_budget(
         let outcome = held_out.outcome(thresholds)?;
         let cost = budget.cost(thresholds, &outcome);
         least = least.min(cost);
-        if cost > most {
+        // A cost that is no number is within no budget.
+        if cost.is_nan() || cost > most {
             continue;
         }
         let quality = outcome.accuracy.unwrap_or(1. - outcome.disagreement);

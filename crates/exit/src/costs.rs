@@ -1,10 +1,3 @@
-use std::{
-    sync::{Arc, Mutex},
-    time::Instant,
-};
-
-use candle_core::{DType, DeviceLocation, Tensor};
-use layerwise_models::{Batch, Hidden, Pass, Tapped};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -13,8 +6,13 @@ use crate::{Error, Result};
 ///
 /// Made by [`Costs::measure`], and may be saved: it holds for one model, one shape of state, one device and one number of threads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Figures", into = "Figures")]
+pub struct Costs(Figures);
+
+/// What is measured for each size of batch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Costs {
+pub struct Figures {
     /// Sizes of batch, ascending.
     pub rows: Vec<usize>,
     /// One block, seconds.
@@ -25,85 +23,60 @@ pub struct Costs {
     pub exit_s: Vec<f64>,
 }
 
-/// Each figure is the least of this many, of blocks in turn: what disturbs a measurement only ever adds to it.
-const ROUNDS: usize = 5;
-/// Rounds end early when a size has taken so long.
-const PATIENCE_S: f64 = 0.3;
+impl TryFrom<Figures> for Costs {
+    type Error = Error;
+
+    fn try_from(figures: Figures) -> Result<Self> {
+        let Figures { rows, block_s, select_s, exit_s } = &figures;
+        let bad = |field, value: String, expected| Err(Error::Setting { field, value, expected });
+        if rows.first().is_none_or(|&first| first == 0) || !rows.is_sorted_by(|a, b| a < b) {
+            return bad("rows", format!("{rows:?}"), "sizes of batch, ascending from 1 or more");
+        }
+        for (field, seconds) in [("block_s", block_s), ("select_s", select_s), ("exit_s", exit_s)] {
+            if seconds.len() != rows.len() || !seconds.iter().all(|s| s.is_finite() && *s >= 0.) {
+                return bad(
+                    field,
+                    format!("{seconds:?}"),
+                    "as many seconds as sizes of batch, none negative",
+                );
+            }
+        }
+        if block_s.contains(&0.) {
+            return bad("block_s", format!("{block_s:?}"), "a block that takes time");
+        }
+        Ok(Self(figures))
+    }
+}
+
+impl From<Costs> for Figures {
+    fn from(costs: Costs) -> Self {
+        costs.0
+    }
+}
 
 impl Costs {
-    /// Measures blocks and exits of `model` on 1, 2, 4, .. rows up to at least `rows`, made of copies of those of `batch`.
-    ///
-    /// Takes as long as some dozen forward passes of `rows` samples. Keep the machine as quiet or as busy as it will be.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Empty`] for a batch without rows, [`Error::Setting`] for 0 rows, and what the model reports.
-    pub fn measure<M: Tapped + ?Sized>(model: &M, batch: &Batch, rows: usize) -> Result<Self> {
-        Self::of_state(model, &model.embed(batch, Pass::EVAL)?.detach(), rows)
-    }
-
-    pub(crate) fn of_state<M: Tapped + ?Sized>(model: &M, state: &Hidden, rows: usize) -> Result<Self> {
-        let there = state.xs.dim(0)?;
-        if there == 0 {
-            return Err(Error::Empty);
-        }
-        if rows == 0 {
-            return Err(Error::Setting { field: "rows", value: "0".into(), expected: "at least 1" });
-        }
-        let mut costs =
-            Self { rows: Vec::new(), block_s: Vec::new(), select_s: Vec::new(), exit_s: Vec::new() };
-        for size in sizes(rows) {
-            let copies: Vec<u32> = (0..size).map(|row| (row % there) as u32).collect();
-            let before = model.select(state, &Tensor::new(copies, state.xs.device())?)?;
-            let all = Tensor::arange(0, size as u32, state.xs.device())?;
-            let mut least = [f64::INFINITY; 3];
-            let begin = Instant::now();
-            // The first round of a size only warms up.
-            for round in 0..=ROUNDS {
-                let layer = round % model.depth() + 1;
-                // In the order of an engine, so that each finds in the cache what it would find there.
-                let (after, block) =
-                    timed(|| model.block(layer, &before, Pass::EVAL), |after| read_one(&after.xs))?;
-                let (_, exit) = timed(
-                    || model.exit(layer, &model.feature(&after)?),
-                    |logits| logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>().map(drop),
-                )?;
-                let (_, select) = timed(|| model.select(&after, &all), |kept| read_one(&kept.xs))?;
-                if round > 0 {
-                    for (least, seconds) in least.iter_mut().zip([block, select, exit]) {
-                        *least = least.min(seconds);
-                    }
-                    if begin.elapsed().as_secs_f64() > PATIENCE_S {
-                        break;
-                    }
-                }
-            }
-            costs.rows.push(size);
-            let all = [&mut costs.block_s, &mut costs.select_s, &mut costs.exit_s];
-            for (all, least) in all.into_iter().zip(least) {
-                // More rows cannot cost less; that they seem to is noise.
-                all.push(all.last().map_or(least, |before: &f64| before.max(least)));
-            }
-        }
-        Ok(costs)
-    }
-
     /// Seconds of one block on so many rows.
     #[must_use]
     pub fn block(&self, rows: usize) -> f64 {
-        self.between(&self.block_s, rows)
+        self.between(&self.0.block_s, rows)
     }
 
     /// Seconds of one exit on so many rows.
     #[must_use]
     pub fn exit(&self, rows: usize) -> f64 {
-        self.between(&self.exit_s, rows)
+        self.between(&self.0.exit_s, rows)
     }
 
     /// Seconds that taking `rows` rows out of a batch takes.
     #[must_use]
     pub fn select(&self, rows: usize) -> f64 {
-        self.between(&self.select_s, rows)
+        self.between(&self.0.select_s, rows)
+    }
+
+    /// What was measured.
+    #[must_use]
+    pub fn figures(&self) -> &Figures {
+        &self.0
     }
 
     /// Whether to go on with `kept` rows instead of `rows`: what the blocks that are left save is more than taking the rows out costs.
@@ -123,106 +96,18 @@ impl Costs {
     }
 
     fn between(&self, seconds: &[f64], rows: usize) -> f64 {
-        let (Some(&first), Some(&last)) = (seconds.first(), self.rows.last()) else { return 0. };
-        if rows <= self.rows[0] || seconds.len() == 1 {
-            // Fewer than one row there is not; without a second size all is in proportion.
-            return if seconds.len() == 1 { first * rows as f64 / last as f64 } else { first };
+        let sizes = &self.0.rows;
+        if let ([seconds], [size]) = (seconds, sizes.as_slice()) {
+            // Without a second size all is in proportion.
+            return seconds * rows as f64 / *size as f64;
         }
-        let right = self.rows.partition_point(|&size| size < rows).min(self.rows.len() - 1);
-        let (a, b) = (self.rows[right - 1] as f64, self.rows[right] as f64);
+        if rows <= sizes[0] {
+            return seconds[0];
+        }
+        let right = sizes.partition_point(|&size| size < rows).min(sizes.len() - 1);
+        let (a, b) = (sizes[right - 1] as f64, sizes[right] as f64);
         let slope = (seconds[right] - seconds[right - 1]) / (b - a);
         seconds[right - 1] + slope * (rows as f64 - a)
-    }
-}
-
-/// 1, 2, 4, .. and the first power of two that is at least `rows`.
-fn sizes(rows: usize) -> impl Iterator<Item = usize> {
-    (0..=rows.next_power_of_two().trailing_zeros()).map(|power| 1 << power)
-}
-
-/// Seconds until the result is there, as `wait` makes sure.
-fn timed<T>(
-    f: impl FnOnce() -> candle_core::Result<T>,
-    wait: impl FnOnce(&T) -> candle_core::Result<()>,
-) -> Result<(T, f64)> {
-    let start = Instant::now();
-    let value = f()?;
-    wait(&value)?;
-    Ok((value, start.elapsed().as_secs_f64()))
-}
-
-/// Waits for a device that computes in its own time.
-fn read_one(xs: &Tensor) -> candle_core::Result<()> {
-    if !xs.device().is_cpu() {
-        xs.flatten_all()?.narrow(0, 0, 1)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-    }
-    Ok(())
-}
-
-/// [`Costs`] of one model by shape of its state, measured when a shape is first met: once for each device, shape and number of threads.
-///
-/// May be shared by threads. The first batch of a shape waits for the measurement unless it was [`prepare`](Self::prepare)d.
-#[derive(Debug, Default)]
-pub struct CostTable {
-    known: Mutex<Vec<(Shape, Arc<Costs>)>>,
-}
-
-/// What makes times comparable.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Shape {
-    /// Of one row.
-    dims: Vec<usize>,
-    dtype: DType,
-    device: DeviceLocation,
-    masked: bool,
-    threads: usize,
-}
-
-impl Shape {
-    pub(crate) fn of(state: &Hidden) -> Self {
-        Self {
-            dims: state.xs.dims().iter().skip(1).copied().collect(),
-            dtype: state.xs.dtype(),
-            device: state.xs.device().location(),
-            masked: state.mask.is_some(),
-            threads: rayon::current_num_threads(),
-        }
-    }
-}
-
-impl CostTable {
-    /// Measures beforehand, for batches of the shape of this one with up to `rows` rows.
-    ///
-    /// # Errors
-    ///
-    /// As [`Costs::measure`].
-    pub fn prepare<M: Tapped + ?Sized>(&self, model: &M, batch: &Batch, rows: usize) -> Result<Arc<Costs>> {
-        self.of_state(model, &model.embed(batch, Pass::EVAL)?.detach(), rows)
-    }
-
-    /// The costs for this state and up to `rows` rows, measured now if need be.
-    pub(crate) fn of_state<M: Tapped + ?Sized>(
-        &self,
-        model: &M,
-        state: &Hidden,
-        rows: usize,
-    ) -> Result<Arc<Costs>> {
-        let shape = Shape::of(state);
-        // Whoever comes while it is measured waits for it, instead of disturbing it.
-        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let reaches = |costs: &Costs| costs.rows.last().is_some_and(|&last| last >= rows);
-        let place = known.iter().position(|(of, _)| *of == shape);
-        if let Some((_, costs)) = place.and_then(|at| known.get(at))
-            && reaches(costs)
-        {
-            return Ok(costs.clone());
-        }
-        let costs = Arc::new(Costs::of_state(model, state, rows)?);
-        match place {
-            Some(at) => known[at].1 = costs.clone(),
-            None => known.push((shape, costs.clone())),
-        }
-        Ok(costs)
     }
 }
 
@@ -231,12 +116,12 @@ mod tests {
     use super::*;
 
     fn costs() -> Costs {
-        Costs {
-            rows: vec![1, 2, 4],
-            block_s: vec![2., 2., 4.],
-            select_s: vec![0.1, 0.2, 0.4],
-            exit_s: vec![0.5; 3],
-        }
+        figures(&[1, 2, 4], &[2., 2., 4.], &[0.1, 0.2, 0.4], &[0.5; 3]).try_into().expect("figures that fit")
+    }
+
+    fn figures(rows: &[usize], block_s: &[f64], select_s: &[f64], exit_s: &[f64]) -> Figures {
+        let own = <[f64]>::to_vec;
+        Figures { rows: rows.to_vec(), block_s: own(block_s), select_s: own(select_s), exit_s: own(exit_s) }
     }
 
     #[test]
@@ -245,7 +130,7 @@ mod tests {
         let blocks: Vec<f64> = [0, 1, 2, 3, 4, 6].iter().map(|&rows| costs.block(rows)).collect();
         assert_eq!(blocks, [2., 2., 2., 3., 4., 6.]);
         assert_eq!((costs.exit(9), costs.select(3)), (0.5, 0.2 + (0.4 - 0.2) / 2.));
-        let single = Costs { rows: vec![4], block_s: vec![8.], select_s: vec![1.], exit_s: vec![1.] };
+        let single = Costs::try_from(figures(&[4], &[8.], &[1.], &[1.])).expect("one size");
         assert_eq!((single.block(2), single.block(8)), (4., 16.));
     }
 
@@ -266,9 +151,23 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_powers_of_two() {
-        assert_eq!(sizes(1).collect::<Vec<_>>(), [1]);
-        assert_eq!(sizes(5).collect::<Vec<_>>(), [1, 2, 4, 8]);
-        assert_eq!(sizes(256).last(), Some(256));
+    fn figures_that_do_not_fit_are_named() {
+        for (field, rows, block) in [
+            ("rows", &[][..], &[][..]),
+            ("rows", &[0, 1], &[1., 1.]),
+            ("rows", &[2, 2], &[1., 1.]),
+            ("block_s", &[1, 2], &[1.]),
+            ("block_s", &[1, 2], &[1., f64::NAN]),
+            ("block_s", &[1, 2], &[1., -1.]),
+            ("block_s", &[1, 2], &[0., 1.]),
+        ] {
+            let rest = vec![0.; rows.len()];
+            let error = Costs::try_from(figures(rows, block, &rest, &rest)).unwrap_err();
+            let named = matches!(error, Error::Setting { field: named, .. } if named == field);
+            assert!(named, "{rows:?}, {block:?}: {error}");
+        }
+        let text = serde_json::to_string(&costs()).expect("numbers");
+        assert_eq!(serde_json::from_str::<Costs>(&text).expect("the same"), costs());
+        assert!(serde_json::from_str::<Costs>(&text.replace("[1,2,4]", "[4,2,1]")).is_err());
     }
 }

@@ -72,6 +72,7 @@ pub fn depth_latencies<M: Tapped + ?Sized>(model: &M, batch: &Batch, rounds: usi
         let mut blocks_s = 0.;
         for (i, seconds) in seconds.iter_mut().enumerate() {
             hidden = model.block(i + 1, &hidden, Pass::EVAL)?.detach();
+            hidden.xs.device().synchronize()?;
             let before_exit = start.elapsed().as_secs_f64();
             let logits = model.exit(i + 1, &model.feature(&hidden)?)?;
             // Answers count when they are here.

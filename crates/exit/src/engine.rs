@@ -45,7 +45,8 @@ pub fn leave_early<M: Tapped + ?Sized>(model: &M, batch: &Batch, policy: &dyn Po
 impl Engine<'_> {
     /// Runs a batch block by block; rows leave as the policy says. The last layer always answers.
     ///
-    /// A row's key is its place in the batch. Which rows share a batch changes no decision and, but for rounding, no answer.
+    /// A row's key is its place in the batch. Which rows share a batch changes, but for rounding, no answer and no decision, except of
+    /// policies that know samples by their keys: see [`run_keyed`](Self::run_keyed).
     ///
     /// # Errors
     ///
@@ -137,7 +138,10 @@ impl Engine<'_> {
             _ if kept == rows => false,
             Compaction::Always => true,
             Compaction::Never => false,
-            Compaction::Profitable(table) => table.of_state(model, hidden, rows)?.pays(rows, kept, left),
+            // What cannot be measured is no reason not to answer.
+            Compaction::Profitable(table) => {
+                table.of_state(model, hidden, rows).map_or(true, |costs| costs.pays(rows, kept, left))
+            }
         })
     }
 }
@@ -177,7 +181,13 @@ impl See<'_> {
             if layer == depth {
                 return Ok(Verdict { leaves: vec![true; keys.len()], memory: None });
             }
-            policy.verdict(&check)
+            let verdict = policy.verdict(&check)?;
+            let remembered = verdict.memory.as_ref().map(|memory| memory.dim(0)).transpose()?;
+            let decided = [verdict.leaves.len(), remembered.unwrap_or(keys.len())];
+            match decided.into_iter().find(|&decided| decided != keys.len()) {
+                Some(decided) => Err(Error::Verdict { layer, decided, rows: keys.len() }),
+                None => Ok(verdict),
+            }
         };
         if reads == Reads::Decision {
             let Verdict { leaves, memory } = decide(check)?;
@@ -235,7 +245,7 @@ impl Leaving<'_> {
     }
 }
 
-fn one_a_sample(layer: usize, xs: &Tensor, samples: usize) -> Result<()> {
+pub(crate) fn one_a_sample(layer: usize, xs: &Tensor, samples: usize) -> Result<()> {
     match xs.dim(0)? {
         rows if rows == samples => Ok(()),
         answers => Err(Error::Answers { layer, answers, samples }),

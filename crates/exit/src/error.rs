@@ -161,6 +161,26 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A policy that does not decide on each row.
+    #[error("layer {layer}: a policy decided on, or remembered, {decided} rows of {rows}")]
+    Verdict {
+        /// The layer.
+        layer: usize,
+        /// Rows decided on.
+        decided: usize,
+        /// Rows there were.
+        rows: usize,
+    },
+    /// A request whose parts have different numbers of rows.
+    #[error("{part} of {found} rows for inputs of {rows}")]
+    Parts {
+        /// Mask, token types, or the state that the model made of them.
+        part: &'static str,
+        /// Its rows.
+        found: usize,
+        /// Rows of the inputs.
+        rows: usize,
+    },
     /// Keys of another number than the samples.
     #[error("{keys} keys for {samples} samples; expected one a sample")]
     Keys {

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// learning-to-exit, with a logistic loss instead of a squared one).
 ///
 /// ```text
-/// g(h) = 1 / (1 + exp(-(w . z(h) + b))),   z(h) = (h - mean h) / deviation of h, over the row's features
+/// g(h) = 1 / (1 + exp(-(w . z(h) + b))),   z(h) = (h - mean h) / sqrt(var h + 1e-12 mean h^2), over the row's features
 /// ```
 ///
 /// It reads features and needs no head.
@@ -41,7 +41,10 @@ impl Gate {
         }
         for (feature, right) in features.iter().zip(right) {
             let feature = feature.to_dtype(candle_core::DType::F32)?;
-            let (samples, _) = feature.dims2()?;
+            let (samples, wide) = feature.dims2()?;
+            if wide != width {
+                return Err(Error::Fit(format!("features of width {wide} and of {width}")));
+            }
             if samples != right.len() {
                 return Err(Error::Rows { rows: samples, labels: right.len() });
             }
@@ -65,12 +68,29 @@ impl Gate {
         Ok(Self { weights, bias: probe.bias[1] - probe.bias[0] })
     }
 
-    /// Probability that the exit on this feature is right; NaN when the feature is not finite.
+    /// Probability that the exit on this feature is right; NaN when the feature is not finite, or of another width.
     #[must_use]
     pub fn probability(&self, feature: &[f32]) -> f64 {
+        if feature.len() != self.weights.len() {
+            return f64::NAN;
+        }
         let logit: f64 =
             standardised(feature).zip(&self.weights).map(|(x, w)| x * w).sum::<f64>() + self.bias;
         1. / (1. + (-logit).exp())
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for weights that cannot be summed up.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let mut all = self.weights.iter().chain([&self.bias]);
+        match all.find(|weight| weight.is_nan() || weight.abs() > LARGEST) {
+            None => Ok(()),
+            Some(weight) => {
+                let expected = "finite weights, no larger than 1e100";
+                Err(Error::Setting { field: "gate", value: weight.to_string(), expected })
+            }
+        }
     }
 
     pub(crate) fn check_width(&self, width: usize) -> Result<()> {
@@ -81,11 +101,19 @@ impl Gate {
     }
 }
 
-/// Less the mean, over the deviation; zeros where a row does not vary.
+/// Largest weight that can be summed up with others.
+const LARGEST: f64 = 1e100;
+
+/// What a variance is at least, of the mean square: a row that does not vary is 0, whatever rounding has made of it.
+pub(crate) const FLOOR: f64 = 1e-12;
+
+/// Less the mean, over the deviation.
 fn standardised(row: &[f32]) -> impl Iterator<Item = f64> {
     let n = row.len().max(1) as f64;
-    let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    let deviation = (row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let mean_of = |f: &dyn Fn(f64) -> f64| row.iter().map(|&x| f(f64::from(x))).sum::<f64>() / n;
+    let mean = mean_of(&|x| x);
+    let (variance, square) = (mean_of(&|x| (x - mean).powi(2)), mean_of(&|x| x * x));
+    let deviation = (variance + FLOOR * square).sqrt();
     let by = if deviation == 0. { 1. } else { deviation };
     row.iter().map(move |&x| (f64::from(x) - mean) / by)
 }

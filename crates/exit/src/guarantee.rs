@@ -31,7 +31,7 @@ pub enum Test {
 /// A promise: with probability `1 - delta` over the calibration samples, the risk of samples drawn like them is at most
 /// `tolerance`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Guarantee {
     /// What is bounded.
     pub risk: Risk,

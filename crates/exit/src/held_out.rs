@@ -3,8 +3,8 @@ use layerwise_models::{Batch, Pass, Tapped, tap};
 
 use crate::{
     Error, Policy, Reads, Result, Signal, Thresholds,
-    accounting::{histogram, layer_ratio},
-    engine::not_finite,
+    accounting::histogram,
+    engine::{not_finite, one_a_sample},
     signal::Values,
 };
 
@@ -39,7 +39,7 @@ impl HeldOut {
     /// # Errors
     ///
     /// [`Error::Empty`] without samples, [`Error::NotFinite`] naming layer and sample of a NaN, [`Error::Width`] for a gate of another
-    /// model; otherwise what the batches or the model report.
+    /// model, [`Error::Answers`] for a model that predicts more or less than one row a sample; otherwise what the batches or the model report.
     pub fn observe<M: Tapped + ?Sized>(
         model: &M,
         signal: Signal,
@@ -49,10 +49,13 @@ impl HeldOut {
         for batch in batches {
             let mut memory = None;
             let seen = all.samples();
-            tap::for_each_layer(model, &batch?, Pass::EVAL, |layer, hidden| {
+            let batch = batch?;
+            let samples = batch.rows()?;
+            tap::for_each_layer(model, &batch, Pass::EVAL, |layer, hidden| {
                 if layer > 0 {
                     let feature = model.feature(hidden)?;
                     let logits = model.exit(layer, &feature)?;
+                    one_a_sample(layer, &logits, samples)?;
                     memory = all.add((layer, seen), &logits, Some(&feature), memory.take())?;
                 }
                 Ok::<_, Error>(())
@@ -256,7 +259,7 @@ impl HeldOut {
         let last = self.depth() - 1;
         let histogram = histogram(&layers, self.depth());
         Ok(Outcome {
-            layers: self.depth() as f64 / layer_ratio(&histogram),
+            layers: layers.iter().sum::<usize>() as f64 / layers.len() as f64,
             histogram,
             disagreement: share(&|i, layer| self.answers[layer - 1][i] != self.answers[last][i]),
             accuracy: self
@@ -266,8 +269,8 @@ impl HeldOut {
         })
     }
 
-    /// Thresholds from those at which nobody leaves to those at which everybody does, one for all of `layers`: the sequence that
-    /// budgets and guarantees are looked for in. Fixed by the signal and the number of classes, not by the samples.
+    /// Thresholds from cautious to bold, one for all of `layers`, as [`Signal::grid`] has them: the sequence that budgets and guarantees are
+    /// looked for in. Fixed by the signal and the number of classes, not by the samples.
     ///
     /// # Errors
     ///

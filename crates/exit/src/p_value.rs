@@ -49,12 +49,16 @@ pub fn binomial_upper(k: usize, n: usize, delta: f64) -> f64 {
 /// min( exp(-n h(min(mean, alpha), alpha)),  e P(Bin(n, alpha) <= ceil(n mean)) )
 /// h(a, b) = a ln(a / b) + (1 - a) ln((1 - a) / (1 - b))
 /// ```
+///
+/// `n mean` within 1e-9 of a whole number counts as that number. 1 for a mean that is not a number.
 #[must_use]
 pub fn hoeffding_bentkus(mean: f64, n: usize, alpha: f64) -> f64 {
+    if mean.is_nan() {
+        return 1.;
+    }
     let a = mean.min(alpha);
     let part = |a: f64, b: f64| if a > 0. { a * (a / b).ln() } else { 0. };
     let hoeffding = (-(n as f64) * (part(a, alpha) + part(1. - a, 1. - alpha))).exp();
-    // Counts that were divided by n and multiplied by it again are still counts.
     let bad = (n as f64 * mean - 1e-9).ceil().max(0.) as usize;
     hoeffding.min(std::f64::consts::E * binomial_cdf(bad, n, alpha)).min(1.)
 }

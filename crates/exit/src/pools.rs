@@ -13,7 +13,7 @@ use layerwise_models::{Batch, Hidden, Pass, Tapped};
 
 use crate::{
     CostTable, Error, Exited, Policy, Result,
-    costs::Shape,
+    cost_table::Shape,
     engine::{Leaving, See, Seen, not_finite},
 };
 
@@ -60,8 +60,8 @@ impl PoolConfig {
 /// For models whose samples do not see each other, so for encoders, this is exact: each sample leaves where it would leave alone, with
 /// the same logits but for rounding. This is the scheduler without threads; [`serve`](crate::serve) runs it behind a channel.
 ///
-/// What runs next: the deepest depth with a row that waited longer than `max_wait`; else the deepest with a profitable batch; else the one
-/// with most rows.
+/// What runs next: the depth of the row that has waited longest, if that is longer than `max_wait`; else the deepest with a profitable
+/// batch; else the one with most rows.
 pub struct Pools<'a, M: ?Sized> {
     model: &'a M,
     policy: &'a dyn Policy,
@@ -96,11 +96,23 @@ pub struct Work {
     pub histogram: Vec<usize>,
 }
 
+/// Most rows that costs are measured for: time a row hardly changes beyond.
+const MEASURED: usize = 256;
+
 /// Samples of one request that have not all left.
 struct Request {
     answers: Vec<Option<(Tensor, usize)>>,
     missing: usize,
     cancelled: Arc<AtomicBool>,
+}
+
+/// Some rows of a request that are not embedded yet.
+struct Asked {
+    request: u64,
+    /// The first of its rows.
+    first: usize,
+    batch: Batch,
+    keys: Vec<u64>,
 }
 
 /// A sample on its way.
@@ -198,32 +210,38 @@ impl<'a, M: Tapped + ?Sized> Pools<'a, M> {
     /// As [`submit_keyed`](Self::submit_keyed), with flags that say when nobody waits for the answer any more.
     pub(crate) fn submit_droppable(&mut self, batches: Vec<(Batch, Vec<u64>, Arc<AtomicBool>)>) -> Vec<u64> {
         let mut numbers = Vec::with_capacity(batches.len());
-        let mut good: Vec<(u64, Batch, Vec<u64>)> = Vec::with_capacity(batches.len());
+        let mut good: Vec<Asked> = Vec::with_capacity(batches.len());
         for (batch, keys, cancelled) in batches {
             let number = self.next_request;
             self.next_request += 1;
             numbers.push(number);
-            match batch.rows() {
-                Ok(rows) if rows > 0 && keys.len() == rows => {
-                    let request = Request { answers: vec![None; rows], missing: rows, cancelled };
+            if cancelled.load(Ordering::Relaxed) {
+                self.finished.push((number, Err(Error::Dropped)));
+                continue;
+            }
+            // No more at once than a batch holds.
+            match checked(&batch, keys.len()).and_then(|()| Ok(batch.split(self.config.max_batch)?)) {
+                Ok(parts) => {
+                    let request = Request { answers: vec![None; keys.len()], missing: keys.len(), cancelled };
                     self.requests.insert(number, request);
-                    good.push((number, batch, keys));
+                    let mut first = 0;
+                    for (part, keys) in parts.into_iter().zip(keys.chunks(self.config.max_batch)) {
+                        good.push(Asked { request: number, first, batch: part, keys: keys.to_vec() });
+                        first += keys.len();
+                    }
                 }
-                Ok(0) => self.finished.push((number, Err(Error::Empty))),
-                Ok(samples) => self.finished.push((number, Err(Error::Keys { keys: keys.len(), samples }))),
-                Err(error) => self.finished.push((number, Err(error.into()))),
+                Err(error) => self.finished.push((number, Err(error))),
             }
         }
-        // Requests that look alike are embedded together, as far as a batch goes.
-        let mut rest: VecDeque<_> = good.into();
+        // Those that look alike are embedded together, as far as a batch goes.
+        let mut rest: VecDeque<Asked> = good.into();
         while let Some(first) = rest.pop_front() {
+            let mut rows = first.keys.len();
             let mut group = vec![first];
-            let mut rows = group[0].2.len();
-            while rest.front().is_some_and(|(_, batch, keys)| {
-                rows + keys.len() <= self.config.max_batch && alike(&group[0].1, batch)
-            }) && let Some(next) = rest.pop_front()
-            {
-                rows += next.2.len();
+            while let Some(next) = rest.pop_front_if(|next| {
+                rows + next.keys.len() <= self.config.max_batch && alike(&group[0].batch, &next.batch)
+            }) {
+                rows += next.keys.len();
                 group.push(next);
             }
             self.embed(group);
@@ -231,21 +249,29 @@ impl<'a, M: Tapped + ?Sized> Pools<'a, M> {
         numbers
     }
 
-    /// Embeds requests together; where that fails, one by one, so that a wrong one fails alone.
-    fn embed(&mut self, group: Vec<(u64, Batch, Vec<u64>)>) {
-        let joined = || join_batches(group.iter().map(|(_, batch, _)| batch));
-        match caught(|| Ok(self.model.embed(&joined()?, Pass::EVAL)?.detach())) {
+    /// Embeds parts of requests together; where that fails, one by one, so that a wrong one fails alone.
+    fn embed(&mut self, mut group: Vec<Asked>) {
+        let embedded = caught(|| {
+            let batch = join_batches(group.iter().map(|asked| &asked.batch))?;
+            let hidden = self.model.embed(&batch, Pass::EVAL)?.detach();
+            let rows = batch.rows()?;
+            let state = [Some(&hidden.xs), hidden.mask.as_ref()];
+            same_rows(state.into_iter().flatten().map(|xs| ("a state", xs)), rows)?;
+            Ok(hidden)
+        });
+        match embedded {
             Ok(hidden) => {
                 let since = Instant::now();
-                let samples = group.iter().flat_map(|(request, _, keys)| {
-                    let sample = |(row, &key)| Sample { request: *request, row, key, since };
+                let samples = group.iter().flat_map(|Asked { request, first, keys, .. }| {
+                    let sample =
+                        move |(row, &key)| Sample { request: *request, row: first + row, key, since };
                     keys.iter().enumerate().map(sample)
                 });
                 let samples = samples.collect();
                 self.wait(0, hidden, None, samples);
             }
-            Err(error) if group.len() == 1 => self.fail(group[0].0, error),
-            Err(_) => group.into_iter().for_each(|request| self.embed(vec![request])),
+            Err(error) if group.len() == 1 => self.fail(group[0].request, error),
+            Err(_) => group.drain(..).for_each(|asked| self.embed(vec![asked])),
         }
     }
 
@@ -323,7 +349,8 @@ impl<'a, M: Tapped + ?Sized> Pools<'a, M> {
             pool(place).oldest().is_some_and(|since| now.duration_since(since) > self.config.max_wait)
         };
         let profitable = |(_, rows): &(Place, usize)| *rows >= profitable_rows;
-        let next = places().find(|(place, _)| overdue(place)).or_else(|| places().find(profitable));
+        let late = places().filter(|(place, _)| overdue(place)).min_by_key(|(place, _)| pool(place).oldest());
+        let next = late.or_else(|| places().find(profitable));
         // Of equals the first, which is the deepest.
         let most = || places().reduce(|best, other| if other.1 > best.1 { other } else { best });
         next.or_else(most).map(|(place, _)| place)
@@ -338,33 +365,45 @@ impl<'a, M: Tapped + ?Sized> Pools<'a, M> {
         let waiting = self.depths.values().flatten().flat_map(|pool| &pool.parts).next();
         let Some(part) = waiting else { return full };
         // Where costs cannot be measured, the model will say why when it is run.
-        let rows = match caught(|| self.costs.of_state(self.model, &part.hidden, full)) {
-            Ok(costs) => costs.profitable_rows(full, self.config.profitable),
-            Err(_) => full,
-        };
-        self.profitable_rows = Some(rows);
-        rows
+        let costs = caught(|| self.costs.of_state(self.model, &part.hidden, full.min(MEASURED)));
+        let rows = costs.map(|costs| costs.profitable_rows(full, self.config.profitable));
+        self.profitable_rows = rows.as_ref().ok().copied();
+        rows.unwrap_or(full)
     }
 
     fn run(&mut self, place: Place, most: usize) {
-        match self.gather(place, most) {
-            Ok(None) => {}
-            Ok(Some(gathered)) => self.run_gathered(place.done + 1, gathered),
-            // Parts of one shape cannot but fit together, unless memory is short.
-            Err((samples, error)) => {
-                let text = error.to_string();
-                for sample in samples {
-                    self.fail(sample.request, candle_core::Error::Msg(text.clone()).into());
+        let (parts, samples) = self.gather(place, most);
+        if samples.is_empty() {
+            return;
+        }
+        let layer = place.done + 1;
+        match caught(|| join(self.model, &parts)) {
+            Ok((hidden, memory)) => self.run_gathered(layer, Gathered { hidden, memory, samples }),
+            // Parts of one shape cannot but fit together, unless memory is short: then one by one.
+            Err(_) => {
+                let mut rest = samples.into_iter();
+                for part in parts {
+                    let samples: Vec<Sample> = rest.by_ref().take(part.2.len()).collect();
+                    match caught(|| join(self.model, std::slice::from_ref(&part))) {
+                        Ok((hidden, memory)) => {
+                            self.run_gathered(layer, Gathered { hidden, memory, samples })
+                        }
+                        Err(error) => {
+                            let text = error.to_string();
+                            for sample in samples {
+                                self.fail(sample.request, candle_core::Error::Msg(text.clone()).into());
+                            }
+                        }
+                    }
                 }
             }
         }
     }
 
     /// Takes out the rows that have waited longest, at most so many; those of requests that are no more are dropped.
-    fn gather(&mut self, place: Place, most: usize) -> Result<Option<Gathered>, (Vec<Sample>, Error)> {
-        let Some(pool) = self.depths.get_mut(&place.done).and_then(|pools| pools.get_mut(place.pool)) else {
-            return Ok(None);
-        };
+    fn gather(&mut self, place: Place, most: usize) -> (Vec<Rows>, Vec<Sample>) {
+        let Some(pools) = self.depths.get_mut(&place.done) else { return Default::default() };
+        let Some(pool) = pools.get_mut(place.pool) else { return Default::default() };
         let mut parts = Vec::new();
         let mut samples = Vec::new();
         while samples.len() < most
@@ -386,15 +425,10 @@ impl<'a, M: Tapped + ?Sized> Pools<'a, M> {
                 pool.parts.pop_front();
             }
         }
+        pools.retain(|pool| !pool.parts.is_empty());
         let gone = self.requests.extract_if(|_, request| request.cancelled.load(Ordering::Relaxed));
         self.finished.extend(gone.map(|(number, _)| (number, Err(Error::Dropped))));
-        if samples.is_empty() {
-            return Ok(None);
-        }
-        match caught(|| join(self.model, parts)) {
-            Ok((hidden, memory)) => Ok(Some(Gathered { hidden, memory, samples })),
-            Err(error) => Err((samples, error)),
-        }
+        (parts, samples)
     }
 
     /// Runs block `layer`. Where that fails, once more for each request, so that a wrong one fails alone.
@@ -417,7 +451,7 @@ impl<'a, M: Tapped + ?Sized> Pools<'a, M> {
                         .collect();
                     let samples = rows.iter().map(|&row| gathered.samples[row as usize].clone()).collect();
                     let part = (gathered.hidden.clone(), gathered.memory.clone(), rows);
-                    match caught(|| join(self.model, vec![part])) {
+                    match caught(|| join(self.model, &[part])) {
                         Ok((hidden, memory)) => {
                             self.run_gathered(layer, Gathered { hidden, memory, samples })
                         }
@@ -444,13 +478,15 @@ impl<'a, M: Tapped + ?Sized> Pools<'a, M> {
         let logits = Leaving { layer, feature: feature.as_ref(), logits: logits.as_ref(), rows: &gone }
             .answer(self.model)?;
         let gone = gone.into_iter().enumerate();
-        let leaving = gone.map(|(at, row)| Ok((row, logits.narrow(0, at, 1)?))).collect::<Result<_>>()?;
+        // A copy, as whoever keeps an answer would keep those of its whole batch.
+        let answer = |(at, row)| Ok((row, logits.narrow(0, at, 1)?.force_contiguous()?));
+        let leaving = gone.map(answer).collect::<Result<_>>()?;
         if kept.is_empty() {
             return Ok(After { hidden, memory, leaving });
         }
         // At once, so that a row that waits does not keep the memory of a whole batch.
         let kept = kept.into_iter().map(|row| row as u32).collect();
-        let (hidden, memory) = join(self.model, vec![(hidden, memory, kept)])?;
+        let (hidden, memory) = join(self.model, &[(hidden, memory, kept)])?;
         Ok(After { hidden, memory, leaving })
     }
 
@@ -482,7 +518,7 @@ impl<'a, M: Tapped + ?Sized> Pools<'a, M> {
         }
         if let Some(request) = self.requests.remove(&sample.request) {
             let (logits, layer): (Vec<Tensor>, Vec<usize>) = request.answers.into_iter().flatten().unzip();
-            let logits = if logits.len() == 1 { logits[0].contiguous() } else { Tensor::cat(&logits, 0) };
+            let logits = Tensor::cat(&logits, 0);
             let exited = logits.map(|logits| Exited { logits, layer }).map_err(Error::from);
             self.finished.push((sample.request, exited));
         }
@@ -496,6 +532,29 @@ fn caught<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         Err(Error::Panicked(text.unwrap_or("no message").to_owned()))
     })
+}
+
+/// Rows, keys, mask and token types of a request must belong together.
+fn checked(batch: &Batch, keys: usize) -> Result<()> {
+    let rows = batch.rows()?;
+    if rows == 0 {
+        return Err(Error::Empty);
+    }
+    if keys != rows {
+        return Err(Error::Keys { keys, samples: rows });
+    }
+    let parts = [("a mask", &batch.mask), ("token types", &batch.token_types)];
+    same_rows(parts.into_iter().filter_map(|(part, xs)| Some((part, xs.as_ref()?))), rows)
+}
+
+fn same_rows<'t>(parts: impl Iterator<Item = (&'static str, &'t Tensor)>, rows: usize) -> Result<()> {
+    for (part, xs) in parts {
+        let found = xs.dim(0)?;
+        if found != rows {
+            return Err(Error::Parts { part, found, rows });
+        }
+    }
+    Ok(())
 }
 
 /// Whether two batches can be one.
@@ -532,34 +591,40 @@ fn join_batches<'b>(batches: impl Iterator<Item = &'b Batch>) -> Result<Batch> {
 type Rows = (Hidden, Option<Tensor>, Vec<u32>);
 
 /// These rows in one batch; a part that is wanted as it is, is not copied.
-fn join<M: Tapped + ?Sized>(model: &M, parts: Vec<Rows>) -> Result<(Hidden, Option<Tensor>)> {
+fn join<M: Tapped + ?Sized>(model: &M, parts: &[Rows]) -> Result<(Hidden, Option<Tensor>)> {
     let mut states = Vec::with_capacity(parts.len());
     let mut memories = Vec::new();
     for (hidden, memory, rows) in parts {
         let whole = rows.len() == hidden.xs.dim(0)? && rows.is_sorted();
         if whole {
-            states.push(hidden);
-            memories.extend(memory);
+            states.push(hidden.clone());
+            memories.extend(memory.clone());
             continue;
         }
-        let rows = Tensor::new(rows, hidden.xs.device())?;
-        states.push(model.select(&hidden, &rows)?);
+        let rows = Tensor::new(rows.as_slice(), hidden.xs.device())?;
+        states.push(model.select(hidden, &rows)?);
         if let Some(memory) = memory {
             memories.push(memory.index_select(&rows, 0)?);
         }
     }
-    let cat = |mut parts: Vec<Tensor>| match parts.len() {
-        0 => Ok(None),
-        1 => Ok(parts.pop()),
-        _ => Tensor::cat(&parts, 0).map(Some),
-    };
-    let memory = cat(memories)?;
-    if states.len() == 1
-        && let Some(hidden) = states.pop()
-    {
-        return Ok((hidden, memory));
+    if !memories.is_empty() && memories.len() != states.len() {
+        return Err(candle_core::Error::Msg("a policy remembered some batches and not others".into()).into());
     }
-    let mask = cat(states.iter().filter_map(|state| state.mask.clone()).collect())?;
-    let xs = Tensor::cat(&states.iter().map(|state| &state.xs).collect::<Vec<_>>(), 0)?;
-    Ok((Hidden { xs, mask }, memory))
+    let memory = joined(memories)?;
+    let mask = joined(states.iter().filter_map(|state| state.mask.clone()).collect())?;
+    match states.as_slice() {
+        [one] => Ok((one.clone(), memory)),
+        _ => {
+            let xs = Tensor::cat(&states.iter().map(|state| &state.xs).collect::<Vec<_>>(), 0)?;
+            Ok((Hidden { xs, mask }, memory))
+        }
+    }
+}
+
+fn joined(mut parts: Vec<Tensor>) -> Result<Option<Tensor>> {
+    Ok(match parts.len() {
+        0 => None,
+        1 => parts.pop(),
+        _ => Some(Tensor::cat(&parts, 0)?),
+    })
 }

@@ -13,7 +13,7 @@ const KEY: &str = "exits";
 
 /// When a model is left early, as it is kept with the model: `"exits"` in its folder's `layerwise.json`.
 ///
-/// Saving a model anew drops it, as it was made for the weights that were there.
+/// Saving a model anew drops it, as it was made for the weights that were there. Other programs that write weights may leave it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedExits {
@@ -78,15 +78,22 @@ impl SavedExits {
         if !path.exists() {
             return Err(Error::NotCalibrated { path });
         }
-        let Some(exits) = read(&path)?.remove(KEY) else { return Err(Error::NotCalibrated { path }) };
+        let exits = match read(&path)?.remove(KEY) {
+            None | Some(Value::Null) => return Err(Error::NotCalibrated { path }),
+            Some(exits) => exits,
+        };
         let saved: Self =
             serde_json::from_value(exits).map_err(|source| Error::Json { path: path.clone(), source })?;
-        let fits = if saved.depth == depth {
+        let fits = || {
+            if saved.depth != depth {
+                return Err(Error::Depth { made_for: saved.depth, depth });
+            }
+            if let Calibration::Guarantee { promise, .. } = saved.calibration {
+                promise.samples_needed()?;
+            }
             saved.thresholds.validate(depth)
-        } else {
-            Err(Error::Depth { made_for: saved.depth, depth })
         };
-        match fits {
+        match fits() {
             Ok(()) => Ok(saved),
             Err(source) => Err(Error::InFile { path, source: source.into() }),
         }

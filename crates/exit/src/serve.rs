@@ -82,7 +82,7 @@ pub struct Served {
     pub answered: usize,
     /// Requests that ended in an error, which their client got.
     pub failed: usize,
-    /// Requests that nobody waited for any more.
+    /// Requests that nobody waited for any more when they were done.
     pub dropped: usize,
     /// Batches and rows, and where samples left.
     pub work: Work,
@@ -130,7 +130,7 @@ pub fn serve(config: ServeConfig) -> Result<(Client, Server)> {
 }
 
 impl Client {
-    /// Hands a request in; waits while the queue is full.
+    /// Hands a request in; waits while the queue is full. Its samples' keys are those that come next on the server.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl Client {
         Ok(pending)
     }
 
-    /// Hands a request in unless the queue is full, under keys of the caller's (one a sample; `None` for their places in the batch), and
+    /// Hands a request in unless the queue is full, under keys of the caller's (one a sample; `None` for those that come next), and
     /// has its answer given to `reply` on the server's thread: for callers that must not block, such as asynchronous ones. `reply` must
     /// not block either.
     ///
@@ -202,8 +202,7 @@ impl Pending {
     ///
     /// # Errors
     ///
-    /// What was wrong with this request; [`Error::Closed`] when the server ended without an answer, which it does only when its thread
-    /// panics.
+    /// What was wrong with this request; [`Error::Closed`] when there is no server to answer it: it never ran, or its thread panicked.
     pub fn wait(self) -> Result<Exited> {
         self.reply.recv().unwrap_or(Err(Error::Closed))
     }
@@ -231,9 +230,9 @@ impl Drop for Ticket {
 impl Server {
     /// Answers until the last client is gone and everything it was asked is done.
     ///
-    /// Runs on the thread that calls it. A request that is wrong, or that makes the model fail or panic, gets its error and
-    /// disturbs no other. Until the costs of a shape of state are known, the first batch of that shape waits for their measurement; see
-    /// [`CostTable::prepare`].
+    /// Runs on the thread that calls it: one of rayon's pool is best ([`rayon::scope`](https://docs.rs/rayon)), as long as none of those that
+    /// ask is of that pool; they would wait for a thread that waits for them. A request that is wrong, or that makes the model fail or panic, gets its error and
+    /// disturbs no other. The first batch waits for the measurement of costs, unless they are known: see [`CostTable::prepare`].
     ///
     /// # Errors
     ///
@@ -249,6 +248,7 @@ impl Server {
         let mut replies: HashMap<u64, (Reply, Arc<AtomicBool>)> = HashMap::new();
         let mut served = Served::default();
         let mut open = true;
+        let mut next_key = 0;
         loop {
             let mut questions = Vec::new();
             let mut rows = pools.rows();
@@ -270,7 +270,9 @@ impl Server {
             let (batches, senders): (Vec<_>, Vec<_>) = questions
                 .into_iter()
                 .map(|Question { batch, keys, reply, cancelled }| {
-                    let keys = keys.unwrap_or_else(|| (0..batch.rows().unwrap_or(0) as u64).collect());
+                    let rows = batch.rows().unwrap_or(0) as u64;
+                    let keys = keys.unwrap_or_else(|| (next_key..next_key + rows).collect());
+                    next_key += rows;
                     ((batch, keys, cancelled.clone()), (reply, cancelled))
                 })
                 .unzip();

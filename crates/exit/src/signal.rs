@@ -85,10 +85,12 @@ impl Signal {
         Err(Error::Setting { field: "threshold", value: threshold.to_string(), expected })
     }
 
-    /// Thresholds from one at which (almost) nobody leaves to one at which (almost) everybody does, `steps` of them (with
-    /// [`Patience`](Self::Patience) one for each number of checks): fixed beforehand, by no data.
+    /// Thresholds from cautious to bold, `steps` of them (with [`Patience`](Self::Patience) one for each number of checks): fixed beforehand,
+    /// by no data.
     ///
-    /// Probabilities and cosines are `1 - x`, entropies `x ln(classes)`, for `x` from 1e-4 to 1 in equal ratios.
+    /// Probabilities and cosines are `1 - x`, entropies `x ln(classes)`, for `x` from 1e-4 to 1 in equal ratios. At the first only those leave
+    /// that are surer than 0.9999 (of patience, that never changed their answer), at the last almost all: not those with a cosine below 0,
+    /// or without any margin.
     #[must_use]
     pub fn grid(&self, steps: usize, classes: usize, checks: usize) -> Vec<f64> {
         let last = steps.saturating_sub(1).max(1) as f64;
@@ -199,6 +201,21 @@ mod tests {
     }
 
     #[test]
+    fn a_gate_bears_rows_without_variance_and_of_any_size() -> Result<()> {
+        let gate = Gate { weights: vec![1., -2., 3., 0.5, 1., 1., 1.], bias: 0.5 };
+        let rows: [fn(usize) -> f32; 4] = [|_| 0.1, |_| 0., |i| 1e20 * i as f32, |i| 3e38 - 1e37 * i as f32];
+        let rows: Vec<f32> = rows.iter().flat_map(|value| (0..7).map(value)).collect();
+        let xs = Tensor::from_vec(rows, (4, 7), &Cpu)?;
+        let signal = Signal::Gate(gate);
+        let (a, b) = (host::values(&signal, &xs, None)?.values, tensor::values(&signal, &xs, None)?.values);
+        let unmoved = 1. / (1. + (-0.5f64).exp());
+        assert!((a[0] - unmoved).abs() < 1e-6 && (a[1] - unmoved).abs() < 1e-12, "{a:?}");
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} and {b:?}");
+        assert!((a[2] - a[0]).abs() > 0.01, "{a:?}");
+        Ok(())
+    }
+
+    #[test]
     fn what_is_not_finite_has_no_value() -> Result<()> {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let xs = Tensor::new(&[[0f32, bad, 1.], [0., 1., 2.]], &Cpu)?;
@@ -212,9 +229,11 @@ mod tests {
                 gate,
             ] {
                 let first = signal.values(Some(&xs), Some(&xs), None)?;
-                let values = signal.values(Some(&xs), Some(&xs), first.memory.as_ref())?.values;
-                assert!(values[0].is_nan() && values[1].is_finite(), "{signal:?}, {bad}: {values:?}");
-                assert!(signal.is_sure(values[0], 1.));
+                for way in [host::values, tensor::values] {
+                    let values = way(&signal, &xs, first.memory.as_ref())?.values;
+                    assert!(values[0].is_nan() && values[1].is_finite(), "{signal:?}, {bad}: {values:?}");
+                    assert!(signal.is_sure(values[0], 1.));
+                }
             }
         }
         Ok(())

@@ -44,6 +44,9 @@ impl Thresholds {
 
 impl Policy for Thresholds {
     fn validate(&self, depth: usize) -> Result<()> {
+        if let Signal::Gate(gate) = &self.signal {
+            gate.validate()?;
+        }
         for (&layer, &threshold) in &self.at {
             if layer == 0 || layer >= depth {
                 let last = depth.saturating_sub(1);

@@ -4,8 +4,9 @@ use std::fs;
 
 use candle_core::{Device::Cpu, Tensor};
 use layerwise_exit::{
-    Budget, Calibration, Costs, Error, Guarantee, HeldOut, Monitor, Result, Risk, SavedExits, Signal, Test,
-    Thresholds, binomial_cdf, binomial_upper, guaranteed, leave_early, milliseconds, within_budget,
+    Budget, Calibration, Costs, Error, Figures, Guarantee, HeldOut, Monitor, Result, Risk, SavedExits,
+    Signal, Test, Thresholds, binomial_cdf, binomial_upper, guaranteed, leave_early, milliseconds,
+    within_budget,
 };
 use layerwise_models::{Batch, Vit};
 use layerwise_ops::init::{self, ChaCha8Rng};
@@ -82,12 +83,13 @@ fn a_budget_is_kept_by_the_best_thresholds_there_are() -> Result<()> {
 
 #[test]
 fn milliseconds_count_blocks_and_heads() -> Result<()> {
-    let costs = Costs {
+    let costs: Costs = Figures {
         rows: vec![1, 8],
         block_s: vec![0.002, 0.008],
         select_s: vec![0.; 2],
         exit_s: vec![0.001, 0.004],
-    };
+    }
+    .try_into()?;
     // Two layers checked of four; four samples leave after layer 2, four after the last.
     let thresholds = Thresholds { at: [(1, 0.9), (2, 0.9)].into(), ..Default::default() };
     let got = milliseconds(&thresholds, &[0, 4, 0, 4], &costs, 8);
@@ -152,6 +154,21 @@ fn without_anything_to_promise_nobody_leaves() -> Result<()> {
     // Even where the sequence begins too boldly.
     let (thresholds, outcome) = guaranteed(&held_out, &path[49..], &Guarantee::default())?;
     assert_eq!((thresholds, outcome.layers), (Thresholds::none(), 2.));
+    Ok(())
+}
+
+#[test]
+fn the_first_thresholds_that_fail_end_the_sequence() -> Result<()> {
+    let held_out = held_out(2000, 0.5, &mut init::rng(1))?;
+    let (cautious, bold) = (
+        Thresholds::common(Signal::MaxProbability, 0.97, 3),
+        Thresholds::common(Signal::MaxProbability, 0.1, 3),
+    );
+    let promise = Guarantee { risk: Risk::Disagreement, tolerance: 0.05, ..Default::default() };
+    let first = |path: &[Thresholds]| Ok::<_, Error>(guaranteed(&held_out, path, &promise)?.0);
+    assert_eq!(first(&[cautious.clone(), bold.clone()])?, cautious);
+    // Tested alone they would pass, after a failure they are not tested.
+    assert_eq!(first(&[bold, cautious])?, Thresholds::none());
     Ok(())
 }
 
@@ -313,6 +330,11 @@ fn a_monitor_notices_a_rate_above_the_promise_and_seldom_one_below() -> Result<(
     assert!(false_alarms <= 36, "{false_alarms} of 300");
     assert!(alarms(0.02, 10_000)? >= 295);
     assert!(alarms(0.1, 300)? >= 295);
+    // A change that comes after a long time is noticed almost as soon.
+    let mut monitor = Monitor::new(0.01, 0.05)?;
+    assert!(!(0..100_000).any(|i| monitor.observe(i % 200 == 0)));
+    let after = (0..5000).position(|i| monitor.observe(i % 20 == 0));
+    assert!(after.is_some_and(|after| after < 1500), "{after:?}");
 
     // Of what calibration samples showed, the upper bound.
     let after = Monitor::after(46, 4000, 0.05)?;

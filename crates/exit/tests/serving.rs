@@ -12,6 +12,7 @@ use layerwise_exit::{
     leave_early, serve,
 };
 use layerwise_models::{Batch, Hidden, Pass, Tapped};
+use layerwise_ops::{Attention, attention};
 use layerwise_testkit::{TinyStack, assert_close, random};
 
 const DEPTH: usize = 5;
@@ -237,23 +238,103 @@ fn rows_that_waited_long_go_first() -> Result<()> {
     let submit = |pools: &mut Pools<'_, TinyStack>, rows: usize| {
         pools.submit_keyed(vec![(sample(1, rows), (0..rows as u64).collect())])
     };
-    // One row after block 1, eight fresh ones: a full batch is better.
-    submit(&mut pools, 1);
-    assert!(pools.step_at(0, 1) && !pools.step_at(0, 1));
-    submit(&mut pools, 8);
-    assert!(pools.step());
-    assert_eq!(pools.waiting().iter().map(|(_, rows)| rows).sum::<usize>(), 9);
-    let after_one = |pools: &Pools<'_, TinyStack>| {
-        pools.waiting().iter().find(|(done, _)| *done == 1).map_or(0, |at| at.1)
-    };
-    assert_eq!(after_one(&pools), 5);
-    // Everybody has waited too long: the deepest first, and there the one that came first.
+    // A full batch after block 1, and one row that waits.
+    let full = submit(&mut pools, 4);
+    assert!(pools.step_at(0, 4));
+    let single = submit(&mut pools, 1);
     thread::sleep(Duration::from_millis(25));
+    // The batch has just moved on; the row has waited too long, and goes before it.
+    assert!(pools.step_at(1, 4));
+    assert_eq!(pools.waiting(), [(0, 1), (2, 4)]);
     assert!(pools.step());
-    assert_eq!(after_one(&pools), 1);
+    assert_eq!(pools.waiting(), [(1, 1), (2, 4)]);
+    // Nobody waits too long: the full batch, which is deeper.
+    assert!(pools.step());
+    assert_eq!(pools.waiting(), [(1, 1), (3, 4)]);
     while pools.step() {}
-    assert_eq!(pools.finished().len(), 2);
-    assert_eq!(pools.work().histogram, [0, 0, 0, 0, 9]);
+    let finished: Vec<u64> = pools.finished().into_iter().map(|(number, _)| number).collect();
+    assert_eq!(finished, [full, single].concat());
+    assert_eq!(pools.work().histogram, [0, 0, 0, 0, 5]);
+
+    // At one depth, whoever came first.
+    let numbers = [submit(&mut pools, 1), submit(&mut pools, 1)].concat();
+    for done in 0..DEPTH {
+        assert!(pools.step_at(done, 1));
+    }
+    assert_eq!(pools.finished().into_iter().map(|(number, _)| number).collect::<Vec<_>>(), numbers[..1]);
+    Ok(())
+}
+
+/// Attention over the tokens that are no padding, of any number of tokens; reads the first.
+struct Padded;
+
+impl Tapped for Padded {
+    fn depth(&self) -> usize {
+        3
+    }
+
+    fn embed(&self, batch: &Batch, _pass: Pass) -> candle_core::Result<Hidden> {
+        Ok(Hidden { xs: batch.inputs.clone(), mask: batch.mask.clone() })
+    }
+
+    fn block(&self, _layer: usize, hidden: &Hidden, _pass: Pass) -> candle_core::Result<Hidden> {
+        let config = Attention { key_mask: hidden.mask.as_ref(), ..Attention::full(2) };
+        let update = attention(&hidden.xs, &hidden.xs, &hidden.xs, &config)?;
+        Ok(Hidden { xs: (&hidden.xs + update)?, mask: hidden.mask.clone() })
+    }
+
+    fn feature(&self, hidden: &Hidden) -> candle_core::Result<Tensor> {
+        hidden.xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
+    }
+
+    fn exit(&self, _layer: usize, feature: &Tensor) -> candle_core::Result<Tensor> {
+        Ok(feature.clone())
+    }
+}
+
+fn text(seed: u64, rows: usize, tokens: usize) -> Batch {
+    let mask = (0..rows * tokens).map(|i| u8::from(i % tokens <= (i / tokens + seed as usize) % tokens));
+    Batch {
+        inputs: random(seed, &[rows, tokens, 4]),
+        mask: Some(
+            Tensor::from_iter(mask, &Cpu).and_then(|mask| mask.reshape((rows, tokens))).expect("a mask"),
+        ),
+        token_types: None,
+    }
+}
+
+#[test]
+fn masks_stay_with_their_rows_and_lengths_apart() -> Result<()> {
+    let (policy, costs) = (Thresholds::common(Signal::MaxProbability, 0.6, 3), CostTable::default());
+    let mut pools = Pools::new(&Padded, &policy, &costs, PoolConfig { max_batch: 5, ..Default::default() })?;
+    let mut batches: Vec<Batch> = (0..12).map(|i| text(i, 1 + i as usize % 3, 3 + i as usize % 2)).collect();
+    // More than a batch holds, and without a mask.
+    batches.extend([text(20, 13, 4), Batch::from(random(21, &[2, 4, 4]))]);
+    // Masks that do not belong to their inputs: refused alone.
+    let wrong = [
+        Batch { mask: text(1, 2, 4).mask, ..text(30, 1, 4) },
+        Batch { token_types: text(1, 2, 4).mask, ..text(30, 1, 4) },
+        Batch { mask: text(1, 1, 3).mask, ..text(30, 1, 4) },
+    ];
+    let keyed = |batch: &Batch| (batch.clone(), (0..batch.rows().unwrap() as u64).collect());
+    let numbers = pools.submit_keyed(batches.iter().chain(&wrong).map(keyed).collect());
+    while pools.step() {}
+    let mut finished = pools.finished();
+    finished.sort_by_key(|(number, _)| *number);
+    assert_eq!(finished.iter().map(|(number, _)| *number).collect::<Vec<_>>(), numbers);
+    for (batch, (_, got)) in batches.iter().zip(&finished) {
+        let (got, want) = (got.as_ref().unwrap(), leave_early(&Padded, batch, &policy)?);
+        assert_eq!(got.layer, want.layer);
+        assert_close(&got.logits, &want.logits, OTHER_BATCH)?;
+    }
+    let layers: Vec<usize> =
+        finished.iter().flat_map(|(_, got)| got.iter().flat_map(|got| got.layer.clone())).collect();
+    assert!(layers.contains(&1) && layers.contains(&3), "{layers:?}");
+    let errors: Vec<&Error> =
+        finished[batches.len()..].iter().map(|(_, got)| got.as_ref().unwrap_err()).collect();
+    assert!(matches!(errors[0], Error::Parts { part: "a mask", found: 2, rows: 1 }), "{:?}", errors[0]);
+    assert!(matches!(errors[1], Error::Parts { part: "token types", found: 2, rows: 1 }), "{:?}", errors[1]);
+    assert!(matches!(errors[2], Error::Candle(_)), "{:?}", errors[2]);
     Ok(())
 }
 

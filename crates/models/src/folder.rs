@@ -32,7 +32,8 @@ pub(crate) fn save(
     fs::create_dir_all(folder).map_err(at)?;
     let mut files = vec![(WEIGHTS, weights(params, rename)?), (CONFIG, json(config)?)];
     match layerwise {
-        Some(layerwise) => files.push((LAYERWISE, json(layerwise)?)),
+        // First, so that what others have added to it (when to leave early) is gone before the weights that it was made for.
+        Some(layerwise) => files.insert(0, (LAYERWISE, json(layerwise)?)),
         // What another model said of itself.
         None if folder.join(LAYERWISE).exists() => {
             fs::remove_file(folder.join(LAYERWISE)).map_err(at)?;

@@ -139,6 +139,24 @@ impl Source for Input {
     }
 }
 
+/// The test part of a folder of MNIST's or CIFAR-10's files; without a folder, the embedded digits' part that the quickstart holds out.
+///
+/// # Errors
+///
+/// When it is none of these; the message names it.
+pub fn test_set(input: Option<&Path>) -> Result<ImageSet> {
+    match kind(input)? {
+        Kind::Set(set) => Ok(set),
+        Kind::Files(files) => {
+            let folder = input.map(|path| path.display().to_string()).unwrap_or_default();
+            bail!(
+                "{folder}: {} image files without labels; expected CIFAR-10's or MNIST's files",
+                files.len()
+            )
+        }
+    }
+}
+
 fn kind(input: Option<&Path>) -> Result<Kind> {
     // The part that the examples' models have not seen.
     let Some(input) = input else { return Ok(Kind::Set(digits()?.split(0.2, 0)?.1)) };

@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Result as CandleResult, Tensor};
 
 use super::{Signal, Values};
-use crate::Result;
+use crate::{Result, gate::FLOOR};
 
 /// As [`host::values`](super::host::values), in f32.
 pub(super) fn values(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> Result<Values> {
@@ -23,11 +23,11 @@ pub(super) fn values(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> R
             (values, Some(xs.clone()))
         }
         Signal::Gate(gate) => {
-            let standard = standardised(xs)?;
-            let weights =
-                Tensor::new(gate.weights.as_slice(), xs.device())?.to_dtype(DType::F32)?.unsqueeze(1)?;
+            // In f64: means may be far above deviations, and their squares large.
+            let standard = standardised(&xs.to_dtype(DType::F64)?)?;
+            let weights = Tensor::new(gate.weights.as_slice(), xs.device())?.unsqueeze(1)?;
             let logits = (standard.matmul(&weights)?.squeeze(1)? + gate.bias)?;
-            (((logits.neg()?.exp()? + 1.)?.recip())?, None)
+            ((logits.neg()?.exp()? + 1.)?.recip()?.to_dtype(DType::F32)?, None)
         }
     };
     // 0 times what is not finite is NaN.
@@ -85,10 +85,11 @@ fn cosine(a: &Tensor, b: &Tensor) -> CandleResult<Tensor> {
     (dot(&a, &b)? / (lengths + none)?)?.to_dtype(DType::F32)
 }
 
-/// Each row less its mean, over its deviation; 0 where a row does not vary.
+/// Each row less its mean, over its deviation; see [`Gate`](crate::Gate).
 fn standardised(xs: &Tensor) -> CandleResult<Tensor> {
     let centred = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
-    let deviation = centred.sqr()?.mean_keepdim(D::Minus1)?.sqrt()?;
+    let mean_square = |xs: &Tensor| xs.sqr()?.mean_keepdim(D::Minus1);
+    let deviation = (mean_square(&centred)? + (mean_square(xs)? * FLOOR)?)?.sqrt()?;
     let some = deviation.gt(0.)?.to_dtype(xs.dtype())?;
     centred.broadcast_div(&(deviation + (1. - some)?)?)
 }

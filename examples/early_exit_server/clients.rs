@@ -1,0 +1,55 @@
+//! Connections that ask one image after the other.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use ureq::Agent;
+
+use crate::http::{Answer, REQUEST_ID};
+
+/// Longest that a client waits.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection that is kept.
+pub(crate) struct Connection {
+    agent: Agent,
+    url: String,
+}
+
+/// What a server said.
+pub(crate) struct Said {
+    pub(crate) status: u16,
+    pub(crate) id: Option<String>,
+    pub(crate) body: String,
+}
+
+impl Connection {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        let config =
+            Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build();
+        Self { agent: config.into(), url: format!("http://{address}") }
+    }
+
+    /// Sends a body to `/classify`.
+    pub(crate) fn send(&self, body: &[u8], exits: bool, id: &str) -> Result<Said> {
+        let url = format!("{}/classify?exits={}", self.url, if exits { "on" } else { "off" });
+        let mut response = self.agent.post(url).header(REQUEST_ID, id).send(body)?;
+        let id = response.headers().get(REQUEST_ID).and_then(|id| Some(id.to_str().ok()?.to_owned()));
+        Ok(Said { status: response.status().as_u16(), id, body: response.body_mut().read_to_string()? })
+    }
+
+    /// Sends an image and expects its answer.
+    pub(crate) fn ask(&self, png: &[u8], exits: bool) -> Result<Answer> {
+        let said = self.send(png, exits, "0")?;
+        ensure!(said.status == 200, "{}: status {}: {}", self.url, said.status, said.body);
+        serde_json::from_str(&said.body).with_context(|| format!("{}: {}", self.url, said.body))
+    }
+
+    /// `/stats`.
+    pub(crate) fn stats(&self) -> Result<Value> {
+        let url = format!("{}/stats", self.url);
+        let mut response = self.agent.get(&url).call().with_context(|| format!("{url}: no server there?"))?;
+        Ok(serde_json::from_str(&response.body_mut().read_to_string()?)?)
+    }
+}

@@ -1,0 +1,271 @@
+//! Images in, answers out.
+
+use std::{
+    io::Cursor,
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use axum::{
+    Json, Router,
+    body::{Bytes, to_bytes},
+    extract::{Query, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use candle_core::Device;
+use image::{ImageReader, Limits};
+use layerwise::{
+    data::Preprocess,
+    exit::{Client, Error as ExitError, Exited},
+    models::Batch,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::{sync::oneshot, time};
+
+use crate::server::NO_EXITS;
+
+/// Largest body, bytes.
+pub(crate) const MAX_BODY: usize = 4 << 20;
+/// Largest edge of an image.
+const MAX_EDGE: u32 = 4096;
+/// Time that a client has to send its body.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// What a client calls its request; the answer bears it too.
+pub(crate) const REQUEST_ID: &str = "x-request-id";
+
+#[derive(Clone)]
+pub(crate) struct App(Arc<Shared>);
+
+struct Shared {
+    client: Client,
+    preprocess: Preprocess,
+    labels: Vec<String>,
+    /// Of a batch of one image.
+    shape: (usize, usize, usize, usize),
+    device: Device,
+    counts: Counts,
+}
+
+/// What became of requests for an answer.
+#[derive(Default)]
+struct Counts {
+    received: AtomicUsize,
+    answered: AtomicUsize,
+    refused: AtomicUsize,
+    busy: AtomicUsize,
+    failed: AtomicUsize,
+    gone: AtomicUsize,
+}
+
+impl App {
+    pub(crate) fn new(
+        client: Client,
+        preprocess: Preprocess,
+        labels: Vec<String>,
+        shape: (usize, usize, usize, usize),
+        device: Device,
+    ) -> Self {
+        Self(Arc::new(Shared { client, preprocess, labels, shape, device, counts: Counts::default() }))
+    }
+}
+
+/// Answers until `stop`, then as long as connections need, at most `grace`.
+pub(crate) fn run(app: App, listener: TcpListener, stop: &'static AtomicBool, grace: Duration) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let stopped = || async move {
+        while !stop.load(Ordering::Relaxed) {
+            time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let done: Result<()> = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let router =
+            Router::new().route("/classify", post(classify)).route("/stats", get(stats)).with_state(app);
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stopped());
+        let overdue = async {
+            stopped().await;
+            time::sleep(grace).await;
+        };
+        tokio::select! {
+            done = serving => done.context("HTTP"),
+            () = overdue => Ok(()),
+        }
+    });
+    runtime.shutdown_timeout(grace);
+    done
+}
+
+#[derive(Deserialize)]
+struct Options {
+    /// `off` for the full model.
+    exits: Option<Switch>,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Answer {
+    pub(crate) class: usize,
+    pub(crate) label: String,
+    pub(crate) probability: f64,
+    /// The layer after which the image left.
+    pub(crate) layer: usize,
+}
+
+/// Counts a request that went away before its answer was there.
+struct Waiting<'a>(Option<&'a Counts>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(counts) = self.0 {
+            counts.gone.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn classify(State(app): State<App>, options: Query<Options>, request: Request) -> Response {
+    let shared = &*app.0;
+    shared.counts.received.fetch_add(1, Ordering::Relaxed);
+    let mut waiting = Waiting(Some(&shared.counts));
+    let id = request.headers().get(REQUEST_ID).cloned();
+    let answer = answer(&app, options.exits, request).await;
+    waiting.0 = None;
+    let mut response = match answer {
+        Ok(answer) => {
+            shared.counts.answered.fetch_add(1, Ordering::Relaxed);
+            Json(answer).into_response()
+        }
+        Err(failure) => failure.response(&shared.counts),
+    };
+    if let Some(id) = id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+async fn answer(app: &App, exits: Option<Switch>, request: Request) -> Result<Answer, Failure> {
+    let body = time::timeout(BODY_TIME, to_bytes(request.into_body(), MAX_BODY)).await;
+    let body = body.map_err(|_| Failure::slow())?.map_err(|error| Failure::body(&error))?;
+    let prepared = app.clone();
+    let batch = tokio::task::spawn_blocking(move || prepared.prepare(&body)).await;
+    let batch = batch.map_err(|_| Failure::internal("decoding panicked".into()))??;
+    let keys = vec![if exits == Some(Switch::Off) { NO_EXITS } else { 0 }];
+    let (sender, receiver) = oneshot::channel();
+    // A client that goes away drops this future, and with it the ticket.
+    let ticket = app.0.client.try_submit_with(batch, Some(keys), move |answer| drop(sender.send(answer)))?;
+    let exited = receiver.await.map_err(|_| Failure::from(ExitError::Closed))??;
+    drop(ticket);
+    app.told(&exited)
+}
+
+impl App {
+    /// The image of a body, as the model takes it.
+    fn prepare(&self, body: &Bytes) -> Result<Batch, Failure> {
+        let mut reader = ImageReader::new(Cursor::new(body)).with_guessed_format().map_err(Failure::image)?;
+        let mut limits = Limits::default();
+        limits.max_image_width = Some(MAX_EDGE);
+        limits.max_image_height = Some(MAX_EDGE);
+        reader.limits(limits);
+        let image = reader.decode().map_err(Failure::image)?.to_rgb8();
+        let pixels = self.0.preprocess.apply(&image, &self.0.device).map_err(Failure::image)?;
+        let pixels = pixels.unsqueeze(0).map_err(|error| Failure::internal(error.to_string()))?;
+        let (one, channels, height, width) = self.0.shape;
+        if pixels.dims() != [one, channels, height, width] {
+            return Err(Failure::image(format!("{:?} pixels", pixels.dims())));
+        }
+        Ok(pixels.into())
+    }
+
+    fn told(&self, exited: &Exited) -> Result<Answer, Failure> {
+        let logits = exited.logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>());
+        let logits = logits.map_err(|error| Failure::internal(error.to_string()))?;
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let class = logits.iter().position(|&x| x == largest).unwrap_or(0);
+        let probability = 1. / logits.iter().map(|x| f64::from(x - largest).exp()).sum::<f64>();
+        Ok(Answer { class, label: self.0.labels[class].clone(), probability, layer: exited.layer[0] })
+    }
+}
+
+/// Why there is no answer.
+struct Failure {
+    status: StatusCode,
+    text: String,
+}
+
+impl Failure {
+    fn new(status: StatusCode, text: String) -> Self {
+        Self { status, text }
+    }
+
+    fn slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, format!("no whole body within {} s", BODY_TIME.as_secs()))
+    }
+
+    /// Too long, or the client went away.
+    fn body(error: &axum::Error) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("{error}: expected at most {MAX_BODY} bytes"))
+    }
+
+    fn image(error: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, format!("expected a PNG or JPEG image in the body: {error}"))
+    }
+
+    fn internal(text: String) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    }
+
+    fn response(self, counts: &Counts) -> Response {
+        let count = match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => &counts.busy,
+            StatusCode::INTERNAL_SERVER_ERROR => &counts.failed,
+            _ => &counts.refused,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut headers = HeaderMap::new();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        (self.status, headers, Json(json!({ "error": self.text }))).into_response()
+    }
+}
+
+impl From<ExitError> for Failure {
+    fn from(error: ExitError) -> Self {
+        let status = match error {
+            ExitError::Busy | ExitError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// What became of the requests so far, and the memory of this process.
+async fn stats(State(app): State<App>) -> Json<serde_json::Value> {
+    let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+    let Counts { received, answered, refused, busy, failed, gone } = &app.0.counts;
+    Json(
+        json!({ "received": count(received), "answered": count(answered), "refused": count(refused), "busy": count(busy),
+        "failed": count(failed), "gone": count(gone), "rss_mib": resident() }),
+    )
+}
+
+/// Resident memory of this process in MiB, as Linux tells it.
+fn resident() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024.)
+}

@@ -1,0 +1,380 @@
+//! A long time with everything that can go wrong on the other side.
+
+use std::{
+    collections::HashMap,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use clap::Args;
+use layerwise::ops::init;
+use layerwise_example_common::{
+    CommonFlags, Preset, Report, Results, Table,
+    plots::{self, Series},
+    progress,
+    table::decimals,
+};
+use rand::Rng;
+use serde_json::{Value, json};
+
+use crate::{
+    NAME,
+    clients::Connection,
+    http::{Answer, MAX_BODY},
+    load::quantile,
+    requests::{Request, requests},
+};
+
+#[derive(Args)]
+pub(crate) struct SoakFlags {
+    #[command(flatten)]
+    pub(crate) common: CommonFlags,
+    /// Where the server listens.
+    #[arg(long, default_value = "127.0.0.1:8765")]
+    address: SocketAddr,
+    /// Folder of a labelled data set of the model's classes, CIFAR-10's or MNIST's files [default: the embedded digits].
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Clients at a time.
+    #[arg(long, default_value_t = 32)]
+    clients: usize,
+    /// How long [default: 600; with --preset smoke 5].
+    #[arg(long)]
+    seconds: Option<f64>,
+}
+
+/// What a client does, and how often of a hundred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Doing {
+    /// Asks, and waits for the answer.
+    Good,
+    /// Sends bytes that are no image.
+    Garbage,
+    /// Sends half an image file.
+    Half,
+    /// Sends more than is allowed.
+    TooLarge,
+    /// Asks and goes away.
+    Dropped,
+    /// Announces a body, sends half of it, and goes away.
+    HalfSent,
+    /// Sends its image in small pieces, and reads its answer byte by byte.
+    Slow,
+}
+
+const OFTEN: [(Doing, u32); 7] = [
+    (Doing::Good, 80),
+    (Doing::Garbage, 4),
+    (Doing::Half, 4),
+    (Doing::TooLarge, 1),
+    (Doing::Dropped, 5),
+    (Doing::HalfSent, 3),
+    (Doing::Slow, 3),
+];
+
+#[derive(Default)]
+struct Seen {
+    done: HashMap<Doing, usize>,
+    /// Of good requests: when they were answered, in seconds from the start, and how long they took, in milliseconds.
+    latencies: Vec<(f64, f64)>,
+    /// Requests that the server was too busy for.
+    busy: usize,
+    /// What must not be: each in words.
+    wrong: Vec<String>,
+    /// The first answer to each image, with and without exits.
+    answers: HashMap<(usize, bool), (usize, usize)>,
+    /// Later answers that left after another layer: a certainty within rounding of the threshold.
+    other_layer: usize,
+}
+
+/// Once a second.
+struct Sample {
+    at: f64,
+    rss_mib: f64,
+}
+
+pub(crate) fn soak(flags: &SoakFlags, device: &Device) -> Result<()> {
+    let images = requests(flags.data.as_deref(), 500)?;
+    let connection = Connection::new(flags.address);
+    let before = connection.stats()?;
+    let out = flags.common.out_folder(NAME)?;
+    let default = if flags.common.preset == Preset::Smoke { 5. } else { 600. };
+    let length = Duration::from_secs_f64(flags.seconds.unwrap_or(default));
+    let settings = json!({ "preset": flags.common.preset, "data": flags.data, "images": images.len(), "clients": flags.clients,
+        "seconds": length.as_secs_f64(), "of_a_hundred": OFTEN.map(|(doing, share)| json!([format!("{doing:?}"), share])) });
+    let mut results = Results::new(NAME, settings, flags.common.seed, device);
+
+    let (seen, number, over) = (Mutex::new(Seen::default()), AtomicUsize::new(0), AtomicBool::new(false));
+    let start = Instant::now();
+    let mut samples = Vec::new();
+    thread::scope(|scope| -> Result<()> {
+        for client in 0..flags.clients {
+            let (seen, number, over, images) = (&seen, &number, &over, &images);
+            let seed = flags.common.seed.wrapping_add(client as u64);
+            scope.spawn(move || one_client(flags.address, images, seed, (start, over, number), seen));
+        }
+        // The clients end, whatever happens to this.
+        let watched = watch(&connection, start, length, &mut samples);
+        over.store(true, Ordering::Relaxed);
+        watched
+    })?;
+    // Clients that went away may still be on their way out.
+    thread::sleep(Duration::from_secs(1));
+    let after = connection.stats()?;
+    let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    show(&out, &mut results, (seen, &samples), (&before, &after))
+}
+
+fn watch(connection: &Connection, start: Instant, length: Duration, samples: &mut Vec<Sample>) -> Result<()> {
+    while start.elapsed() < length {
+        thread::sleep(Duration::from_secs(1).min(length.saturating_sub(start.elapsed())));
+        let stats = connection.stats()?;
+        let rss_mib = stats["rss_mib"].as_f64().unwrap_or(f64::NAN);
+        samples.push(Sample { at: start.elapsed().as_secs_f64(), rss_mib });
+    }
+    Ok(())
+}
+
+fn one_client(
+    address: SocketAddr,
+    images: &[Request],
+    seed: u64,
+    (start, over, number): (Instant, &AtomicBool, &AtomicUsize),
+    seen: &Mutex<Seen>,
+) {
+    let mut rng = init::rng(seed);
+    let connection = Connection::new(address);
+    while !over.load(Ordering::Relaxed) {
+        let total: u32 = OFTEN.iter().map(|(_, share)| share).sum();
+        let mut draw = rng.random_range(0..total);
+        let drawn = OFTEN.iter().find(|(_, share)| {
+            let here = draw < *share;
+            draw = draw.saturating_sub(*share);
+            here
+        });
+        let doing = drawn.map_or(Doing::Good, |(doing, _)| *doing);
+        let image = rng.random_range(0..images.len());
+        let exits = rng.random_bool(0.8);
+        let id = number.fetch_add(1, Ordering::Relaxed);
+        let asked = Instant::now();
+        let outcome = act(doing, address, &connection, (image, exits, id), &images[image].png);
+        let took = 1e3 * asked.elapsed().as_secs_f64();
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen.done.entry(doing).or_default() += 1;
+        match outcome {
+            Ok(Told::Nothing) => {}
+            Ok(Told::Busy) => seen.busy += 1,
+            Ok(Told::Answer(answer)) => {
+                if doing == Doing::Good {
+                    seen.latencies.push((start.elapsed().as_secs_f64(), took));
+                }
+                let now = (answer.class, answer.layer);
+                let first = *seen.answers.entry((image, exits)).or_insert(now);
+                if first.0 != now.0 {
+                    seen.wrong.push(format!("image {image}: class {} once and {} now", first.0, now.0));
+                }
+                seen.other_layer += usize::from(first.1 != now.1);
+            }
+            Err(error) => seen.wrong.push(format!("{doing:?}, request {id}: {error:#}")),
+        }
+    }
+}
+
+enum Told {
+    Answer(Answer),
+    Busy,
+    /// Nothing was to be told.
+    Nothing,
+}
+
+fn act(
+    doing: Doing,
+    address: SocketAddr,
+    connection: &Connection,
+    (image, exits, id): (usize, bool, usize),
+    png: &[u8],
+) -> Result<Told> {
+    let expect = |body: &[u8], status: u16| -> Result<Told> {
+        let said = connection.send(body, exits, &id.to_string())?;
+        ensure!(said.id == Some(id.to_string()), "the answer is of request {:?}", said.id);
+        match said.status {
+            503 => Ok(Told::Busy),
+            got if got != status => anyhow::bail!("status {got} instead of {status}: {}", said.body),
+            200 => Ok(Told::Answer(serde_json::from_str(&said.body)?)),
+            _ => Ok(Told::Nothing),
+        }
+    };
+    match doing {
+        Doing::Good => expect(png, 200),
+        Doing::Garbage => expect(format!("request {id} is about image {image}").as_bytes(), 400),
+        Doing::Half => expect(&png[..png.len() / 2], 400),
+        Doing::TooLarge => match expect(&vec![0; MAX_BODY + 1], 413) {
+            // The server may close the connection before it has read everything.
+            Err(error) if error.downcast_ref::<ureq::Error>().is_some() => Ok(Told::Nothing),
+            told => told,
+        },
+        Doing::Dropped => {
+            let mut stream = TcpStream::connect(address)?;
+            stream.write_all(&raw(png, png.len(), exits, id))?;
+            Ok(Told::Nothing)
+        }
+        Doing::HalfSent => {
+            let mut stream = TcpStream::connect(address)?;
+            stream.write_all(&raw(&png[..png.len() / 2], png.len(), exits, id))?;
+            Ok(Told::Nothing)
+        }
+        Doing::Slow => slow(address, &raw(png, png.len(), exits, id)),
+    }
+}
+
+/// A request as it goes over the wire.
+fn raw(body: &[u8], announced: usize, exits: bool, id: usize) -> Vec<u8> {
+    let exits = if exits { "on" } else { "off" };
+    let head = format!(
+        "POST /classify?exits={exits} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-request-id: {id}\r\ncontent-length: {announced}\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+fn slow(address: SocketAddr, request: &[u8]) -> Result<Told> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    for piece in request.chunks(request.len().div_ceil(10)) {
+        stream.write_all(piece)?;
+        thread::sleep(Duration::from_millis(100));
+    }
+    let mut said = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 {
+        said.push(byte[0]);
+        thread::sleep(Duration::from_millis(2));
+    }
+    let said = String::from_utf8(said)?;
+    let (head, body) = said.split_once("\r\n\r\n").context("a head and a body")?;
+    if head.starts_with("HTTP/1.1 503") {
+        return Ok(Told::Busy);
+    }
+    ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+    Ok(Told::Answer(serde_json::from_str(body)?))
+}
+
+fn show(
+    out: &std::path::Path,
+    results: &mut Results,
+    (seen, samples): (Seen, &[Sample]),
+    (before, after): (&Value, &Value),
+) -> Result<()> {
+    let count = |key: &str| {
+        let of = |stats: &Value| stats[key].as_u64().unwrap_or(0);
+        of(after) - of(before)
+    };
+    let keys = ["received", "answered", "refused", "busy", "failed", "gone"];
+    let server: serde_json::Map<String, Value> =
+        keys.iter().map(|key| ((*key).to_owned(), json!(count(key)))).collect();
+    let mut wrong = seen.wrong;
+    let sum: u64 = keys[1..].iter().map(|key| count(key)).sum();
+    if sum != count("received") {
+        wrong.push(format!(
+            "the server received {} requests and knows what became of {sum}",
+            count("received")
+        ));
+    }
+    if count("failed") > 0 {
+        wrong.push(format!("{} requests failed inside the server", count("failed")));
+    }
+    let all: Vec<f64> = seen.latencies.iter().map(|(_, ms)| *ms).collect();
+    ensure!(!all.is_empty(), "no request was answered: {wrong:?}");
+    let last = samples.last().map_or(0., |sample| sample.at);
+    let window = (last / 20.).max(1.);
+    let mut p99 = Vec::new();
+    for i in 0.. {
+        let (from, to) = (f64::from(i) * window, f64::from(i + 1) * window);
+        if from >= last {
+            break;
+        }
+        let within: Vec<f64> =
+            seen.latencies.iter().filter(|(at, _)| (from..to).contains(at)).map(|(_, ms)| *ms).collect();
+        if !within.is_empty() {
+            p99.push((from + window / 2., quantile(&within, 0.99)?));
+        }
+    }
+    // After a tenth of the time everything is in place.
+    let warm: Vec<f64> =
+        samples.iter().filter(|sample| sample.at >= last / 10.).map(|sample| sample.rss_mib).collect();
+    let (early, late) = warm.split_at(warm.len() / 2);
+    let memory = [early, late].map(|part| if part.is_empty() { Ok(f64::NAN) } else { quantile(part, 0.5) });
+    let [early, late] = memory;
+    let (early, late) = (early?, late?);
+    let mut table = Table::new(["", ""]);
+    let mut done: Vec<(String, usize)> =
+        seen.done.iter().map(|(doing, count)| (format!("{doing:?}"), *count)).collect();
+    done.sort();
+    for (doing, count) in &done {
+        table.row([format!("requests: {doing}"), count.to_string()]);
+    }
+    for (key, value) in &server {
+        table.row([format!("server: {key}"), value.to_string()]);
+    }
+    let quantiles = [0.5, 0.95, 0.99, 1.].map(|level| quantile(&all, level));
+    let [p50, p95, p99_all, most] = quantiles;
+    let (p50, p95, p99_all, most) = (p50?, p95?, p99_all?, most?);
+    for (name, value) in [("p50, ms", p50), ("p95, ms", p95), ("p99, ms", p99_all), ("longest, ms", most)] {
+        table.row([name.to_owned(), decimals(value, 1)]);
+    }
+    table.row(["memory, first and second half, MiB".to_owned(), format!("{early:.1}, {late:.1}")]);
+    table.row(["answers that left after another layer than before".to_owned(), seen.other_layer.to_string()]);
+    table.row(["wrong".to_owned(), wrong.len().to_string()]);
+    let told = format!(
+        "{last:.0} s: {} good requests answered, {} wrong, p99 {p99_all:.1} ms, memory {early:.1} then {late:.1} MiB.",
+        all.len(),
+        wrong.len()
+    );
+    progress::print(&format!("\n{told}\n{table}\n"));
+    let more = &mut results.more;
+    more.insert("requests".into(), json!(done.into_iter().collect::<std::collections::BTreeMap<_, _>>()));
+    more.insert("server".into(), server.into());
+    more.insert(
+        "latency_ms".into(),
+        json!({ "p50": p50, "p95": p95, "p99": p99_all, "longest": most, "p99_over_time": p99 }),
+    );
+    let rss: Vec<(f64, f64)> = samples.iter().map(|sample| (sample.at, sample.rss_mib)).collect();
+    more.insert("memory_mib".into(), json!({ "first_half": early, "second_half": late, "over_time": rss }));
+    more.insert("other_layer".into(), json!(seen.other_layer));
+    more.insert("wrong".into(), json!(wrong));
+    let series = |name: &str, points: &[(f64, f64)]| vec![Series::new(name, points.iter().copied())];
+    let zoomed = |points: &[(f64, f64)]| Some((0., points.iter().map(|(_, y)| *y).fold(1., f64::max)));
+    let panels = vec![
+        plots::curves(
+            "p99 of good requests",
+            ("seconds", None),
+            ("milliseconds", zoomed(&p99)),
+            &series("p99", &p99),
+        ),
+        plots::curves(
+            "Memory of the server",
+            ("seconds", None),
+            ("MiB", zoomed(&rss)),
+            &series("resident", &rss),
+        ),
+    ];
+    let figure = plots::write(&out.join("soak"), panels, 2)?;
+    Report::new("A server under everything that can go wrong")
+        .paragraph(&told)
+        .figure(
+            &figure,
+            "The 99th percentile of good requests in twenty windows, and resident memory, once a second.",
+        )
+        .table(&table, "What clients did, what the server counted, and how long good requests took.")
+        .close(results, out)?;
+    ensure!(wrong.is_empty(), "{} things went wrong, the first: {}", wrong.len(), wrong[0]);
+    Ok(())
+}
