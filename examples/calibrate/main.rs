@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
 use layerwise::{
-    exit::{Calibration, CostTable, Guarantee, Risk, SavedExits, Test},
+    exit::{self, Calibration, CostTable, Guarantee, Risk, SavedExits, Test},
     models::Tapped,
 };
 use layerwise_example_common::{
@@ -106,8 +106,7 @@ fn main() -> ExitCode {
 
 fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
     let promise = flags.promise();
-    // Before anything takes time.
-    promise.samples_needed()?;
+    let needed = promise.samples_needed()?;
     let folder = &flags.model.model;
     let (model, _) = load_vit(folder, device)?;
     let limit = flags.limit.limit.map(NonZeroUsize::get);
@@ -124,6 +123,13 @@ fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
         input.classes().len()
     );
     let layers = flags.checked(model.depth());
+    let parts = Parts::of(labels.len(), flags.common.seed)?;
+    let samples = parts.calibrate.len();
+    if samples < needed && flags.budget.or(flags.budget_ms).is_none() {
+        // Before anything takes time.
+        let Guarantee { tolerance, delta, .. } = promise;
+        return Err(exit::Error::TooFewSamples { samples, needed, tolerance, delta }.into());
+    }
     let out = flags.common.out_folder(NAME)?;
     let settings = json!({ "preset": flags.common.preset, "model": folder, "data": flags.data, "samples": labels.len(), "promise": promise,
         "signal": format!("{:?}", flags.signal), "budget_layers": flags.budget, "budget_ms": flags.budget_ms, "layers": layers,
@@ -133,7 +139,6 @@ fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
     let packed = model.packed()?;
     let one = input.batch(0..1, device)?;
     let costs = CostTable::default().prepare(&packed, &one, BATCH)?;
-    let parts = Parts::of(labels.len(), flags.common.seed)?;
     let observed = Observed::new(&packed, &input, &labels, &parts, device)?;
 
     let chosen = Chosen {

@@ -57,6 +57,13 @@ pub(crate) fn splits(held_out: &HeldOut, layers: &[usize], splits: usize, seed: 
     Ok(tried)
 }
 
+/// Whether one split broke the promise; and in its other half, with the promise and without, whether more was lost, and the mean layers.
+struct Split {
+    broken: bool,
+    seen: (bool, f64),
+    plain: (bool, f64),
+}
+
 fn one(held_out: &HeldOut, layers: &[usize], promise: &Guarantee, splits: usize, seed: u64) -> Result<Tried> {
     let path = held_out.path(layers, STEPS)?;
     let runs = (0..splits as u64).into_par_iter().map(|split| {
@@ -83,12 +90,10 @@ fn one(held_out: &HeldOut, layers: &[usize], promise: &Guarantee, splits: usize,
         };
         let seen = in_other(&guaranteed(&first, &path, promise)?.0)?;
         let plain = in_other(&plain(&first, &path, promise.tolerance, promise.risk)?)?;
-        anyhow::Ok((risk > promise.tolerance, seen, plain))
+        anyhow::Ok(Split { broken: risk > promise.tolerance, seen, plain })
     });
     let runs = runs.collect::<Result<Vec<_>>>()?;
-    let mean = |layers: fn(&(bool, (bool, f64), (bool, f64))) -> f64| {
-        runs.iter().map(layers).sum::<f64>() / splits as f64
-    };
+    let mean = |layers: fn(&Split) -> f64| runs.iter().map(layers).sum::<f64>() / splits as f64;
     let Guarantee { risk, test, tolerance, delta } = *promise;
     Ok(Tried {
         risk,
@@ -96,10 +101,10 @@ fn one(held_out: &HeldOut, layers: &[usize], promise: &Guarantee, splits: usize,
         tolerance,
         delta,
         splits,
-        broken: runs.iter().filter(|run| run.0).count(),
-        seen_broken: runs.iter().filter(|run| run.1.0).count(),
-        plain_broken: runs.iter().filter(|run| run.2.0).count(),
-        layers: mean(|run| run.1.1),
-        plain_layers: mean(|run| run.2.1),
+        broken: runs.iter().filter(|run| run.broken).count(),
+        seen_broken: runs.iter().filter(|run| run.seen.0).count(),
+        plain_broken: runs.iter().filter(|run| run.plain.0).count(),
+        layers: mean(|run| run.seen.1),
+        plain_layers: mean(|run| run.plain.1),
     })
 }
