@@ -1,7 +1,10 @@
-"""Times ours and the peers in turn, and prints Markdown tables: training steps, inference, AdamW, similarity.
+"""Times ours and the peers in turn, and prints Markdown tables: training steps, inference, AdamW, similarity, exits.
 
     python3 benches/peers/compare.py
     python3 benches/peers/compare.py --sets train --cases vit_192 --threads 1 --rounds 3
+    python3 benches/peers/compare.py --sets exits --model MODEL --data DATA --threshold 0.9 --batches 16 64 256
+
+Exits are of a model that was trained, on its images, and only measured where they are asked for.
 
 The first call makes a virtual environment of `requirements.txt` at `target/peers`. Every measurement is a process of its
 own, pinned to as many cores as it has threads. A round runs each program once for everything that is compared, ours and
@@ -23,10 +26,11 @@ from pathlib import Path
 PEERS = Path(__file__).resolve().parent
 ROOT = PEERS.parent.parent
 # And our bench.
-SETS = {"train": "train_step", "infer": "inference", "adamw": "adamw", "similarity": "similarity"}
+SETS = {"train": "train_step", "infer": "inference", "adamw": "adamw", "similarity": "similarity", "exits": "exit_speedup"}
 CASES = ["vit_192", "vit_384_65", "vit_384_197", "bert_384", "gpt_256"]
 OBJECTIVES = ["standard", "aligned"]
 ENGINES = ["eager", "compile", "onnx"]
+EXIT_ENGINES = ["eager", "exits", "onnx"]
 CORES = sorted(os.sched_getaffinity(0))
 WARMUP = 2
 PATIENCE_S = 3600
@@ -78,12 +82,22 @@ def similarity_programs(bench, python):
     return commands
 
 
+def exit_programs(args, bench, python, inputs):
+    """Ours with exits, on a dump of whose images the peers run."""
+    trained = ["--model", str(args.model)]
+    ours = [bench, "--json", *trained, "--data", str(args.data), "--images", str(args.images)]
+    peer = [str(python), str(PEERS / "exit_case.py"), *trained, "--inputs", str(inputs), "--engine"]
+    return {"ours": [*ours, "--dump", str(inputs)]} | {engine: [*peer, engine] for engine in EXIT_ENGINES}
+
+
 def jobs(args):
     """What is compared: each a dictionary of the set and the options that programs share."""
     for threads in args.threads:
         for kind in args.sets:
             if kind in ("adamw", "similarity"):
                 yield {"set": kind, "threads": threads}
+            for batch in args.batches if kind == "exits" else []:
+                yield {"set": kind, "threads": threads, "batch": batch, "threshold": args.threshold}
             for case in args.cases if kind in ("train", "infer") else []:
                 for choice in OBJECTIVES if kind == "train" else args.batches:
                     yield {"set": kind, "threads": threads, "case": case, "objective" if kind == "train" else "batch": choice}
@@ -266,6 +280,27 @@ def print_similarity(results, args):
     print("\nLimit: the upper triangle of X^T X of all layers side by side, in f64, at the speed of a square product of 2048.")
 
 
+def print_exits(results, args):
+    rows = []
+    for threads in args.threads:
+        for batch in args.batches:
+            job = {"set": "exits", "threads": threads, "batch": batch, "threshold": args.threshold}
+            ours, *theirs = (results.rounds(name, job) for name in ["ours", *EXIT_ENGINES])
+            full = results.rounds("ours", job, lambda run: args.images / run["full_per_s"])
+            last = next((run["result"] for run in results.runs if run["job"] == job and run["program"] == "ours"), {})
+            left = last.get("engines", {}).get("profitable", {})
+            accuracy = [results.rounds(name, job, lambda run: run["accuracy"]) for name in EXIT_ENGINES]
+            shares = [last.get("full_accuracy"), left.get("accuracy"), *(next(iter(each.values()), None) for each in accuracy)]
+            cells = ["failed" if share is None else f"{100 * share:.1f}" for share in shares]
+            each = [middle(times, 1e3 / args.images) for times in [full, ours, *theirs]]
+            ratios = [ratio(ours, their) for their in theirs]
+            rows.append([threads, batch, f"{left.get('layer_ratio', math.nan):.2f}", " / ".join(cells), *each, *ratios])
+    head = ["threads", "batch", "layer ratio", "accuracy: ours full / exits, PyTorch full / exits, ONNX Runtime"]
+    head += [f"{name}, ms an image" for name in ["ours full", "ours with exits", "PyTorch full", "PyTorch with exits", "ONNX Runtime full"]]
+    head += [f"ours with exits / {name}" for name in ["PyTorch full", "PyTorch with exits", "ONNX Runtime full"]]
+    table(f"Leaving early, largest probability above {args.threshold}, {args.images} images", head, rows)
+
+
 def listed(choices):
     """An option's comma-separated names, each one of `choices`."""
 
@@ -281,7 +316,12 @@ def listed(choices):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, help="a virtual environment to use as it is, instead of target/peers")
-    parser.add_argument("--sets", type=listed(SETS), default=list(SETS), help="of " + ",".join(SETS))
+    everywhere = [kind for kind in SETS if kind != "exits"]
+    parser.add_argument("--sets", type=listed(SETS), default=everywhere, help="of " + ",".join(SETS))
+    parser.add_argument("--model", type=Path, help="for exits: folder of a trained ViT")
+    parser.add_argument("--data", type=Path, help="for exits: folder of its data set")
+    parser.add_argument("--threshold", type=float, default=0.9, help="for exits")
+    parser.add_argument("--images", type=int, default=1024, help="for exits: whole batches of held-out images")
     parser.add_argument("--cases", type=listed(CASES), default=CASES, help="of " + ",".join(CASES))
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, len(CORES)}))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64], help="for inference")
@@ -289,6 +329,8 @@ def main():
     parser.add_argument("--steps", type=int, default=3, help=f"timed steps of each run, after {WARMUP} to warm up")
     parser.add_argument("--json", type=Path, help="also write every measurement to this file, after each round")
     args = parser.parse_args()
+    if "exits" in args.sets and not (args.model and args.data):
+        parser.error("exits are of --model MODEL on --data DATA")
 
     python = args.venv / "bin" / "python" if args.venv else environment()
     benches = build()
@@ -297,12 +339,23 @@ def main():
     for round in range(args.rounds):
         for job in jobs(args):
             similarity = job["set"] == "similarity"
-            commands = similarity_programs(benches["similarity"], python) if similarity else programs(job["set"], benches, python)
+            if similarity:
+                commands = similarity_programs(benches["similarity"], python)
+            elif job["set"] == "exits":
+                commands = exit_programs(args, benches["exit_speedup"], python, ROOT / "target" / "exit_inputs.safetensors")
+            else:
+                commands = programs(job["set"], benches, python)
             options = [word for key, value in job.items() if key != "set" for word in (f"--{key}", str(value))]
             # What takes most of a minute is run once in a process.
-            options += ["--warmup", "0", "--rounds", "1"] if similarity else ["--warmup", str(WARMUP), "--rounds", str(steps(job, args.steps))]
+            if similarity:
+                options += ["--warmup", "0", "--rounds", "1"]
+            elif job["set"] == "exits":
+                options += ["--warmup", "1", "--rounds", str(args.steps)]
+            else:
+                options += ["--warmup", str(WARMUP), "--rounds", str(steps(job, args.steps))]
             print(f"round {round + 1} of {args.rounds}:", *job.values(), file=sys.stderr)
-            for name in list(commands) if round % 2 == 0 else reversed(commands):
+            # Of exits ours comes first, as it writes what the others read.
+            for name in list(commands) if round % 2 == 0 or job["set"] == "exits" else reversed(commands):
                 result = run([*commands[name], *options], job["threads"])
                 results.runs.append({"program": name, "job": job, "round": round, "result": result})
                 if "error" in result:
@@ -313,7 +366,7 @@ def main():
     print(f"`{facts['commit']}`, {facts['processor']}, {', '.join(results.engines())}, ", end="")
     print(f"load {facts['load']:.1f} at the start, {args.rounds} rounds", end="")
     print(f" of {args.steps} steps" if set(args.sets) != {"similarity"} else "")
-    printers = {"train": print_training, "infer": print_inference, "adamw": print_adamw, "similarity": print_similarity}
+    printers = {"train": print_training, "infer": print_inference, "adamw": print_adamw, "similarity": print_similarity, "exits": print_exits}
     for kind in args.sets:
         printers[kind](results, args)
     if set(args.sets) & {"train", "infer"}:

@@ -1,12 +1,24 @@
 //! Connections that ask one image after the other.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use clap::Args;
 use serde_json::Value;
 use ureq::Agent;
 
 use crate::http::{Answer, REQUEST_ID};
+
+/// Whom clients ask, and what.
+#[derive(Args)]
+pub(crate) struct AskedFlags {
+    /// Where the server listens.
+    #[arg(long, default_value = "127.0.0.1:8765")]
+    pub(crate) address: SocketAddr,
+    /// Folder of a labelled data set of the model's classes, CIFAR-10's or MNIST's files [default: the embedded digits].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+}
 
 /// Longest that a client waits.
 const PATIENCE: Duration = Duration::from_secs(60);

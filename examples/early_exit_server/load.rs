@@ -1,9 +1,7 @@
 //! Throughput and latency, with exits and without, in turn.
 
 use std::{
-    net::SocketAddr,
     num::NonZeroUsize,
-    path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -25,7 +23,7 @@ use serde_json::json;
 
 use crate::{
     NAME,
-    clients::Connection,
+    clients::{AskedFlags, Connection},
     requests::{Request, requests},
 };
 
@@ -33,12 +31,8 @@ use crate::{
 pub(crate) struct LoadFlags {
     #[command(flatten)]
     pub(crate) common: CommonFlags,
-    /// Where the server listens.
-    #[arg(long, default_value = "127.0.0.1:8765")]
-    address: SocketAddr,
-    /// Folder of a labelled data set of the model's classes, CIFAR-10's or MNIST's files [default: the embedded digits].
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    asked: AskedFlags,
     /// Connections, each of which asks the next image as soon as it has an answer.
     #[arg(long, default_value = "64")]
     clients: NonZeroUsize,
@@ -75,13 +69,13 @@ struct Loaded {
 }
 
 pub(crate) fn load(flags: &LoadFlags, device: &Device) -> Result<()> {
-    let images = requests(flags.data.as_deref(), flags.limit)?;
+    let images = requests(flags.asked.data.as_deref(), flags.limit)?;
     // One clear line where there is no server.
-    Connection::new(flags.address).stats()?;
+    Connection::new(flags.asked.address).stats()?;
     let out = flags.common.out_folder(NAME)?;
     let smoke = flags.common.preset == Preset::Smoke;
     let seconds = flags.seconds.unwrap_or(if smoke { 1. } else { 10. });
-    let settings = json!({ "preset": flags.common.preset, "data": flags.data, "images": images.len(), "clients": flags.clients,
+    let settings = json!({ "preset": flags.common.preset, "data": flags.asked.data, "images": images.len(), "clients": flags.clients,
         "seconds": seconds, "rounds": flags.rounds });
     let mut results = Results::new(NAME, settings, flags.common.seed, device);
     let mut rounds = [Vec::new(), Vec::new()];
@@ -149,7 +143,7 @@ fn one(flags: &LoadFlags, images: &[Request], exits: bool, length: Duration) -> 
     let next = AtomicUsize::new(0);
     let start = Instant::now();
     let client = || -> Result<Round> {
-        let connection = Connection::new(flags.address);
+        let connection = Connection::new(flags.asked.address);
         let mut round = Round { seconds: 0., latencies_ms: Vec::new(), layers: 0, right: 0 };
         while start.elapsed() < length {
             let image = &images[next.fetch_add(1, Ordering::Relaxed) % images.len()];

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    path::PathBuf,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -28,7 +27,7 @@ use serde_json::{Value, json};
 
 use crate::{
     NAME,
-    clients::Connection,
+    clients::{AskedFlags, Connection},
     http::{Answer, MAX_BODY},
     load::quantile,
     requests::{Request, requests},
@@ -38,12 +37,8 @@ use crate::{
 pub(crate) struct SoakFlags {
     #[command(flatten)]
     pub(crate) common: CommonFlags,
-    /// Where the server listens.
-    #[arg(long, default_value = "127.0.0.1:8765")]
-    address: SocketAddr,
-    /// Folder of a labelled data set of the model's classes, CIFAR-10's or MNIST's files [default: the embedded digits].
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    asked: AskedFlags,
     /// Clients at a time.
     #[arg(long, default_value_t = 32)]
     clients: usize,
@@ -103,13 +98,13 @@ struct Sample {
 }
 
 pub(crate) fn soak(flags: &SoakFlags, device: &Device) -> Result<()> {
-    let images = requests(flags.data.as_deref(), 500)?;
-    let connection = Connection::new(flags.address);
+    let images = requests(flags.asked.data.as_deref(), 500)?;
+    let connection = Connection::new(flags.asked.address);
     let before = connection.stats()?;
     let out = flags.common.out_folder(NAME)?;
     let default = if flags.common.preset == Preset::Smoke { 5. } else { 600. };
     let length = Duration::from_secs_f64(flags.seconds.unwrap_or(default));
-    let settings = json!({ "preset": flags.common.preset, "data": flags.data, "images": images.len(), "clients": flags.clients,
+    let settings = json!({ "preset": flags.common.preset, "data": flags.asked.data, "images": images.len(), "clients": flags.clients,
         "seconds": length.as_secs_f64(), "of_a_hundred": OFTEN.map(|(doing, share)| json!([format!("{doing:?}"), share])) });
     let mut results = Results::new(NAME, settings, flags.common.seed, device);
 
@@ -120,7 +115,7 @@ pub(crate) fn soak(flags: &SoakFlags, device: &Device) -> Result<()> {
         for client in 0..flags.clients {
             let (seen, number, over, images) = (&seen, &number, &over, &images);
             let seed = flags.common.seed.wrapping_add(client as u64);
-            scope.spawn(move || one_client(flags.address, images, seed, (start, over, number), seen));
+            scope.spawn(move || one_client(flags.asked.address, images, seed, (start, over, number), seen));
         }
         // The clients end, whatever happens to this.
         let watched = watch(&connection, start, length, &mut samples);

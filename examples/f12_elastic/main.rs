@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Parser;
-use layerwise::{exit::evaluate, models::Vit};
+use layerwise::{
+    exit::{self, DeviceLimits, best_depth, evaluate},
+    models::Vit,
+};
 use layerwise_example_common::{
     Report, Results, Table,
     cut::{save, weights_size},
@@ -58,6 +61,19 @@ struct Depth {
     memory: Option<f64>,
 }
 
+impl Depth {
+    fn cost(&self) -> exit::Depth {
+        let Self { depth, accuracy, latency, memory, .. } = *self;
+        // What cannot be told is within no limit.
+        let bytes = memory.map_or(u64::MAX, bytes_of);
+        exit::Depth { depth, accuracy, latency_s: latency[0] / 1e3, bytes }
+    }
+}
+
+fn bytes_of(mib: f64) -> u64 {
+    (mib * f64::from(1 << 20)) as u64
+}
+
 fn main() -> ExitCode {
     let flags = Flags::parse();
     run_main(&flags.vision.train.common, |device| match &flags.memory_of {
@@ -92,11 +108,9 @@ fn f12(flags: &Flags, device: &Device) -> Result<()> {
         depths.push(Depth { depth: i + 1, accuracy, bytes, latency, memory });
     }
     let budget = flags.latency.unwrap_or(depths.last().context("no layer")?.latency[0] / 2.);
-    let fits = |depth: &&Depth| {
-        depth.latency[0] <= budget
-            && flags.memory.is_none_or(|most| depth.memory.is_some_and(|memory| memory <= most))
-    };
-    let picked = depths.iter().rfind(fits);
+    let limits = DeviceLimits { latency_s: Some(budget / 1e3), bytes: flags.memory.map(bytes_of) };
+    let costs: Vec<exit::Depth> = depths.iter().map(Depth::cost).collect();
+    let picked = best_depth(&costs, &limits).map(|best| &depths[best.depth - 1]);
     results.more.insert("depths".into(), depths.iter().map(|d| json!({ "depth": d.depth, "accuracy": d.accuracy, "bytes": d.bytes,
         "latency_ms": d.latency[0], "batch_latency_ms": d.latency[1], "batch": BATCH, "memory_mib": d.memory })).collect());
     results.more.insert(
@@ -105,7 +119,7 @@ fn f12(flags: &Flags, device: &Device) -> Result<()> {
     );
     let told = match picked {
         Some(Depth { depth, accuracy, .. }) => format!(
-            "The deepest model that answers an image in {budget:.2} ms{} has {depth} layers and {} % accuracy: {}.",
+            "The most accurate depth that answers an image in {budget:.2} ms{} has {depth} layers and {} % accuracy: {}.",
             flags.memory.map(|most| format!(" and {most} MiB")).unwrap_or_default(),
             percent(*accuracy),
             out.join(format!("depth-{depth}")).display()

@@ -6,8 +6,9 @@ use layerwise_exit::{
     layer_ratio,
 };
 use layerwise_models::{Batch, Hidden, Pass, Tapped, Vit, tap};
-use layerwise_ops::{Attention, attention};
-use layerwise_testkit::{Counted, Scripted, TinyStack, assert_close, random, tiny_vit, tiny_vit_config};
+use layerwise_testkit::{
+    Counted, Padded, Scripted, TinyStack, assert_close, random, tiny_vit, tiny_vit_config,
+};
 
 /// Rows computed in another batch: gemm picks its kernel by the number of rows, and each sums in another order.
 const OTHER_BATCH: f64 = 1e-5;
@@ -172,39 +173,10 @@ fn one_sample_is_a_batch() -> Result<()> {
     Ok(())
 }
 
-/// Attention over the tokens that are no padding; reads the first.
-struct Padded {
-    head: Tensor,
-}
-
-impl Tapped for Padded {
-    fn depth(&self) -> usize {
-        4
-    }
-
-    fn embed(&self, batch: &Batch, _pass: Pass) -> candle_core::Result<Hidden> {
-        Ok(Hidden { xs: batch.inputs.clone(), mask: batch.mask.clone() })
-    }
-
-    fn block(&self, _layer: usize, hidden: &Hidden, _pass: Pass) -> candle_core::Result<Hidden> {
-        let config = Attention { key_mask: hidden.mask.as_ref(), ..Attention::full(2) };
-        let update = attention(&hidden.xs, &hidden.xs, &hidden.xs, &config)?;
-        Ok(Hidden { xs: (&hidden.xs + update)?, mask: hidden.mask.clone() })
-    }
-
-    fn feature(&self, hidden: &Hidden) -> candle_core::Result<Tensor> {
-        hidden.xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
-    }
-
-    fn exit(&self, _layer: usize, feature: &Tensor) -> candle_core::Result<Tensor> {
-        feature.matmul(&self.head)
-    }
-}
-
 #[test]
 fn a_padding_mask_stays_with_its_rows() -> Result<()> {
     let (rows, tokens) = (24, 6);
-    let model = Padded { head: random(1, &[4, 3]) };
+    let model = Padded { depth: 4, head: random(1, &[4, 3]) };
     // Row i has 1 + i % 6 tokens, so that a mask which slips by a row is another mask.
     let mask = (0..rows * tokens).map(|i| u8::from(i % tokens <= i / tokens % tokens)).collect();
     let batch = Batch {

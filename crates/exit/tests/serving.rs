@@ -12,8 +12,7 @@ use layerwise_exit::{
     leave_early, serve,
 };
 use layerwise_models::{Batch, Hidden, Pass, Tapped};
-use layerwise_ops::{Attention, attention};
-use layerwise_testkit::{TinyStack, assert_close, random};
+use layerwise_testkit::{Padded, TinyStack, assert_close, random};
 
 const DEPTH: usize = 5;
 const WIDTH: usize = 8;
@@ -265,33 +264,6 @@ fn rows_that_waited_long_go_first() -> Result<()> {
     Ok(())
 }
 
-/// Attention over the tokens that are no padding, of any number of tokens; reads the first.
-struct Padded;
-
-impl Tapped for Padded {
-    fn depth(&self) -> usize {
-        3
-    }
-
-    fn embed(&self, batch: &Batch, _pass: Pass) -> candle_core::Result<Hidden> {
-        Ok(Hidden { xs: batch.inputs.clone(), mask: batch.mask.clone() })
-    }
-
-    fn block(&self, _layer: usize, hidden: &Hidden, _pass: Pass) -> candle_core::Result<Hidden> {
-        let config = Attention { key_mask: hidden.mask.as_ref(), ..Attention::full(2) };
-        let update = attention(&hidden.xs, &hidden.xs, &hidden.xs, &config)?;
-        Ok(Hidden { xs: (&hidden.xs + update)?, mask: hidden.mask.clone() })
-    }
-
-    fn feature(&self, hidden: &Hidden) -> candle_core::Result<Tensor> {
-        hidden.xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
-    }
-
-    fn exit(&self, _layer: usize, feature: &Tensor) -> candle_core::Result<Tensor> {
-        Ok(feature.clone())
-    }
-}
-
 fn text(seed: u64, rows: usize, tokens: usize) -> Batch {
     let mask = (0..rows * tokens).map(|i| u8::from(i % tokens <= (i / tokens + seed as usize) % tokens));
     Batch {
@@ -305,8 +277,9 @@ fn text(seed: u64, rows: usize, tokens: usize) -> Batch {
 
 #[test]
 fn masks_stay_with_their_rows_and_lengths_apart() -> Result<()> {
+    let model = Padded { depth: 3, head: random(1, &[4, 3]) };
     let (policy, costs) = (Thresholds::common(Signal::MaxProbability, 0.6, 3), CostTable::default());
-    let mut pools = Pools::new(&Padded, &policy, &costs, PoolConfig { max_batch: 5, ..Default::default() })?;
+    let mut pools = Pools::new(&model, &policy, &costs, PoolConfig { max_batch: 5, ..Default::default() })?;
     let mut batches: Vec<Batch> = (0..12).map(|i| text(i, 1 + i as usize % 3, 3 + i as usize % 2)).collect();
     // More than a batch holds, and without a mask.
     batches.extend([text(20, 13, 4), Batch::from(random(21, &[2, 4, 4]))]);
@@ -323,7 +296,7 @@ fn masks_stay_with_their_rows_and_lengths_apart() -> Result<()> {
     finished.sort_by_key(|(number, _)| *number);
     assert_eq!(finished.iter().map(|(number, _)| *number).collect::<Vec<_>>(), numbers);
     for (batch, (_, got)) in batches.iter().zip(&finished) {
-        let (got, want) = (got.as_ref().unwrap(), leave_early(&Padded, batch, &policy)?);
+        let (got, want) = (got.as_ref().unwrap(), leave_early(&model, batch, &policy)?);
         assert_eq!(got.layer, want.layer);
         assert_close(&got.logits, &want.logits, OTHER_BATCH)?;
     }

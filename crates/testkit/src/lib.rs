@@ -3,6 +3,7 @@
 mod close;
 mod counted;
 mod grad;
+mod padded;
 mod random;
 mod scripted;
 mod shared;
@@ -12,6 +13,7 @@ mod vit;
 pub use close::{assert_close, max_abs_diff};
 pub use counted::Counted;
 pub use grad::check_gradients;
+pub use padded::Padded;
 pub use random::random;
 pub use scripted::Scripted;
 pub use shared::from_env;

@@ -1,0 +1,133 @@
+"""One measurement of a peer on a trained ViT: the full model, or samples that leave where their largest probability is above a threshold.
+
+    cargo bench --bench exit_speedup -- --json --model MODEL --data DATA --dump inputs.safetensors
+    python benches/peers/exit_case.py --model MODEL --inputs inputs.safetensors --engine exits --batch 64 --threshold 0.9
+
+The last line it prints is a JSON object; one with the key `error` where the engine cannot do it. `seconds` are those of a pass over all
+images, in batches of `--batch`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+from torch_case import measure, onnx_session, peak_rss_mib, use_torch
+
+
+def load(args):
+    torch = use_torch(args.threads)
+    from safetensors.torch import load_file
+    from transformers import ViTForImageClassification
+
+    model = ViTForImageClassification.from_pretrained(args.model, attn_implementation="sdpa").eval()
+    tensors = load_file(args.inputs)
+    images, labels = tensors["images"], tensors["labels"]
+    if len(images) % args.batch:
+        raise ValueError(f"{len(images)} images are not whole batches of {args.batch}")
+    return torch, model, images, labels
+
+
+def full(torch, model, images):
+    return model(pixel_values=images).logits
+
+
+def exits(torch, model, images, threshold):
+    """As one writes it: heads after every layer, and rows that are sure are indexed out."""
+    hidden = model.vit.embeddings(images)
+    answers = torch.empty(len(images), model.config.num_labels)
+    rows = torch.arange(len(images))
+    layers = model.vit.layers
+    for number, layer in enumerate(layers, 1):
+        hidden = layer(hidden, None)
+        logits = model.classifier(model.vit.layernorm(hidden[:, 0]))
+        leaves = logits.softmax(-1).amax(-1) > threshold
+        if number == len(layers):
+            leaves[:] = True
+        answers[rows[leaves]] = logits[leaves]
+        if leaves.all():
+            break
+        if leaves.any():
+            hidden, rows = hidden[~leaves], rows[~leaves]
+    return answers
+
+
+def time_torch(args):
+    torch, model, images, labels = load(args)
+    base = peak_rss_mib()
+
+    def run(batch):
+        return exits(torch, model, batch, args.threshold) if args.engine == "exits" else full(torch, model, batch)
+
+    def step():
+        return torch.cat([run(batch) for batch in images.split(args.batch)])
+
+    with torch.inference_mode():
+        seconds, logits = measure(step, args)
+    accuracy = (logits.argmax(-1) == labels).double().mean().item()
+    return f"PyTorch {torch.__version__}", base, seconds, accuracy
+
+
+def time_onnx(args):
+    torch, model, images, labels = load(args)
+    import onnxruntime
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return self.model(pixel_values=images).logits
+
+    base = peak_rss_mib()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        with torch.inference_mode():
+            expected = full(torch, model, images[: args.batch]).numpy()
+        torch.onnx.export(Logits().eval(), (images[: args.batch],), path, dynamo=True, opset_version=20, verbose=False)
+        session = onnx_session(path, args.threads)
+    (name,) = (node.name for node in session.get_inputs())
+    batches = [batch.numpy() for batch in images.split(args.batch)]
+    error = abs(session.run(None, {name: batches[0]})[0] - expected).max() / abs(expected).max()
+    if not error < 1e-4:
+        raise ValueError(f"ONNX Runtime's logits are {error:.1e} of their scale away from PyTorch's")
+    seconds, answers = measure(lambda: [session.run(None, {name: batch})[0].argmax(-1) for batch in batches], args)
+    right = sum(int((answer == label.numpy()).sum()) for answer, label in zip(answers, labels.split(args.batch), strict=True))
+    return f"ONNX Runtime {onnxruntime.__version__}", base, seconds, right / len(labels)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a trained ViT")
+    parser.add_argument("--inputs", required=True, help="what the bench's --dump has written")
+    parser.add_argument("--engine", choices=["eager", "exits", "onnx"], default="eager")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threshold", type=float, default=0.9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=1, help="passes before the clock starts")
+    parser.add_argument("--rounds", type=int, default=3, help="timed passes")
+    args = parser.parse_args()
+    try:
+        engine, base, seconds, accuracy = (time_onnx if args.engine == "onnx" else time_torch)(args)
+    except Exception as error:
+        traceback.print_exc()
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        sys.exit(1)
+    print(json.dumps({
+        "engine": engine,
+        "batch": args.batch,
+        "threads": args.threads,
+        "median_s": statistics.median(seconds),
+        "seconds": seconds,
+        "accuracy": accuracy,
+        "base_rss_mib": base,
+        "peak_rss_mib": peak_rss_mib(),
+    }))
+
+
+if __name__ == "__main__":
+    main()
