@@ -278,7 +278,7 @@ fn text(seed: u64, rows: usize, tokens: usize) -> Batch {
 #[test]
 fn masks_stay_with_their_rows_and_lengths_apart() -> Result<()> {
     let model = Padded { depth: 3, head: random(1, &[4, 3]) };
-    let (policy, costs) = (Thresholds::common(Signal::MaxProbability, 0.6, 3), CostTable::default());
+    let (policy, costs) = (Thresholds::common(Signal::MaxProbability, 0.9, 3), CostTable::default());
     let mut pools = Pools::new(&model, &policy, &costs, PoolConfig { max_batch: 5, ..Default::default() })?;
     let mut batches: Vec<Batch> = (0..12).map(|i| text(i, 1 + i as usize % 3, 3 + i as usize % 2)).collect();
     // More than a batch holds, and without a mask.
