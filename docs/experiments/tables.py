@@ -1,4 +1,4 @@
-"""Writes the tables of `vision.md` from the results beside it, `vision/*/*.json`.
+"""Writes the tables of `vision.md` and `exits.md` from the results beside them, `vision/*/*.json` and `exits/*/*.json`.
 
     python3 docs/experiments/tables.py            # rewrites what stands between `<!-- NAME -->` and `<!-- /NAME -->`
     python3 docs/experiments/tables.py --check    # fails when a table is not what the results say
@@ -12,11 +12,18 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PAGE = HERE / "vision.md"
 
 
 def results(name):
     return json.loads((HERE / "vision" / f"{name}.json").read_text())
+
+
+def exits(name):
+    """One result, or those of a file of lines."""
+    path = HERE / "exits" / name
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return json.loads(path.read_text())
 
 
 def percent(share):
@@ -127,9 +134,106 @@ def objectives(name):
     return table(["objective", "last layer", "+-", "layer L/2", "last - L/2", "mean of layers"], rows)
 
 
-def runs():
+def speed(name):
     rows = []
-    for path in sorted((HERE / "vision").glob("*/*.json")):
+    for run in exits(name):
+        engines = {engine: report["wall_ratio"] for engine, report in run["engines"].items()}
+        left = run["engines"]["profitable"]
+        pools = run.get("pools")
+        rows.append([
+            run["batch"], f"{100 * (run['full_accuracy'] - left['accuracy']):.1f}", hundredths(left["layer_ratio"]),
+            hundredths(run["flop_ratio"]), hundredths(engines["profitable"]), f"{100 * engines['profitable'] / left['layer_ratio']:.0f} %",
+            hundredths(engines["always"]), hundredths(engines["never"]), f"{run['cut_at']}: {hundredths(engines['cut'])}",
+            f"{pools['samples_per_s']:.0f}, {100 * pools['over_batches']:.0f} %" if pools else "",
+        ])
+    header = ["batch", "points lost", "layers", "operations", "time", "of the layers", "always compacted", "never", "cut at", "pools, images/s and share of batches"]
+    return table(header, rows)
+
+
+def overhead(name):
+    """Time without exits over time with them; a row a threshold."""
+    runs = exits(name)
+    batches = sorted({run["batch"] for run in runs})
+    by = {(run["threshold"], run["batch"]): run for run in runs}
+    rows = [
+        [at, *(f"{by[at, batch]['engines']['profitable']['wall_ratio']:.3f} ({by[at, batch]['full_over_full']:.3f})" for batch in batches)]
+        for at in sorted({run["threshold"] for run in runs})
+    ]
+    return table(["threshold", *(f"batch {batch}" for batch in batches)], rows)
+
+
+def signals(name):
+    compared = exits(name)["signals"]
+    full = compared[0]["accuracy"]
+    rows = [
+        [of["name"], hundredths(of["layers"]), f"{of['ms']:.3f}", percent(of["accuracy"]), hundredths(100 * (full - of["accuracy"])), hundredths(100 * of["disagreement"])]
+        for of in compared
+    ]
+    return table(["signal", "layers", "ms an image", "accuracy", "points lost", "answered otherwise, %"], rows)
+
+
+def tolerances(name):
+    run = exits(name)
+    full = run["signals"][0]["accuracy"]
+    lost = lambda of: hundredths(100 * (full - of["accuracy"]))
+    rows = [
+        [of["points"], hundredths(of["promised"]["layers"]), lost(of["promised"]), hundredths(of["plain"]["layers"]), lost(of["plain"])]
+        for of in run["tolerances"]
+    ]
+    return table(["tolerance, points", "layers, promised", "points lost", "layers, plain threshold", "points lost"], rows)
+
+
+def splits(name):
+    rows = []
+    for of in exits(name)["splits"]:
+        share = lambda key: f"{100 * of[key] / of['splits']:.1f}"
+        rows.append([
+            of["risk"], of["test"].replace("_", " "), f"{100 * of['tolerance']:g}", of["delta"], share("broken"), share("seen_broken"),
+            share("plain_broken"), hundredths(of["layers"]), hundredths(of["plain_layers"]),
+        ])
+    header = ["risk", "test", "tolerance, points", "delta", "broken, %", "halves: more lost, %", "halves, plain threshold: more lost, %", "layers", "layers, plain threshold"]
+    return table(header, rows)
+
+
+def shift(name):
+    run = exits(name)
+    of, chosen, full = run["shift"], run["chosen"]["test"], run["signals"][0]["accuracy"]
+
+    def alarm(monitor):
+        told = "none in" if monitor["alarm"] is None else "alarm after"
+        return f"{told} {monitor['seen']:,}, rate {100 * monitor['rate']:.2f} %"
+
+    rows = [
+        ["test images of CIFAR-10", percent(full), percent(chosen["accuracy"]), hundredths(100 * (full - chosen["accuracy"])), hundredths(100 * chosen["disagreement"]), alarm(of["monitors"][0])],
+        [f"{of['samples']:,} of Tiny ImageNet", percent(of["full_accuracy"]), percent(of["accuracy"]), hundredths(100 * (of["full_accuracy"] - of["accuracy"])), hundredths(100 * of["disagreement"]), alarm(of["monitors"][1])],
+    ]
+    return table(["images", "accuracy, full", "with exits", "points lost", "answered otherwise, %", f"monitor of a rate above {100 * of['tolerance']:.2f} %"], rows)
+
+
+def load(name):
+    run = exits(name)
+    rows = [
+        [told, f"{of['requests_per_s']:.0f}", *(f"{of[key]:.0f}" for key in ["p50_ms", "p95_ms", "p99_ms"]), hundredths(of["layers"]), percent(of["accuracy"])]
+        for told, of in [("without exits", run["without_exits"]), ("with exits", run["with_exits"])]
+    ]
+    return table(["", "requests/s", "p50, ms", "p95, ms", "p99, ms", "layers", "accuracy"], rows)
+
+
+def soak(name):
+    run = exits(name)
+    rows = [[f"requests: {doing}", count] for doing, count in run["requests"].items()]
+    rows += [[f"server: {key}", count] for key, count in run["server"].items()]
+    rows += [[f"good requests: {key}, ms", f"{run['latency_ms'][key]:.0f}"] for key in ["p50", "p95", "p99", "longest"]]
+    memory = run["memory_mib"]
+    rows.append(["memory, median of the first and of the second half, MiB", f"{memory['first_half']:.0f}, {memory['second_half']:.0f}"])
+    rows.append(["answers after another layer than before", run["other_layer"]])
+    rows.append(["wrong, lost or double", len(run["wrong"])])
+    return table(["", ""], rows)
+
+
+def runs(pages):
+    rows = []
+    for path in sorted((HERE / pages).glob("*/*.json")):
         run = json.loads(path.read_text())
         seeds = {name.rsplit("seed ", 1)[1] for name in run["models"] if "seed " in name} or {str(run["seed"])}
         machine = run["machine"]
@@ -137,7 +241,7 @@ def runs():
         commit = commit[:7] + commit[40:]  # `-dirty`, where files differed
         trained = [model["train_s"] for model in run["models"].values() if "train_s" in model]
         rows.append([
-            f"[{path.parent.name}, `{path.stem}`](vision/{path.parent.name}/{path.name})", f"`{commit}`", len(seeds),
+            f"[{path.parent.name}, `{path.stem}`]({pages}/{path.parent.name}/{path.name})", f"`{commit}`", len(seeds),
             f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores", f"{sum(trained) / 60:.0f}" if trained else "-", f"{run['wall_s'] / 60:.1f}",
         ])
     header = ["results", "commit", "seeds", "machine, threads", "minutes of training steps of its models", "minutes of the last call"]
@@ -145,7 +249,7 @@ def runs():
 
 
 SMALL, TUNED = "small", "finetuned"
-TABLES = {
+VISION = {
     **{f"f03 {at}": (f03, f"{at}/f03_three_trainings") for at in [SMALL, TUNED]},
     **{f"f03 inside {at}": (f03_inside, f"{at}/f03_three_trainings") for at in [SMALL, TUNED]},
     "f03 parameters": (f03_parameters, f"{SMALL}/f03_three_trainings"),
@@ -156,21 +260,35 @@ TABLES = {
     **{f"f12 {at}": (f12, f"{at}/f12_elastic") for at in [SMALL, TUNED]},
     "f13": (f13, f"{SMALL}/f13_cosine_regulariser"),
     **{f"objectives {at}": (objectives, f"{at}/objectives") for at in [SMALL, TUNED]},
-    "runs": (runs,),
+    "runs": (runs, "vision"),
 }
+EXITS = {
+    **{f"speed {at}": (speed, f"{at}/speed.jsonl") for at in [SMALL, TUNED]},
+    **{f"overhead {at}": (overhead, f"{at}/overhead.jsonl") for at in [SMALL, TUNED]},
+    **{f"signals {at}": (signals, f"{at}/calibrate.json") for at in [SMALL, TUNED]},
+    **{f"tolerances {at}": (tolerances, f"{at}/calibrate.json") for at in [SMALL, TUNED]},
+    **{f"splits {at}": (splits, f"{at}/calibrate.json") for at in [SMALL, TUNED]},
+    **{f"shift {at}": (shift, f"{at}/calibrate.json") for at in [SMALL, TUNED]},
+    "load": (load, f"{TUNED}/load.json"),
+    "soak": (soak, f"{TUNED}/soak.json"),
+    "runs": (runs, "exits"),
+}
+PAGES = {"vision.md": VISION, "exits.md": EXITS}
 
 
 def main():
-    page = text = PAGE.read_text()
-    for name, (make, *of) in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            sys.exit(f"{PAGE}: no <!-- {name} -->")
-        text = pattern.sub(lambda match: match[1] + make(*of) + "\n" + match[2], text)
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(text)
-    elif text != page:
-        sys.exit(f"{PAGE}: a table is not what vision/*/*.json says; run {Path(__file__).name}")
+    for name, tables in PAGES.items():
+        path = HERE / name
+        page = text = path.read_text()
+        for marker, (make, *of) in tables.items():
+            pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
+            if not pattern.search(text):
+                sys.exit(f"{path}: no <!-- {marker} -->")
+            text = pattern.sub(lambda match: match[1] + make(*of) + "\n" + match[2], text)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text)
+        elif text != page:
+            sys.exit(f"{path}: a table is not what its results say; run {Path(__file__).name}")
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ pub struct ExitReport {
 /// Runs `model` under each of `engines` and measures accuracy, layers and time.
 ///
 /// `batches` gives all labelled batches, once for each round; a sample's key is its place among them. The clock runs only inside the
-/// engine. Every batch goes through an engine without exits and then through each of these, so that what else the machine does
-/// touches all alike; one round more comes first, to warm up.
+/// engine. Every batch goes through an engine without exits and through each of these, in changing order, so that what else the machine
+/// does touches all alike; one round more comes first, to warm up.
 ///
 /// # Errors
 ///
@@ -57,7 +57,7 @@ where
     let without = Engine { policy: &nobody, compaction: Compaction::Always };
     let engines: Vec<Engine<'_>> = [without].iter().chain(engines).copied().collect();
     let mut runs = vec![Run { round_s: vec![0.; rounds], ..Default::default() }; engines.len()];
-    let mut largest = 0;
+    let (mut largest, mut turn) = (0, 0);
     for round in 0..=rounds {
         let mut seen = 0;
         for batch in batches() {
@@ -66,7 +66,11 @@ where
             let keys: Vec<u64> = (seen..).take(labels.len()).collect();
             seen += labels.len() as u64;
             largest = largest.max(labels.len());
-            for (run, engine) in runs.iter_mut().zip(&engines) {
+            turn += 1;
+            // Each has every place in turn: what runs first finds other caches than what runs last.
+            for place in 0..engines.len() {
+                let which = (place + turn) % engines.len();
+                let (run, engine) = (&mut runs[which], &engines[which]);
                 let start = Instant::now();
                 let out = match keys.len() == batch.rows()? {
                     true => engine.run_keyed(model, &batch, &keys)?,
