@@ -4,7 +4,8 @@
 //! `exit_speedup/SHAPE/EXITS/ENGINE/BATCH`: of a ViT and of a BERT with random weights, exits are drawn, uniformly over layers or as a trained
 //! model's; the head is computed and read after every layer all the same. `exit_speedup/trained/..` is that model on images it has not seen:
 //! a 12-layer ViT of d = 48 that learns the digits before the clock starts, or the model and data of `LAYERWISE_TRAINED` and
-//! `LAYERWISE_TRAINED_DATA`, such as `f05_early_exit` trains and stores them. Layer ratios are printed.
+//! `LAYERWISE_TRAINED_DATA`, such as `f05_early_exit` trains and stores them. Layer ratios are printed. Times of pools are those of 64 samples
+//! while 64 clients ask for one each, again and again.
 //!
 //! ```sh
 //! cargo bench --bench exit_speedup
@@ -21,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device::Cpu, Tensor};
 use clap::Parser;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, measurement::WallTime};
@@ -94,7 +95,10 @@ fn line(flags: &Flags) -> Result<Measured> {
     let costs = CostTable::default();
     costs.prepare(&model, &first(&images, 1)?, flags.batch.max(CLIENTS))?;
     // The depth that costs as much as leaving early does.
-    let layers = leave_early(&model, &images, &policy)?.layer;
+    let mut layers = Vec::new();
+    for batch in images.split(BATCHES[3])? {
+        layers.extend(leave_early(&model, &batch, &policy)?.layer);
+    }
     let mean = layers.iter().sum::<usize>() as f64 / layers.len() as f64;
     let cut = FixedDepth((mean.round() as usize).max(1));
     let engine = |policy, compaction| Engine { policy, compaction };
@@ -106,6 +110,7 @@ fn line(flags: &Flags) -> Result<Measured> {
         engine(&Full, Compaction::Always),
     ];
     let mut reports = measure(&model, batches, &engines, flags.timing.rounds)?;
+    let peak_rss_mib = cases::peak_rss_mib()?;
     let full = reports.pop().context("no report")?;
     let profitable = &reports[0];
     let names = ["profitable", "always", "never", "cut"];
@@ -123,7 +128,7 @@ fn line(flags: &Flags) -> Result<Measured> {
         more["pools"] = json!(pools(&model, &policy, &costs, &images, flags.timing.rounds)?);
     }
     let seconds = labels.len() as f64 / profitable.samples_per_s;
-    Ok(Measured { seconds: vec![seconds], peak_rss_mib: cases::peak_rss_mib()?, more })
+    Ok(Measured { seconds: vec![seconds], peak_rss_mib, more })
 }
 
 /// Samples a second of pools that `CLIENTS` threads ask for one sample each, over those of the engine in batches of as many: the median of the
@@ -138,15 +143,26 @@ fn pools(
     let single = images.split(1)?;
     let engine = Engine { policy, compaction: Compaction::Profitable(costs) };
     let (mut ratios, mut rates, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..=rounds {
+    let batched = || {
         let start = Instant::now();
         for batch in images.split(CLIENTS)? {
             engine.run(model, &batch)?;
         }
-        let batched_s = start.elapsed().as_secs_f64();
+        anyhow::Ok(start.elapsed().as_secs_f64())
+    };
+    let pooled = || {
         let start = Instant::now();
-        let mean_rows = ask_all(model, policy, costs, &single)?;
-        let pooled_s = start.elapsed().as_secs_f64();
+        let rows = ask_all(model, policy, costs, &single)?;
+        anyhow::Ok((start.elapsed().as_secs_f64(), rows))
+    };
+    for round in 0..=rounds {
+        // Each goes first in turn.
+        let ((pooled_s, mean_rows), batched_s) = if round % 2 == 0 {
+            let batched_s = batched()?;
+            (pooled()?, batched_s)
+        } else {
+            (pooled()?, batched()?)
+        };
         if round > 0 {
             ratios.push(batched_s / pooled_s);
             rates.push(single.len() as f64 / pooled_s);
@@ -243,7 +259,8 @@ fn bench() -> Result<()> {
                 let (model, images, _) = trained(Path::new(&model), Path::new(&data), BATCHES[3])?;
                 (model, images)
             }
-            _ => aligned_digits()?,
+            (None, None) => aligned_digits()?,
+            _ => bail!("LAYERWISE_TRAINED and LAYERWISE_TRAINED_DATA: expected both or none"),
         };
     let policy = Thresholds::common(Signal::MaxProbability, THRESHOLD, model.depth());
     let layers = leave_early(&model, &images, &policy)?.layer;
@@ -294,9 +311,17 @@ fn compare(
         });
     }
     if rows == CLIENTS {
-        let single = batch.split(1)?;
+        // Several times as many as there are clients, so that most are asked while others are on their way.
+        let single: Vec<Batch> =
+            (0..8).map(|_| batch.split(1)).collect::<candle_core::Result<Vec<_>>>()?.concat();
         group.bench_function(BenchmarkId::new(format!("{name}/pools"), rows), |bencher| {
-            bencher.iter(|| ask_all(model, policy, &costs, &single).expect("answers"));
+            bencher.iter_custom(|iterations| {
+                let start = Instant::now();
+                for _ in 0..iterations {
+                    ask_all(model, policy, &costs, &single).expect("answers");
+                }
+                start.elapsed() / 8
+            });
         });
     }
     Ok(())

@@ -21,6 +21,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 PEERS = Path(__file__).resolve().parent
@@ -83,11 +84,19 @@ def similarity_programs(bench, python):
 
 
 def exit_programs(args, bench, python, inputs):
-    """Ours with exits, on a dump of whose images the peers run."""
+    """Ours with exits, and the peers on the same images."""
     trained = ["--model", str(args.model)]
     ours = [bench, "--json", *trained, "--data", str(args.data), "--images", str(args.images)]
     peer = [str(python), str(PEERS / "exit_case.py"), *trained, "--inputs", str(inputs), "--engine"]
-    return {"ours": [*ours, "--dump", str(inputs)]} | {engine: [*peer, engine] for engine in EXIT_ENGINES}
+    return {"ours": ours} | {engine: [*peer, engine] for engine in EXIT_ENGINES}
+
+
+def dump(args, bench, inputs):
+    """Writes the images and labels, as our bench prepares them."""
+    command = [bench, "--json", "--model", str(args.model), "--data", str(args.data), "--images", str(args.images)]
+    result = run([*command, "--rounds", "1", "--batch", "256", "--dump", str(inputs)], len(CORES))
+    if "error" in result:
+        sys.exit(f"the images cannot be written: {result['error']}")
 
 
 def jobs(args):
@@ -285,19 +294,24 @@ def print_exits(results, args):
     for threads in args.threads:
         for batch in args.batches:
             job = {"set": "exits", "threads": threads, "batch": batch, "threshold": args.threshold}
-            ours, *theirs = (results.rounds(name, job) for name in ["ours", *EXIT_ENGINES])
-            full = results.rounds("ours", job, lambda run: args.images / run["full_per_s"])
+            ours, *theirs = (results.rounds(name, job, lambda run: run["median_s"] / run["images"]) for name in ["ours", *EXIT_ENGINES])
+            full = results.rounds("ours", job, lambda run: 1 / run["full_per_s"])
             last = next((run["result"] for run in results.runs if run["job"] == job and run["program"] == "ours"), {})
             left = last.get("engines", {}).get("profitable", {})
             accuracy = [results.rounds(name, job, lambda run: run["accuracy"]) for name in EXIT_ENGINES]
-            shares = [last.get("full_accuracy"), left.get("accuracy"), *(next(iter(each.values()), None) for each in accuracy)]
-            cells = ["failed" if share is None else f"{100 * share:.1f}" for share in shares]
-            each = [middle(times, 1e3 / args.images) for times in [full, ours, *theirs]]
+            eager, exits, onnx = (next(iter(each.values()), math.nan) for each in accuracy)
+            images = last.get("images", math.nan)
+            for mine, their in [(last.get("full_accuracy", math.nan), eager), (left.get("accuracy", math.nan), exits), (eager, onnx)]:
+                # One image may stand within rounding of a threshold, or between two classes.
+                if not abs(mine - their) * images < 1.5:
+                    print(f"accuracies differ at batch {batch}: {mine} and {their}", file=sys.stderr)
+            shares = f"{100 * last.get('full_accuracy', math.nan):.1f}, {100 * left.get('accuracy', math.nan):.1f}"
+            times = [middle(rounds, 1e3) for rounds in [full, ours, *theirs]]
             ratios = [ratio(ours, their) for their in theirs]
-            rows.append([threads, batch, f"{left.get('layer_ratio', math.nan):.2f}", " / ".join(cells), *each, *ratios])
-    head = ["threads", "batch", "layer ratio", "accuracy: ours full / exits, PyTorch full / exits, ONNX Runtime"]
-    head += [f"{name}, ms an image" for name in ["ours full", "ours with exits", "PyTorch full", "PyTorch with exits", "ONNX Runtime full"]]
-    head += [f"ours with exits / {name}" for name in ["PyTorch full", "PyTorch with exits", "ONNX Runtime full"]]
+            rows.append([threads, batch, shares, f"{left.get('layer_ratio', math.nan):.2f}", *times, *ratios])
+    head = ["threads", "batch", "accuracy full, with exits, %", "layer ratio", "ours full, ms an image", "ours with exits"]
+    head += ["transformers full", "transformers with exits", "ONNX Runtime full"]
+    head += [f"ours with exits / {name}" for name in ["transformers full", "transformers with exits", "ONNX Runtime full"]]
     table(f"Leaving early, largest probability above {args.threshold}, {args.images} images", head, rows)
 
 
@@ -336,13 +350,16 @@ def main():
     benches = build()
     facts = {"commit": commit(), "processor": processor(), "load": os.getloadavg()[0]}
     results = Results()
+    inputs = Path(tempfile.mkdtemp()) / "inputs.safetensors"
+    if "exits" in args.sets:
+        dump(args, benches["exit_speedup"], inputs)
     for round in range(args.rounds):
         for job in jobs(args):
             similarity = job["set"] == "similarity"
             if similarity:
                 commands = similarity_programs(benches["similarity"], python)
             elif job["set"] == "exits":
-                commands = exit_programs(args, benches["exit_speedup"], python, ROOT / "target" / "exit_inputs.safetensors")
+                commands = exit_programs(args, benches["exit_speedup"], python, inputs)
             else:
                 commands = programs(job["set"], benches, python)
             options = [word for key, value in job.items() if key != "set" for word in (f"--{key}", str(value))]
@@ -354,8 +371,7 @@ def main():
             else:
                 options += ["--warmup", str(WARMUP), "--rounds", str(steps(job, args.steps))]
             print(f"round {round + 1} of {args.rounds}:", *job.values(), file=sys.stderr)
-            # Of exits ours comes first, as it writes what the others read.
-            for name in list(commands) if round % 2 == 0 or job["set"] == "exits" else reversed(commands):
+            for name in list(commands) if round % 2 == 0 else reversed(commands):
                 result = run([*commands[name], *options], job["threads"])
                 results.runs.append({"program": name, "job": job, "round": round, "result": result})
                 if "error" in result:

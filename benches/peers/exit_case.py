@@ -23,6 +23,9 @@ def load(args):
     from safetensors.torch import load_file
     from transformers import ViTForImageClassification
 
+    exits = Path(args.model) / "layerwise.json"
+    if exits.exists() and [json.loads(exits.read_text()).get(key, "shared") for key in ("exit_norm", "heads")] != ["shared"] * 2:
+        raise ValueError(f"{exits}: only models with one norm and one head for all exits are measured here")
     model = ViTForImageClassification.from_pretrained(args.model, attn_implementation="sdpa").eval()
     tensors = load_file(args.inputs)
     images, labels = tensors["images"], tensors["labels"]
@@ -31,27 +34,31 @@ def load(args):
     return torch, model, images, labels
 
 
-def full(torch, model, images):
-    return model(pixel_values=images).logits
-
-
-def exits(torch, model, images, threshold):
-    """As one writes it: heads after every layer, and rows that are sure are indexed out."""
+def run(torch, model, images, threshold):
+    """Layer by layer; with a threshold heads after every layer, and rows that are sure are indexed out. One does it like this."""
     hidden = model.vit.embeddings(images)
+    layers = model.vit.layers
+    head = lambda hidden: model.classifier(model.vit.layernorm(hidden[:, 0]))
+    if threshold is None:
+        for layer in layers:
+            hidden = layer(hidden, None)
+        return head(hidden)
     answers = torch.empty(len(images), model.config.num_labels)
     rows = torch.arange(len(images))
-    layers = model.vit.layers
     for number, layer in enumerate(layers, 1):
         hidden = layer(hidden, None)
-        logits = model.classifier(model.vit.layernorm(hidden[:, 0]))
-        leaves = logits.softmax(-1).amax(-1) > threshold
+        logits = head(hidden)
         if number == len(layers):
-            leaves[:] = True
-        answers[rows[leaves]] = logits[leaves]
-        if leaves.all():
+            answers[rows] = logits
             break
-        if leaves.any():
-            hidden, rows = hidden[~leaves], rows[~leaves]
+        leaves = logits.softmax(-1).amax(-1) > threshold
+        gone = leaves.nonzero().squeeze(1)
+        if len(gone):
+            answers[rows[gone]] = logits[gone]
+            if len(gone) == len(rows):
+                break
+            kept = (~leaves).nonzero().squeeze(1)
+            hidden, rows = hidden[kept], rows[kept]
     return answers
 
 
@@ -59,16 +66,17 @@ def time_torch(args):
     torch, model, images, labels = load(args)
     base = peak_rss_mib()
 
-    def run(batch):
-        return exits(torch, model, batch, args.threshold) if args.engine == "exits" else full(torch, model, batch)
+    threshold = args.threshold if args.engine == "exits" else None
 
     def step():
-        return torch.cat([run(batch) for batch in images.split(args.batch)])
+        return torch.cat([run(torch, model, batch, threshold) for batch in images.split(args.batch)])
 
     with torch.inference_mode():
         seconds, logits = measure(step, args)
     accuracy = (logits.argmax(-1) == labels).double().mean().item()
-    return f"PyTorch {torch.__version__}", base, seconds, accuracy
+    import transformers
+
+    return f"PyTorch {torch.__version__}, transformers {transformers.__version__}", base, seconds, (accuracy, len(labels))
 
 
 def time_onnx(args):
@@ -87,7 +95,7 @@ def time_onnx(args):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         with torch.inference_mode():
-            expected = full(torch, model, images[: args.batch]).numpy()
+            expected = model(pixel_values=images[: args.batch]).logits.numpy()
         torch.onnx.export(Logits().eval(), (images[: args.batch],), path, dynamo=True, opset_version=20, verbose=False)
         session = onnx_session(path, args.threads)
     (name,) = (node.name for node in session.get_inputs())
@@ -97,7 +105,7 @@ def time_onnx(args):
         raise ValueError(f"ONNX Runtime's logits are {error:.1e} of their scale away from PyTorch's")
     seconds, answers = measure(lambda: [session.run(None, {name: batch})[0].argmax(-1) for batch in batches], args)
     right = sum(int((answer == label.numpy()).sum()) for answer, label in zip(answers, labels.split(args.batch), strict=True))
-    return f"ONNX Runtime {onnxruntime.__version__}", base, seconds, right / len(labels)
+    return f"ONNX Runtime {onnxruntime.__version__}", base, seconds, (right / len(labels), len(labels))
 
 
 def main():
@@ -112,7 +120,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="timed passes")
     args = parser.parse_args()
     try:
-        engine, base, seconds, accuracy = (time_onnx if args.engine == "onnx" else time_torch)(args)
+        engine, base, seconds, (accuracy, images) = (time_onnx if args.engine == "onnx" else time_torch)(args)
     except Exception as error:
         traceback.print_exc()
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
@@ -124,6 +132,7 @@ def main():
         "median_s": statistics.median(seconds),
         "seconds": seconds,
         "accuracy": accuracy,
+        "images": images,
         "base_rss_mib": base,
         "peak_rss_mib": peak_rss_mib(),
     }))

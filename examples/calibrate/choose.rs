@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use layerwise::exit::{
-    Budget, Costs, Guarantee, HeldOut, Outcome, Risk, Thresholds, guaranteed, histogram, layer_ratio,
+    self, Budget, Costs, Guarantee, HeldOut, Outcome, Risk, Thresholds, guaranteed, histogram, layer_ratio,
     milliseconds, within_budget,
 };
 
 use crate::{
     BATCH, STEPS, SignalName,
-    samples::{Observed, Parts},
+    samples::{Observed, Parts, risk_of},
 };
 
 /// What thresholds are chosen for.
@@ -37,9 +37,16 @@ pub(crate) struct Kept {
 pub(crate) struct Given {
     pub(crate) name: String,
     pub(crate) layers: f64,
-    pub(crate) milliseconds: f64,
+    /// By the costs of blocks and exits in full batches.
+    pub(crate) predicted_ms: f64,
     pub(crate) accuracy: f64,
     pub(crate) disagreement: f64,
+}
+
+impl Given {
+    fn none(name: String) -> Self {
+        Self { name, layers: f64::NAN, predicted_ms: f64::NAN, accuracy: f64::NAN, disagreement: f64::NAN }
+    }
 }
 
 /// Accuracy against layers, a point for each threshold.
@@ -67,7 +74,7 @@ impl Chosen<'_> {
         Ok(Given {
             name: name.to_owned(),
             layers: outcome.layers,
-            milliseconds: milliseconds(thresholds, &outcome.histogram, self.costs, BATCH),
+            predicted_ms: milliseconds(thresholds, &outcome.histogram, self.costs, BATCH),
             accuracy: outcome.accuracy.unwrap_or(f64::NAN),
             disagreement: outcome.disagreement,
         })
@@ -78,8 +85,15 @@ impl Chosen<'_> {
         let test = observed.signals[0].1.select(&parts.test)?;
         let mut all = vec![self.given("no exits", &test, &Thresholds::none())?];
         for (name, signal) in &observed.signals {
-            let kept = self.of(signal, parts)?;
-            all.push(Given { name: told(*name).to_owned(), ..kept.on_test });
+            let name = told(*name).to_owned();
+            all.push(match self.of(signal, parts) {
+                Ok(kept) => Given { name, ..kept.on_test },
+                // Another signal than the one asked for may not get by with so little.
+                Err(error) if matches!(error.downcast_ref(), Some(exit::Error::Budget { .. })) => {
+                    Given::none(name)
+                }
+                Err(error) => return Err(error),
+            });
         }
         Ok(all)
     }
@@ -133,27 +147,26 @@ impl Chosen<'_> {
     }
 }
 
-/// The boldest thresholds that lose at most so much accuracy, or differ from the last layer at most so often, on these very samples: what a
-/// sweep over a validation set gives.
+/// The boldest thresholds that keep the tolerance on these very samples: what a sweep over a validation set gives.
 pub(crate) fn plain(
     held_out: &HeldOut,
     path: &[Thresholds],
     tolerance: f64,
     risk: Risk,
 ) -> Result<Thresholds> {
-    let full = held_out.outcome(&Thresholds::none())?.accuracy;
     let mut best = (f64::INFINITY, Thresholds::none());
     for thresholds in path {
-        let outcome = held_out.outcome(thresholds)?;
-        let lost = match (risk, full, outcome.accuracy) {
-            (Risk::Accuracy, Some(full), Some(accuracy)) => full - accuracy,
-            _ => outcome.disagreement,
-        };
-        if lost <= tolerance && outcome.layers < best.0 {
-            best = (outcome.layers, thresholds.clone());
+        let layers = held_out.outcome(thresholds)?.layers;
+        if !above(risk_of(held_out, thresholds, risk)?, tolerance) && layers < best.0 {
+            best = (layers, thresholds.clone());
         }
     }
     Ok(best.1)
+}
+
+/// Shares of samples that are equal may differ by rounding.
+pub(crate) fn above(share: f64, tolerance: f64) -> bool {
+    share > tolerance + 1e-12
 }
 
 pub(crate) fn told(name: SignalName) -> &'static str {

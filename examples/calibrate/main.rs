@@ -51,7 +51,7 @@ struct Flags {
     /// What a sample's certainty is read from.
     #[arg(long, value_enum, default_value_t = SignalName::MaxProbability)]
     signal: SignalName,
-    /// What must seldom happen: accuracy lost (needs labels), or disagreement with the last layer.
+    /// What must seldom happen: that an exit gets wrong what the last layer gets right, or that they answer differently.
     #[arg(long, value_enum, default_value_t = RiskName::Accuracy)]
     risk: RiskName,
     /// How often at most, in points.
@@ -66,7 +66,7 @@ struct Flags {
     /// Choose for so many layers a sample instead, on average, and promise nothing.
     #[arg(long, value_name = "LAYERS", conflicts_with = "budget_ms")]
     budget: Option<f64>,
-    /// Choose for so many milliseconds a sample instead, in batches of 64, and promise nothing.
+    /// Choose for so many milliseconds a sample instead, as predicted for full batches of 64, and promise nothing.
     #[arg(long, value_name = "MS")]
     budget_ms: Option<f64>,
     /// Layers that are checked, separated by commas [default: all but the last].
@@ -106,7 +106,9 @@ fn main() -> ExitCode {
 
 fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
     let promise = flags.promise();
-    let needed = promise.samples_needed()?;
+    let needed = promise
+        .samples_needed()
+        .with_context(|| format!("--tolerance {} points, --delta {}", flags.tolerance, flags.delta))?;
     let folder = &flags.model.model;
     let (model, _) = load_vit(folder, device)?;
     let limit = flags.limit.limit.map(NonZeroUsize::get);
@@ -122,6 +124,7 @@ fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
         model.config().num_labels,
         input.classes().len()
     );
+    let others = samples::shift_set(flags.shift.as_deref(), &model)?;
     let layers = flags.checked(model.depth());
     let parts = Parts::of(labels.len(), flags.common.seed)?;
     let samples = parts.calibrate.len();
@@ -151,16 +154,16 @@ fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
             _ => None,
         },
     };
-    let signal = observed.signal(flags.signal);
+    let signal = observed.signal(flags.signal)?;
     let kept = chosen.of(signal, &parts)?;
     let compared = chosen.compare(&observed, &parts)?;
     let curves = chosen.curves(&observed, &parts)?;
     let costs_of_promises = chosen.tolerances(signal, &parts)?;
     let splits = splits::splits(signal, &layers, flags.splits(), flags.common.seed)?;
-    let shifted = flags
-        .shift
-        .as_ref()
-        .map(|shift| samples::shifted(&packed, shift, folder, signal, (&kept.thresholds, &parts), device));
+    let shifted = others.map(|others| {
+        let preprocess = input.preprocess().clone();
+        samples::shifted(&packed, others, preprocess, signal, (&kept.thresholds, &parts), device)
+    });
     let shifted = shifted.transpose()?;
 
     if flags.save {

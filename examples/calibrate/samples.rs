@@ -2,21 +2,21 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use layerwise::{
-    data::{Split, cifar10},
-    exit::{Gate, HeldOut, Monitor, Oracle, Outcome, Signal, Thresholds},
+    data::{ImageSet, Preprocess, Split, cifar10},
+    exit::{self, Gate, HeldOut, Monitor, Oracle, Outcome, Risk, Signal, Thresholds},
     models::{Tapped, Vit},
     ops::init,
 };
 use layerwise_example_common::{
-    checkpoint::preprocess_of,
     input::Input,
     interrupt,
     layers::{self, Source},
 };
 use rand::{Rng, seq::SliceRandom};
+use serde::Serialize;
 
 use crate::SignalName;
 
@@ -81,14 +81,21 @@ impl Observed {
         let learned = features[..inner].iter().map(|f| f.index_select(&learn, 0));
         let right = |layer: &Vec<u32>| parts.learn.iter().map(|&i| layer[i] == labels[i]).collect();
         let right: Vec<Vec<bool>> = answers[..inner].iter().map(right).collect();
-        let gate = Gate::fit(&learned.collect::<candle_core::Result<Vec<_>>>()?, &right)?;
-        signals.push((SignalName::Gate, observe(Signal::Gate(gate))?));
+        let learned = learned.collect::<candle_core::Result<Vec<_>>>()?;
+        match Gate::fit(&learned, &right) {
+            Ok(gate) => signals.push((SignalName::Gate, observe(Signal::Gate(gate))?)),
+            // Nothing to learn; an error only for who asked for it.
+            Err(exit::Error::OneSided { .. }) => {}
+            Err(error) => return Err(error).context("the learned gate"),
+        }
         Ok(Self { signals, oracle })
     }
 
-    pub(crate) fn signal(&self, name: SignalName) -> &HeldOut {
+    pub(crate) fn signal(&self, name: SignalName) -> Result<&HeldOut> {
         let found = self.signals.iter().find(|(signal, _)| *signal == name);
-        &found.unwrap_or(&self.signals[0]).1
+        Ok(&found
+            .context("--signal gate: the samples to learn from are answered all rightly or all wrongly")?
+            .1)
     }
 }
 
@@ -99,6 +106,16 @@ fn features(model: &Vit, input: &Input, device: &Device) -> Result<Vec<Tensor>> 
     Ok(features.split_off(1))
 }
 
+/// Other images, for which nothing was promised.
+pub(crate) fn shift_set(flag: Option<&Path>, model: &Vit) -> Result<Option<ImageSet>> {
+    let Some(folder) = flag else { return Ok(None) };
+    let named = || format!("--shift {}", folder.display());
+    let set = cifar10::load(folder, Split::Test).with_context(named)?;
+    let (classes, labels) = (set.classes().len(), model.config().num_labels);
+    ensure!(classes == labels, "{}: {classes} classes, the model has {labels}", named());
+    Ok(Some(set))
+}
+
 /// What the thresholds give on other images, and whether a monitor that sees no label notices.
 pub(crate) struct Shifted {
     pub(crate) samples: usize,
@@ -107,66 +124,93 @@ pub(crate) struct Shifted {
     pub(crate) outcome: Outcome,
     /// Share of samples that the last layer would have got right and the exit got wrong.
     pub(crate) harmed: f64,
-    /// The rate of disagreement that the monitor holds to be familiar.
+    /// The rate of disagreement that the monitors hold to be familiar.
     pub(crate) tolerance: f64,
-    /// A monitor of familiar samples, then one of these: samples until the alarm, of the samples seen, and their rate of disagreement.
-    pub(crate) monitors: [(Option<usize>, usize, f64); 2],
+    /// Of familiar samples, then of these.
+    pub(crate) watched: [Watched; 2],
+}
+
+/// Many monitors, each on draws of its own.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Watched {
+    pub(crate) monitors: usize,
+    /// Samples that each saw at most.
+    pub(crate) samples: usize,
+    /// How many raised their alarm.
+    pub(crate) alarms: usize,
+    /// Median samples until the alarm, of those that did.
+    pub(crate) median_until_alarm: Option<usize>,
+    /// Rate of disagreement of the samples that are drawn from.
+    pub(crate) rate: f64,
 }
 
 /// Chance that a monitor raises a false alarm.
 const ALPHA: f64 = 0.05;
+const MONITORS: usize = 200;
+const WATCHED: usize = 5000;
 
 pub(crate) fn shifted(
     model: &Vit,
-    data: &Path,
-    folder: &Path,
+    set: ImageSet,
+    preprocess: Preprocess,
     familiar: &HeldOut,
     (thresholds, parts): (&Thresholds, &Parts),
     device: &Device,
 ) -> Result<Shifted> {
-    let set = cifar10::load(data, Split::Test)?;
     let labels = set.labels().to_vec();
-    let input = Input::of_set(set, preprocess_of(folder, model.config())?, model.config());
+    let input = Input::of_set(set, preprocess, model.config());
     let features = features(model, &input, device)?;
     let shifted = HeldOut::from_features(model, familiar.signal().clone(), &features)?.with_labels(labels)?;
-    let (calibration, test) = (familiar.select(&parts.calibrate)?, familiar.select(&parts.test)?);
-    let seen = calibration.samples();
-    let differed = (calibration.outcome(thresholds)?.disagreement * seen as f64).round() as usize;
+    // Thresholds were chosen on other samples than those that say what is familiar, and these are watched by none.
+    let (known, watched) = parts.test.split_at(parts.test.len() / 2);
+    let (known, watched) = (familiar.select(known)?, familiar.select(watched)?);
+    let seen = known.samples();
+    let differed = (known.outcome(thresholds)?.disagreement * seen as f64).round() as usize;
     let monitor = Monitor::after(differed, seen, ALPHA)?;
     Ok(Shifted {
         samples: shifted.samples(),
         full: shifted.outcome(&Thresholds::none())?.accuracy.unwrap_or(f64::NAN),
         outcome: shifted.outcome(thresholds)?,
-        harmed: harmed(&shifted, thresholds)?,
+        harmed: risk_of(&shifted, thresholds, Risk::Accuracy)?,
         tolerance: monitor.tolerance(),
-        monitors: [watch(monitor.clone(), &test, thresholds)?, watch(monitor, &shifted, thresholds)?],
+        watched: [watch(&monitor, &watched, thresholds)?, watch(&monitor, &shifted, thresholds)?],
     })
 }
 
+fn watch(monitor: &Monitor, held_out: &HeldOut, thresholds: &Thresholds) -> Result<Watched> {
+    let exits = held_out.exits(thresholds)?;
+    let (answers, last) = (held_out.answers(), held_out.depth() - 1);
+    let differs = |i: usize| answers[exits[i] - 1][i] != answers[last][i];
+    let alarm = |seed: usize| {
+        let (mut monitor, mut rng) = (monitor.clone(), init::rng(seed as u64));
+        (0..WATCHED).any(|_| monitor.observe(differs(rng.random_range(0..exits.len()))));
+        monitor.alarm()
+    };
+    let mut alarms: Vec<usize> = (0..MONITORS).filter_map(alarm).collect();
+    alarms.sort_unstable();
+    Ok(Watched {
+        monitors: MONITORS,
+        samples: WATCHED,
+        alarms: alarms.len(),
+        median_until_alarm: alarms.get(alarms.len() / 2).copied(),
+        rate: held_out.outcome(thresholds)?.disagreement,
+    })
+}
+
+/// Share of samples to which it happens that must not.
+pub(crate) fn risk_of(held_out: &HeldOut, thresholds: &Thresholds, risk: Risk) -> Result<f64> {
+    match risk {
+        Risk::Accuracy => harmed(held_out, thresholds),
+        Risk::Disagreement => Ok(held_out.outcome(thresholds)?.disagreement),
+    }
+}
+
 /// Share of samples that the last layer gets right and the exit gets wrong.
-pub(crate) fn harmed(held_out: &HeldOut, thresholds: &Thresholds) -> Result<f64> {
+fn harmed(held_out: &HeldOut, thresholds: &Thresholds) -> Result<f64> {
     let (answers, last) = (held_out.answers(), held_out.depth() - 1);
     let labels = held_out.labels().unwrap_or_default();
     let bad =
         |(i, &layer): (usize, &usize)| answers[last][i] == labels[i] && answers[layer - 1][i] != labels[i];
     let exits = held_out.exits(thresholds)?;
     Ok(exits.iter().enumerate().filter(|&x| bad(x)).count() as f64 / exits.len() as f64)
-}
-
-/// Ten thousand draws of these samples, each run to the end.
-fn watch(
-    mut monitor: Monitor,
-    held_out: &HeldOut,
-    thresholds: &Thresholds,
-) -> Result<(Option<usize>, usize, f64)> {
-    let exits = held_out.exits(thresholds)?;
-    let (answers, last) = (held_out.answers(), held_out.depth() - 1);
-    let mut rng = init::rng(0);
-    for _ in 0..10_000 {
-        let i = rng.random_range(0..exits.len());
-        if monitor.observe(answers[exits[i] - 1][i] != answers[last][i]) {
-            break;
-        }
-    }
-    Ok((monitor.alarm(), monitor.observed(), monitor.rate()))
 }

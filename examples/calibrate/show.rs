@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::{
     choose::{Chosen, Curve, Given, Kept},
-    samples::{Parts, Shifted},
+    samples::{Parts, Shifted, Watched},
     splits::Tried,
 };
 
@@ -72,14 +72,14 @@ pub(crate) fn show(out: &Path, results: &mut Results, shown: &Shown<'_>, parts: 
     report
         .paragraph(&told)
         .figure(&trade, "Accuracy against layers, a point for each threshold of a signal. The static cut stops everybody after one layer; the oracle knows each sample's first right layer.")
-        .table(&signals, "Every signal at the thresholds chosen alike, on the test samples.")
+        .table(&signals, "Every signal at the thresholds chosen alike, on the test samples. Milliseconds are predicted from the costs of blocks and exits in full batches of 64.")
         .figure(&promises, "Layers and accuracy on the test samples, with the promise and with the boldest thresholds that keep the tolerance on the calibration samples.")
         .table(&tolerances, "The same, in numbers.")
-        .table(&splits, "Broken: the risk on all samples, which the calibration samples were drawn from, is above the tolerance; of a promise at most a share delta may be. In halves: the other half loses more than the tolerance, its own noise included.");
+        .table(&splits, "Broken: the risk on all samples, which the calibration samples were drawn from one by one, is above the tolerance; at most a share delta may be. Halves: the risk of the other half is above it, its own noise included; plain: with the boldest thresholds that kept the tolerance on the first half.");
     if let Some(shifted) = &shown.shifted {
         let table = shift_table(shifted, shown);
         progress::print(&format!("\nOther images:\n{table}\n"));
-        report.table(&table, "Images of another source, for which nothing was promised. The monitor sees no label: it watches for more disagreement than the calibration samples had, and draws samples until it raises its alarm or has seen 10,000.");
+        report.table(&table, "Images of another source, for which nothing was promised. Monitors see no label: they watch for more disagreement than half of the test samples had, on up to 5,000 draws of the other half and of these.");
     }
     report.close(results, out)
 }
@@ -92,15 +92,15 @@ fn told(shown: &Shown<'_>, parts: &Parts, full: &Given) -> String {
         .next()
         .map_or("nobody leaves".into(), |threshold| format!("threshold {threshold:.4}"));
     format!(
-        "Chosen on {} samples: {at} after {} layers. On {} others: {:.2} layers of a sample instead of {:.0}, {:.2} ms instead of {:.2}, \
+        "Chosen on {} samples: {at} after {} layers. On {} others: {:.2} layers of a sample instead of {:.0} (by the costs of full batches {:.2} ms instead of {:.2}), \
          {:.2} points of accuracy lost, {:.2} % answered otherwise than by the last layer.",
         parts.calibrate.len(),
         thresholds.at.len(),
         parts.test.len(),
         on_test.layers,
         full.layers,
-        on_test.milliseconds,
-        full.milliseconds,
+        on_test.predicted_ms,
+        full.predicted_ms,
         100. * (full.accuracy - on_test.accuracy),
         100. * on_test.disagreement,
     )
@@ -108,12 +108,12 @@ fn told(shown: &Shown<'_>, parts: &Parts, full: &Given) -> String {
 
 fn signals(compared: &[Given], full: &Given) -> Table {
     let mut table =
-        Table::new(["signal", "layers", "ms", "accuracy", "points lost", "answered otherwise, %"]);
+        Table::new(["signal", "layers", "predicted ms", "accuracy", "points lost", "answered otherwise, %"]);
     for given in compared {
         table.row([
             given.name.clone(),
             decimals(given.layers, 2),
-            decimals(given.milliseconds, 3),
+            decimals(given.predicted_ms, 3),
             percent(given.accuracy),
             decimals(100. * (full.accuracy - given.accuracy), 2),
             decimals(100. * given.disagreement, 2),
@@ -145,8 +145,8 @@ fn splits(all: &[Tried]) -> Table {
         "tolerance, points",
         "delta",
         "broken, %",
-        "broken in halves, %",
-        "plain broken in halves, %",
+        "halves: above, %",
+        "halves, plain: above, %",
         "layers",
         "layers, plain",
     ]);
@@ -174,13 +174,14 @@ fn shift_table(shifted: &Shifted, shown: &Shown<'_>) -> Table {
         "points lost",
         "right answers lost, %",
         "answered otherwise, %",
-        "alarm after",
+        "monitors that raise an alarm",
     ]);
-    let alarm = |(alarm, seen, rate): (Option<usize>, usize, f64)| {
-        let rate = decimals(100. * rate, 2);
-        alarm.map_or(format!("none in {seen} ({rate} %)"), |at| format!("{at} ({rate} %)"))
+    let alarm = |watched: &Watched| {
+        let after =
+            watched.median_until_alarm.map_or(String::new(), |after| format!(", after {after} (median)"));
+        format!("{} of {}{after}", watched.alarms, watched.monitors)
     };
-    let [familiar, other] = shifted.monitors;
+    let [familiar, other] = &shifted.watched;
     let (full, given) = (&shown.compared[0], &shown.kept.on_test);
     table.row([
         "test samples".to_owned(),
@@ -204,7 +205,7 @@ fn shift_table(shifted: &Shifted, shown: &Shown<'_>) -> Table {
 
 fn record(results: &mut Results, shown: &Shown<'_>) {
     let given = |given: &Given| {
-        json!({ "name": given.name, "layers": given.layers, "ms": given.milliseconds, "accuracy": given.accuracy,
+        json!({ "name": given.name, "layers": given.layers, "predicted_ms": given.predicted_ms, "accuracy": given.accuracy,
             "disagreement": given.disagreement })
     };
     let more = &mut results.more;
@@ -220,12 +221,11 @@ fn record(results: &mut Results, shown: &Shown<'_>) {
     more.insert("tolerances".into(), shown.costs_of_promises.iter().map(tolerance).collect());
     more.insert("splits".into(), json!(shown.splits));
     if let Some(shifted) = &shown.shifted {
-        let monitor = |(alarm, seen, rate): (Option<usize>, usize, f64)| json!({ "alarm": alarm, "seen": seen, "rate": rate });
         more.insert(
             "shift".into(),
             json!({ "samples": shifted.samples, "full_accuracy": shifted.full,
             "accuracy": shifted.outcome.accuracy, "layers": shifted.outcome.layers, "harmed": shifted.harmed,
-            "disagreement": shifted.outcome.disagreement, "tolerance": shifted.tolerance, "monitors": shifted.monitors.map(monitor) }),
+            "disagreement": shifted.outcome.disagreement, "tolerance": shifted.tolerance, "monitors": shifted.watched }),
         );
     }
 }

@@ -1,21 +1,28 @@
 //! Promises tried on many random splits of real logits.
 
+use std::sync::atomic::Ordering;
+
 use anyhow::Result;
 use layerwise::{
     exit::{Guarantee, HeldOut, Risk, Test, Thresholds, guaranteed},
     ops::init,
 };
-use layerwise_example_common::progress;
+use layerwise_example_common::{interrupt, progress, run::Interrupted};
 use rand::{Rng, seq::SliceRandom};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::{STEPS, choose::plain, samples::harmed};
+use crate::{
+    STEPS,
+    choose::{above, plain},
+    samples::risk_of,
+};
 
 const TOLERANCES: [f64; 3] = [0.005, 0.01, 0.02];
 const DELTAS: [f64; 2] = [0.05, 0.1];
 
-/// How one promise did over all splits.
+/// How one promise did over all splits. Risks are what is promised of: right answers of the last layer that the exit gets wrong, or
+/// answers that differ.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Tried {
     pub(crate) risk: Risk,
@@ -23,10 +30,12 @@ pub(crate) struct Tried {
     pub(crate) tolerance: f64,
     pub(crate) delta: f64,
     pub(crate) splits: usize,
-    /// Splits in which the risk on all samples, which the calibration samples were drawn from one by one, is above the tolerance: what the
-    /// promise is about.
+    /// Risk on all samples at the boldest thresholds: a promise above it cannot be broken.
+    pub(crate) boldest: f64,
+    /// Of calibration samples drawn from all samples one by one, those draws for which the risk on all samples, which is then the true one, is
+    /// above the tolerance: what the promise is about.
     pub(crate) broken: usize,
-    /// Splits into halves in which the other half loses more accuracy than the tolerance.
+    /// Splits into halves in which the risk of the other half is above the tolerance.
     pub(crate) seen_broken: usize,
     /// Of the same halves, with the boldest thresholds that kept the tolerance on the first.
     pub(crate) plain_broken: usize,
@@ -37,6 +46,7 @@ pub(crate) struct Tried {
 
 /// Each promise on `splits` random splits of all samples.
 pub(crate) fn splits(held_out: &HeldOut, layers: &[usize], splits: usize, seed: u64) -> Result<Vec<Tried>> {
+    let stop = interrupt::stop_flag()?;
     let mut tried = Vec::new();
     for (risk, test) in [
         (Risk::Accuracy, Test::ExactBinomial),
@@ -45,6 +55,9 @@ pub(crate) fn splits(held_out: &HeldOut, layers: &[usize], splits: usize, seed: 
     ] {
         for tolerance in TOLERANCES {
             for delta in DELTAS {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(Interrupted("stopped; no results were written").into());
+                }
                 let promise = Guarantee { risk, test, tolerance, delta };
                 if promise.samples_needed()? > held_out.samples() / 2 {
                     progress::line(&format!("too few samples for {tolerance}, {delta}: left out"));
@@ -72,25 +85,17 @@ fn one(held_out: &HeldOut, layers: &[usize], promise: &Guarantee, splits: usize,
         // Drawn one by one: all samples are the distribution, and the risk on them the true one.
         let drawn: Vec<usize> = (0..half).map(|_| rng.random_range(0..samples)).collect();
         let (thresholds, _) = guaranteed(&held_out.select(&drawn)?, &path, promise)?;
-        let risk = match promise.risk {
-            Risk::Accuracy => harmed(held_out, &thresholds)?,
-            Risk::Disagreement => held_out.outcome(&thresholds)?.disagreement,
-        };
+        let risk = risk_of(held_out, &thresholds, promise.risk)?;
         let mut order: Vec<usize> = (0..samples).collect();
         order.shuffle(&mut rng);
         let (first, other) = (held_out.select(&order[..half])?, held_out.select(&order[half..])?);
-        let full = other.outcome(&Thresholds::none())?.accuracy.unwrap_or(f64::NAN);
         let in_other = |thresholds: &Thresholds| {
-            let outcome = other.outcome(thresholds)?;
-            let lost = match promise.risk {
-                Risk::Accuracy => full - outcome.accuracy.unwrap_or(f64::NAN),
-                Risk::Disagreement => outcome.disagreement,
-            };
-            anyhow::Ok((lost > promise.tolerance, outcome.layers))
+            let broken = above(risk_of(&other, thresholds, promise.risk)?, promise.tolerance);
+            anyhow::Ok((broken, other.outcome(thresholds)?.layers))
         };
         let seen = in_other(&guaranteed(&first, &path, promise)?.0)?;
         let plain = in_other(&plain(&first, &path, promise.tolerance, promise.risk)?)?;
-        anyhow::Ok(Split { broken: risk > promise.tolerance, seen, plain })
+        anyhow::Ok(Split { broken: above(risk, promise.tolerance), seen, plain })
     });
     let runs = runs.collect::<Result<Vec<_>>>()?;
     let mean = |layers: fn(&Split) -> f64| runs.iter().map(layers).sum::<f64>() / splits as f64;
@@ -101,6 +106,7 @@ fn one(held_out: &HeldOut, layers: &[usize], promise: &Guarantee, splits: usize,
         tolerance,
         delta,
         splits,
+        boldest: path.last().map_or(Ok(0.), |boldest| risk_of(held_out, boldest, risk))?,
         broken: runs.iter().filter(|run| run.broken).count(),
         seen_broken: runs.iter().filter(|run| run.seen.0).count(),
         plain_broken: runs.iter().filter(|run| run.plain.0).count(),

@@ -1,6 +1,6 @@
 //! Connections that ask one image after the other.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -18,6 +18,16 @@ pub(crate) struct AskedFlags {
     /// Folder of a labelled data set of the model's classes, CIFAR-10's or MNIST's files [default: the embedded digits].
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
+}
+
+/// A number of seconds, for a flag.
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
+    if seconds > 0. && seconds < 1e6 {
+        Ok(seconds)
+    } else {
+        Err("expected a positive number of seconds".into())
+    }
 }
 
 /// Longest that a client waits.
@@ -51,11 +61,17 @@ impl Connection {
         Ok(Said { status: response.status().as_u16(), id, body: response.body_mut().read_to_string()? })
     }
 
-    /// Sends an image and expects its answer.
+    /// Sends an image and expects its answer; where the server is busy, again a little later.
     pub(crate) fn ask(&self, png: &[u8], exits: bool) -> Result<Answer> {
-        let said = self.send(png, exits, "0")?;
-        ensure!(said.status == 200, "{}: status {}: {}", self.url, said.status, said.body);
-        serde_json::from_str(&said.body).with_context(|| format!("{}: {}", self.url, said.body))
+        loop {
+            let said = self.send(png, exits, "0")?;
+            if said.status == 503 {
+                thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            ensure!(said.status == 200, "{}: status {}: {}", self.url, said.status, said.body);
+            return serde_json::from_str(&said.body).with_context(|| format!("{}: {}", self.url, said.body));
+        }
     }
 
     /// `/stats`.

@@ -3,6 +3,7 @@
 use std::{
     io::Cursor,
     net::TcpListener,
+    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -14,28 +15,33 @@ use anyhow::{Context, Result};
 use axum::{
     Json, Router,
     body::{Bytes, to_bytes},
-    extract::{Query, Request, State},
+    extract::{Query, Request, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use candle_core::Device;
-use image::{ImageReader, Limits};
+use image::{ImageReader, Limits, RgbImage};
 use layerwise::{
     data::Preprocess,
     exit::{Client, Error as ExitError, Exited},
-    models::Batch,
+    models::{Batch, VitConfig},
 };
+use layerwise_example_common::input::prepared;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use tokio::{sync::oneshot, time};
+use serde_json::{Value, json};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time,
+};
 
 use crate::server::NO_EXITS;
 
 /// Largest body, bytes.
 pub(crate) const MAX_BODY: usize = 4 << 20;
-/// Largest edge of an image.
+/// Largest edge of an image, and most memory while it is decoded, bytes.
 const MAX_EDGE: u32 = 4096;
+const MAX_DECODED: u64 = 96 << 20;
 /// Time that a client has to send its body.
 const BODY_TIME: Duration = Duration::from_secs(10);
 /// What a client calls its request; the answer bears it too.
@@ -48,10 +54,15 @@ struct Shared {
     client: Client,
     preprocess: Preprocess,
     labels: Vec<String>,
-    /// Of a batch of one image.
-    shape: (usize, usize, usize, usize),
+    /// Channels and edge of the model's images.
+    channels: usize,
+    size: usize,
     device: Device,
+    /// Decoding takes memory and time: no more at once than there are cores.
+    decoders: Semaphore,
     counts: Counts,
+    /// What the server was told to do.
+    settings: Value,
 }
 
 /// What became of requests for an answer.
@@ -66,23 +77,49 @@ struct Counts {
 }
 
 impl App {
+    /// # Errors
+    ///
+    /// When what `preprocess` makes of an image is not what the model takes.
     pub(crate) fn new(
         client: Client,
         preprocess: Preprocess,
-        labels: Vec<String>,
-        shape: (usize, usize, usize, usize),
+        config: &VitConfig,
         device: Device,
-    ) -> Self {
-        Self(Arc::new(Shared { client, preprocess, labels, shape, device, counts: Counts::default() }))
+        settings: Value,
+    ) -> Result<Self> {
+        let labels = (0..config.num_labels).map(|class| config.label(class)).collect();
+        let decoders = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let app = Self(Arc::new(Shared {
+            client,
+            preprocess,
+            labels,
+            channels: config.num_channels,
+            size: config.image_size,
+            device,
+            decoders: Semaphore::new(decoders),
+            counts: Counts::default(),
+            settings,
+        }));
+        // Now, and not at the first request.
+        app.pixels(&RgbImage::new(97, 89)).map_err(|failure| anyhow::anyhow!(failure.text))?;
+        Ok(app)
     }
 }
 
-/// Answers until `stop`, then as long as connections need, at most `grace`.
-pub(crate) fn run(app: App, listener: TcpListener, stop: &'static AtomicBool, grace: Duration) -> Result<()> {
+/// Answers until `stop` or `ended`, then as long as connections need, at most `grace`.
+pub(crate) fn run(
+    app: App,
+    listener: TcpListener,
+    (stop, ended): (&'static AtomicBool, Arc<AtomicBool>),
+    grace: Duration,
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let stopped = || async move {
-        while !stop.load(Ordering::Relaxed) {
-            time::sleep(Duration::from_millis(50)).await;
+    let stopped = || {
+        let ended = ended.clone();
+        async move {
+            while !stop.load(Ordering::Relaxed) && !ended.load(Ordering::Relaxed) {
+                time::sleep(Duration::from_millis(50)).await;
+            }
         }
     };
     let done: Result<()> = runtime.block_on(async {
@@ -136,12 +173,21 @@ impl Drop for Waiting<'_> {
     }
 }
 
-async fn classify(State(app): State<App>, options: Query<Options>, request: Request) -> Response {
+async fn classify(
+    State(app): State<App>,
+    options: Result<Query<Options>, QueryRejection>,
+    request: Request,
+) -> Response {
     let shared = &*app.0;
     shared.counts.received.fetch_add(1, Ordering::Relaxed);
     let mut waiting = Waiting(Some(&shared.counts));
     let id = request.headers().get(REQUEST_ID).cloned();
-    let answer = answer(&app, options.exits, request).await;
+    let answer = match options {
+        Ok(options) => answer(&app, options.exits, request).await,
+        Err(rejection) => {
+            Err(Failure::new(StatusCode::BAD_REQUEST, format!("{rejection}: expected exits=on or exits=off")))
+        }
+    };
     waiting.0 = None;
     let mut response = match answer {
         Ok(answer) => {
@@ -159,8 +205,10 @@ async fn classify(State(app): State<App>, options: Query<Options>, request: Requ
 async fn answer(app: &App, exits: Option<Switch>, request: Request) -> Result<Answer, Failure> {
     let body = time::timeout(BODY_TIME, to_bytes(request.into_body(), MAX_BODY)).await;
     let body = body.map_err(|_| Failure::slow())?.map_err(|error| Failure::body(&error))?;
+    let decoder = app.0.decoders.acquire().await.map_err(|error| Failure::internal(error.to_string()))?;
     let prepared = app.clone();
     let batch = tokio::task::spawn_blocking(move || prepared.prepare(&body)).await;
+    drop(decoder);
     let batch = batch.map_err(|_| Failure::internal("decoding panicked".into()))??;
     let keys = vec![if exits == Some(Switch::Off) { NO_EXITS } else { 0 }];
     let (sender, receiver) = oneshot::channel();
@@ -178,13 +226,22 @@ impl App {
         let mut limits = Limits::default();
         limits.max_image_width = Some(MAX_EDGE);
         limits.max_image_height = Some(MAX_EDGE);
+        limits.max_alloc = Some(MAX_DECODED);
         reader.limits(limits);
-        let image = reader.decode().map_err(Failure::image)?.to_rgb8();
-        let pixels = self.0.preprocess.apply(&image, &self.0.device).map_err(Failure::image)?;
-        let pixels = pixels.unsqueeze(0).map_err(|error| Failure::internal(error.to_string()))?;
-        let (one, channels, height, width) = self.0.shape;
-        if pixels.dims() != [one, channels, height, width] {
-            return Err(Failure::image(format!("{:?} pixels", pixels.dims())));
+        self.pixels(&reader.decode().map_err(Failure::image)?.into_rgb8())
+    }
+
+    /// As data sets are prepared: an image that has the model's size already is not resampled.
+    fn pixels(&self, image: &RgbImage) -> Result<Batch, Failure> {
+        let Shared { preprocess, channels, size, device, .. } = &*self.0;
+        let pixels = prepared(image, preprocess, *size, device).and_then(|pixels| Ok(pixels.unsqueeze(0)?));
+        let pixels = pixels.map_err(Failure::image)?;
+        if pixels.dims() != [1, *channels, *size, *size] {
+            let made = &pixels.dims()[1..];
+            return Err(Failure::internal(format!(
+                "preprocessor_config.json makes {made:?} of an image, the model takes {:?}",
+                [channels, size, size]
+            )));
         }
         Ok(pixels.into())
     }
@@ -214,9 +271,16 @@ impl Failure {
         Self::new(StatusCode::REQUEST_TIMEOUT, format!("no whole body within {} s", BODY_TIME.as_secs()))
     }
 
-    /// Too long, or the client went away.
+    /// Too long, or not what HTTP says, or the client went away.
     fn body(error: &axum::Error) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("{error}: expected at most {MAX_BODY} bytes"))
+        let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        if source.contains("length limit") {
+            return Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("expected a body of at most {MAX_BODY} bytes"),
+            );
+        }
+        Self::new(StatusCode::BAD_REQUEST, format!("no whole body: {error}"))
     }
 
     fn image(error: impl std::fmt::Display) -> Self {
@@ -245,7 +309,7 @@ impl Failure {
 impl From<ExitError> for Failure {
     fn from(error: ExitError) -> Self {
         let status = match error {
-            ExitError::Busy | ExitError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            ExitError::Busy => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())
@@ -253,12 +317,12 @@ impl From<ExitError> for Failure {
 }
 
 /// What became of the requests so far, and the memory of this process.
-async fn stats(State(app): State<App>) -> Json<serde_json::Value> {
+async fn stats(State(app): State<App>) -> Json<Value> {
     let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
     let Counts { received, answered, refused, busy, failed, gone } = &app.0.counts;
     Json(
         json!({ "received": count(received), "answered": count(answered), "refused": count(refused), "busy": count(busy),
-        "failed": count(failed), "gone": count(gone), "rss_mib": resident() }),
+        "failed": count(failed), "gone": count(gone), "rss_mib": resident(), "settings": app.0.settings }),
     )
 }
 

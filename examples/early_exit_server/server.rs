@@ -3,6 +3,10 @@
 use std::{
     net::{SocketAddr, TcpListener},
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -23,6 +27,7 @@ use layerwise_example_common::{
     flags::ModelFlag,
     interrupt, progress,
 };
+use serde_json::json;
 
 use crate::http::{self, App};
 
@@ -63,28 +68,47 @@ pub(crate) fn serve(flags: &ServeFlags, device: &Device) -> Result<()> {
         max_wait: Duration::from_millis(flags.max_wait),
         ..Default::default()
     };
-    let (client, server) = exit::serve(ServeConfig { pools, queue: flags.queue, ..Default::default() })?;
+    // Room for full batches at several depths.
+    let rows = ServeConfig::default().rows.max(flags.max_batch.saturating_mul(4));
+    let (client, server) = exit::serve(ServeConfig { pools, queue: flags.queue, rows })?;
     let config = model.config();
     let shape = (1, config.num_channels, config.image_size, config.image_size);
     let blank = Tensor::zeros(shape, DType::F32, device)?;
     let costs = CostTable::default();
     costs.prepare(&model, &blank.into(), flags.max_batch)?;
-    let labels = (0..config.num_labels).map(|class| config.label(class)).collect();
-    let app = App::new(client, preprocess_of(folder, config)?, labels, shape, device.clone());
+    let settings = json!({ "model": folder, "thresholds": policy.0, "max_batch": flags.max_batch, "max_wait_ms": flags.max_wait,
+        "queue": flags.queue, "threads": rayon::current_num_threads() });
+    let preprocess = preprocess_of(folder, config)?;
+    let app = App::new(client, preprocess, config, device.clone(), settings)
+        .with_context(|| folder.display().to_string())?;
 
     let stop = interrupt::stop_flag()?;
     let listener =
         TcpListener::bind(flags.address).with_context(|| format!("--address {}", flags.address))?;
     listener.set_nonblocking(true)?;
     progress::print(&format!("listening on http://{}\n", listener.local_addr()?));
+    // Without the model's side there is nothing to serve: however it ends, HTTP does, too.
+    let ended = Ended(Arc::default());
     thread::scope(|scope| {
-        let http = scope.spawn(move || http::run(app, listener, stop, GRACE));
+        let stops = (stop, ended.0.clone());
+        let http = scope.spawn(move || http::run(app, listener, stops, GRACE));
+        let ended = ended;
         // Until the last client is gone and answered.
         let served = server.run(&model, &policy, &costs)?;
+        drop(ended);
         http.join().map_err(|_| anyhow::anyhow!("the HTTP thread panicked"))??;
         progress::print(&format!("{served:#?}\n"));
         Ok(())
     })
+}
+
+/// Says so when it is dropped.
+struct Ended(Arc<AtomicBool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn policy(threshold: Option<f64>, folder: &Path, model: &Vit) -> Result<Thresholds> {
@@ -103,7 +127,7 @@ fn policy(threshold: Option<f64>, folder: &Path, model: &Vit) -> Result<Threshol
 /// Samples of this key stay to the end: whoever asks may have the full model.
 pub(crate) const NO_EXITS: u64 = 1;
 
-/// A policy that a request can switch off.
+/// A policy that a request can switch off. Exits are computed all the same, as they are for whole batches.
 #[derive(Debug)]
 struct Switched(Thresholds);
 

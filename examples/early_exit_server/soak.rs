@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    num::NonZeroUsize,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -27,7 +28,7 @@ use serde_json::{Value, json};
 
 use crate::{
     NAME,
-    clients::{AskedFlags, Connection},
+    clients::{AskedFlags, Connection, seconds},
     http::{Answer, MAX_BODY},
     load::quantile,
     requests::{Request, requests},
@@ -40,10 +41,10 @@ pub(crate) struct SoakFlags {
     #[command(flatten)]
     asked: AskedFlags,
     /// Clients at a time.
-    #[arg(long, default_value_t = 32)]
-    clients: usize,
+    #[arg(long, default_value = "32")]
+    clients: NonZeroUsize,
     /// How long [default: 600; with --preset smoke 5].
-    #[arg(long)]
+    #[arg(long, value_parser = seconds)]
     seconds: Option<f64>,
 }
 
@@ -81,7 +82,8 @@ struct Seen {
     done: HashMap<Doing, usize>,
     /// Of good requests: when they were answered, in seconds from the start, and how long they took, in milliseconds.
     latencies: Vec<(f64, f64)>,
-    /// Requests that the server was too busy for.
+    /// Requests that clients know to be answered, and those that the server was too busy for.
+    answered: usize,
     busy: usize,
     /// What must not be: each in words.
     wrong: Vec<String>,
@@ -100,11 +102,11 @@ struct Sample {
 pub(crate) fn soak(flags: &SoakFlags, device: &Device) -> Result<()> {
     let images = requests(flags.asked.data.as_deref(), 500)?;
     let connection = Connection::new(flags.asked.address);
-    let before = connection.stats()?;
-    let out = flags.common.out_folder(NAME)?;
+    let mut before = connection.stats()?;
+    let out = flags.common.out_folder(&format!("{NAME}/soak"))?;
     let default = if flags.common.preset == Preset::Smoke { 5. } else { 600. };
     let length = Duration::from_secs_f64(flags.seconds.unwrap_or(default));
-    let settings = json!({ "preset": flags.common.preset, "data": flags.asked.data, "images": images.len(), "clients": flags.clients,
+    let settings = json!({ "command": "soak", "server": before["settings"].take(), "preset": flags.common.preset, "data": flags.asked.data, "images": images.len(), "clients": flags.clients,
         "seconds": length.as_secs_f64(), "of_a_hundred": OFTEN.map(|(doing, share)| json!([format!("{doing:?}"), share])) });
     let mut results = Results::new(NAME, settings, flags.common.seed, device);
 
@@ -112,7 +114,7 @@ pub(crate) fn soak(flags: &SoakFlags, device: &Device) -> Result<()> {
     let start = Instant::now();
     let mut samples = Vec::new();
     thread::scope(|scope| -> Result<()> {
-        for client in 0..flags.clients {
+        for client in 0..flags.clients.get() {
             let (seen, number, over, images) = (&seen, &number, &over, &images);
             let seed = flags.common.seed.wrapping_add(client as u64);
             scope.spawn(move || one_client(flags.asked.address, images, seed, (start, over, number), seen));
@@ -123,8 +125,14 @@ pub(crate) fn soak(flags: &SoakFlags, device: &Device) -> Result<()> {
         watched
     })?;
     // Clients that went away may still be on their way out.
-    thread::sleep(Duration::from_secs(1));
-    let after = connection.stats()?;
+    let mut after = connection.stats()?;
+    for _ in 0..100 {
+        if known(&after) == counter(&after, "received") {
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+        after = connection.stats()?;
+    }
     let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
     show(&out, &mut results, (seen, &samples), (&before, &after))
 }
@@ -169,15 +177,20 @@ fn one_client(
             Ok(Told::Nothing) => {}
             Ok(Told::Busy) => seen.busy += 1,
             Ok(Told::Answer(answer)) => {
+                seen.answered += 1;
                 if doing == Doing::Good {
                     seen.latencies.push((start.elapsed().as_secs_f64(), took));
                 }
                 let now = (answer.class, answer.layer);
                 let first = *seen.answers.entry((image, exits)).or_insert(now);
-                if first.0 != now.0 {
-                    seen.wrong.push(format!("image {image}: class {} once and {} now", first.0, now.0));
-                }
+                // After another layer the answer may be another one.
                 seen.other_layer += usize::from(first.1 != now.1);
+                if first.1 == now.1 && first.0 != now.0 {
+                    let layer = now.1;
+                    let text =
+                        format!("image {image}, layer {layer}: class {} once and {} now", first.0, now.0);
+                    seen.wrong.push(text);
+                }
             }
             Err(error) => seen.wrong.push(format!("{doing:?}, request {id}: {error:#}")),
         }
@@ -202,7 +215,8 @@ fn act(
         let said = connection.send(body, exits, &id.to_string())?;
         ensure!(said.id == Some(id.to_string()), "the answer is of request {:?}", said.id);
         match said.status {
-            503 => Ok(Told::Busy),
+            // What is no image does not come as far as the queue.
+            503 if status == 200 => Ok(Told::Busy),
             got if got != status => anyhow::bail!("status {got} instead of {status}: {}", said.body),
             200 => Ok(Told::Answer(serde_json::from_str(&said.body)?)),
             _ => Ok(Told::Nothing),
@@ -214,7 +228,7 @@ fn act(
         Doing::Half => expect(&png[..png.len() / 2], 400),
         Doing::TooLarge => match expect(&vec![0; MAX_BODY + 1], 413) {
             // The server may close the connection before it has read everything.
-            Err(error) if error.downcast_ref::<ureq::Error>().is_some() => Ok(Told::Nothing),
+            Err(error) if matches!(error.downcast_ref(), Some(ureq::Error::Io(_))) => Ok(Told::Nothing),
             told => told,
         },
         Doing::Dropped => {
@@ -227,7 +241,7 @@ fn act(
             stream.write_all(&raw(&png[..png.len() / 2], png.len(), exits, id))?;
             Ok(Told::Nothing)
         }
-        Doing::Slow => slow(address, &raw(png, png.len(), exits, id)),
+        Doing::Slow => slow(address, &raw(png, png.len(), exits, id), id),
     }
 }
 
@@ -240,7 +254,7 @@ fn raw(body: &[u8], announced: usize, exits: bool, id: usize) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-fn slow(address: SocketAddr, request: &[u8]) -> Result<Told> {
+fn slow(address: SocketAddr, request: &[u8], id: usize) -> Result<Told> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     for piece in request.chunks(request.len().div_ceil(10)) {
@@ -255,11 +269,55 @@ fn slow(address: SocketAddr, request: &[u8]) -> Result<Told> {
     }
     let said = String::from_utf8(said)?;
     let (head, body) = said.split_once("\r\n\r\n").context("a head and a body")?;
+    let named = head.to_lowercase().lines().any(|line| line == format!("x-request-id: {id}"));
+    ensure!(named, "the answer is of another request: {head}");
     if head.starts_with("HTTP/1.1 503") {
         return Ok(Told::Busy);
     }
     ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
     Ok(Told::Answer(serde_json::from_str(body)?))
+}
+
+/// Requests for an answer whose end the server knows.
+const ENDS: [&str; 5] = ["answered", "refused", "busy", "failed", "gone"];
+
+fn counter(stats: &Value, key: &str) -> u64 {
+    stats[key].as_u64().unwrap_or(0)
+}
+
+fn known(stats: &Value) -> u64 {
+    ENDS.iter().map(|key| counter(stats, key)).sum()
+}
+
+/// What the counts of clients and server, side by side, say is wrong.
+fn compare(seen: &Seen, count: &dyn Fn(&str) -> u64) -> Vec<String> {
+    let done = |doing| seen.done.get(&doing).copied().unwrap_or(0) as u64;
+    let (answered, busy) = (seen.answered as u64, seen.busy as u64);
+    // A client that goes away may have its answer, or be turned away, before the server notices.
+    let unseen = done(Doing::Dropped);
+    let mut wrong = Vec::new();
+    let mut check = |right: bool, text: String| {
+        if !right {
+            wrong.push(text);
+        }
+    };
+    let ends: u64 = ENDS.iter().map(|key| count(key)).sum();
+    check(
+        ends == count("received"),
+        format!("of {} requests the server knows what became of {ends}", count("received")),
+    );
+    check(count("failed") == 0, format!("{} requests failed inside the server", count("failed")));
+    let both = |mine: u64, key: &str| (mine..=mine + unseen).contains(&count(key));
+    check(
+        both(answered, "answered"),
+        format!("the server answered {}, its clients got {answered}", count("answered")),
+    );
+    check(
+        both(busy, "busy"),
+        format!("the server was busy {} times, its clients were told {busy}", count("busy")),
+    );
+    check(2 * busy <= answered, format!("{answered} answers, and {busy} times busy"));
+    wrong
 }
 
 fn show(
@@ -268,24 +326,13 @@ fn show(
     (seen, samples): (Seen, &[Sample]),
     (before, after): (&Value, &Value),
 ) -> Result<()> {
-    let count = |key: &str| {
-        let of = |stats: &Value| stats[key].as_u64().unwrap_or(0);
-        of(after) - of(before)
-    };
-    let keys = ["received", "answered", "refused", "busy", "failed", "gone"];
+    let count = |key: &str| counter(after, key).saturating_sub(counter(before, key));
+    let keys = ["received"].iter().chain(&ENDS);
     let server: serde_json::Map<String, Value> =
-        keys.iter().map(|key| ((*key).to_owned(), json!(count(key)))).collect();
+        keys.map(|key| ((*key).to_owned(), json!(count(key)))).collect();
+    let compared = compare(&seen, &count);
     let mut wrong = seen.wrong;
-    let sum: u64 = keys[1..].iter().map(|key| count(key)).sum();
-    if sum != count("received") {
-        wrong.push(format!(
-            "the server received {} requests and knows what became of {sum}",
-            count("received")
-        ));
-    }
-    if count("failed") > 0 {
-        wrong.push(format!("{} requests failed inside the server", count("failed")));
-    }
+    wrong.extend(compared);
     let all: Vec<f64> = seen.latencies.iter().map(|(_, ms)| *ms).collect();
     ensure!(!all.is_empty(), "no request was answered: {wrong:?}");
     let last = samples.last().map_or(0., |sample| sample.at);
@@ -298,17 +345,25 @@ fn show(
         }
         let within: Vec<f64> =
             seen.latencies.iter().filter(|(at, _)| (from..to).contains(at)).map(|(_, ms)| *ms).collect();
-        if !within.is_empty() {
+        if within.is_empty() {
+            wrong.push(format!("no good request was answered between {from:.0} and {to:.0} s"));
+        } else {
             p99.push((from + window / 2., quantile(&within, 0.99)?));
         }
     }
     // After a tenth of the time everything is in place.
-    let warm: Vec<f64> =
-        samples.iter().filter(|sample| sample.at >= last / 10.).map(|sample| sample.rss_mib).collect();
+    let warm: Vec<f64> = samples
+        .iter()
+        .filter(|sample| sample.at >= last / 10. && sample.rss_mib.is_finite())
+        .map(|sample| sample.rss_mib)
+        .collect();
     let (early, late) = warm.split_at(warm.len() / 2);
     let memory = [early, late].map(|part| if part.is_empty() { Ok(f64::NAN) } else { quantile(part, 0.5) });
     let [early, late] = memory;
     let (early, late) = (early?, late?);
+    if late > 1.1 * early + 20. {
+        wrong.push(format!("memory grew from {early:.0} to {late:.0} MiB, medians of the two halves"));
+    }
     let mut table = Table::new(["", ""]);
     let mut done: Vec<(String, usize)> =
         seen.done.iter().map(|(doing, count)| (format!("{doing:?}"), *count)).collect();

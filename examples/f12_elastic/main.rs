@@ -33,7 +33,7 @@ const NAME: &str = "f12_elastic";
 /// Images at once, for the latency of a batch.
 const BATCH: usize = 64;
 
-/// Cuts one aligned model at every depth, measures file, memory, latency and accuracy, and picks the deepest within a budget.
+/// Cuts one aligned model at every depth, measures file, memory, latency and accuracy, and picks the most accurate within a budget.
 #[derive(Parser)]
 #[command(name = NAME)]
 struct Flags {

@@ -45,15 +45,15 @@ fn measure<M: Tapped + ?Sized>(model: &M, state: &Hidden, rows: usize) -> Result
         let begin = Instant::now();
         // The first round of a size only warms up.
         for round in 0..=ROUNDS {
-            let layer = round % model.depth() + 1;
-            // In the order of an engine, so that each finds in the cache what it would find there.
-            let (after, block) =
-                timed(|| model.block(layer, &before, Pass::EVAL), |after| there_is(&after.xs))?;
+            let (layer, next) = (round % model.depth() + 1, (round + 1) % model.depth() + 1);
+            // As in an engine, each finds in the cache what the block before has left there.
+            let after = model.block(layer, &before, Pass::EVAL)?;
             let (_, exit) = timed(
                 || model.exit(layer, &model.feature(&after)?),
                 |logits| logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>().map(drop),
             )?;
-            let (_, select) = timed(|| model.select(&after, &all), |kept| there_is(&kept.xs))?;
+            let (_, block) = timed(|| model.block(next, &after, Pass::EVAL), there_is)?;
+            let (_, select) = timed(|| model.select(&after, &all), there_is)?;
             if round > 0 {
                 for (least, seconds) in least.iter_mut().zip([block, select, exit]) {
                     *least = least.min(seconds);
@@ -89,8 +89,8 @@ fn timed<T>(
     Ok((value, start.elapsed().as_secs_f64()))
 }
 
-fn there_is(xs: &Tensor) -> candle_core::Result<()> {
-    xs.device().synchronize()
+fn there_is(hidden: &Hidden) -> candle_core::Result<()> {
+    hidden.xs.device().synchronize()
 }
 
 /// [`Costs`] of one model by shape of its state, measured when a shape is first met: once for each device, shape and number of threads.

@@ -69,7 +69,8 @@ where
             turn += 1;
             // Each has every place in turn: what runs first finds other caches than what runs last.
             for place in 0..engines.len() {
-                let which = (place + turn) % engines.len();
+                let place = if turn % 2 == 0 { place } else { engines.len() - 1 - place };
+                let which = (place + turn / 2) % engines.len();
                 let (run, engine) = (&mut runs[which], &engines[which]);
                 let start = Instant::now();
                 let out = match keys.len() == batch.rows()? {

@@ -149,8 +149,8 @@ impl Pool {
 
 /// A place in the pools: blocks done, and which of the shapes there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) done: usize,
+struct Place {
+    done: usize,
     pool: usize,
 }
 

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
+use image::RgbImage;
 use layerwise_data::{Error, ImageSet, Preprocess, Split, cifar10, digits, idx, image_files, read_image};
 use layerwise_models::{Batch, VitConfig};
 
@@ -91,17 +92,13 @@ impl Source for Input {
     }
 
     fn batch(&self, rows: Range<usize>, device: &Device) -> Result<Batch> {
-        let as_it_is = Preprocess { do_resize: false, do_center_crop: false, ..self.preprocess.clone() };
-        let prepare = |height: usize, width: usize| {
-            let fits = (height, width) == (self.model_size, self.model_size);
-            if fits { &as_it_is } else { &self.preprocess }
-        };
+        let prepare = |height, width| for_size(&self.preprocess, self.model_size, (height, width));
         match &self.kind {
             Kind::Files(files) => {
                 let images = files[rows].iter().map(|path| {
                     let image = read_image(path)?;
-                    let prepare = prepare(image.height() as usize, image.width() as usize);
-                    let pixels = prepare.apply(&image, device).with_context(|| path.display().to_string())?;
+                    let pixels = prepared(&image, &self.preprocess, self.model_size, device);
+                    let pixels = pixels.with_context(|| path.display().to_string())?;
                     self.check(pixels.dims()).with_context(|| path.display().to_string())?;
                     Ok(pixels)
                 });
@@ -155,6 +152,29 @@ pub fn test_set(input: Option<&Path>) -> Result<ImageSet> {
             )
         }
     }
+}
+
+/// How an image of this height and width is prepared for a model of square images: one that has their size already is neither resampled nor
+/// cropped.
+fn for_size(preprocess: &Preprocess, model_size: usize, from: (usize, usize)) -> Preprocess {
+    let fits = from == (model_size, model_size);
+    let preprocess = preprocess.clone();
+    if fits { Preprocess { do_resize: false, do_center_crop: false, ..preprocess } } else { preprocess }
+}
+
+/// An image as a model of square images takes it, `(channels, height, width)`; see [`Input`].
+///
+/// # Errors
+///
+/// As [`Preprocess::apply`].
+pub fn prepared(
+    image: &RgbImage,
+    preprocess: &Preprocess,
+    model_size: usize,
+    device: &Device,
+) -> Result<Tensor> {
+    let from = (image.height() as usize, image.width() as usize);
+    Ok(for_size(preprocess, model_size, from).apply(image, device)?)
 }
 
 fn kind(input: Option<&Path>) -> Result<Kind> {
