@@ -336,13 +336,12 @@ fn show(
     let all: Vec<f64> = seen.latencies.iter().map(|(_, ms)| *ms).collect();
     ensure!(!all.is_empty(), "no request was answered: {wrong:?}");
     let last = samples.last().map_or(0., |sample| sample.at);
-    let window = (last / 20.).max(1.);
+    // Twenty windows, or as many whole seconds as there are.
+    let windows = last.floor().clamp(1., 20.);
+    let window = last / windows;
     let mut p99 = Vec::new();
-    for i in 0.. {
+    for i in 0..windows as u32 {
         let (from, to) = (f64::from(i) * window, f64::from(i + 1) * window);
-        if from >= last {
-            break;
-        }
         let within: Vec<f64> =
             seen.latencies.iter().filter(|(at, _)| (from..to).contains(at)).map(|(_, ms)| *ms).collect();
         if within.is_empty() {

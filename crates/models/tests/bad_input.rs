@@ -86,7 +86,10 @@ fn a_file_that_is_no_json() -> Result {
             "{\"exit_norm\": \"private\"}",
             "unknown variant `private`, expected one of `shared`, `raw`, `per_layer`",
         ),
-        ("{\"exit_norms\": \"shared\"}", "unknown field `exit_norms`, expected one of `exit_norm`, `heads`, `exits`"),
+        (
+            "{\"exit_norms\": \"shared\"}",
+            "unknown field `exit_norms`, expected one of `exit_norm`, `heads`, `exits`",
+        ),
     ] {
         let folder = saved()?;
         fs::write(folder.path().join(LAYERWISE), content)?;
