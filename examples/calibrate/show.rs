@@ -66,14 +66,14 @@ pub(crate) fn show(out: &Path, results: &mut Results, shown: &Shown<'_>, parts: 
         &accuracy,
     );
     let trade = plots::write(&out.join("signals"), vec![trade], 1)?;
-    let promises = plots::write(&out.join("promises"), vec![layers, accuracy], 2)?;
+    let promises = plots::write(&out.join("promises"), vec![accuracy, layers], 2)?;
 
     let mut report = Report::new("When to leave");
     report
         .paragraph(&told)
         .figure(&trade, "Accuracy against layers, a point for each threshold of a signal. The static cut stops everybody after one layer; the oracle knows each sample's first right layer.")
         .table(&signals, "Every signal at the thresholds chosen alike, on the test samples. Milliseconds are predicted from the costs of blocks and exits in full batches of 64.")
-        .figure(&promises, "Layers and accuracy on the test samples, with the promise and with the boldest thresholds that keep the tolerance on the calibration samples.")
+        .figure(&promises, "Accuracy and layers on the test samples, with the promise and with the boldest thresholds that keep the tolerance on the calibration samples.")
         .table(&tolerances, "The same, in numbers.")
         .table(&splits, "Broken: the risk on all samples, which the calibration samples were drawn from one by one, is above the tolerance; at most a share delta may be. Halves: the risk of the other half is above it, its own noise included; plain: with the boldest thresholds that kept the tolerance on the first half.");
     if let Some(shifted) = &shown.shifted {

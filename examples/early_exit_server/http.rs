@@ -59,7 +59,7 @@ struct Shared {
     size: usize,
     device: Device,
     /// Decoding takes memory and time: no more at once than there are cores.
-    decoders: Semaphore,
+    decoders: Arc<Semaphore>,
     counts: Counts,
     /// What the server was told to do.
     settings: Value,
@@ -96,7 +96,7 @@ impl App {
             channels: config.num_channels,
             size: config.image_size,
             device,
-            decoders: Semaphore::new(decoders),
+            decoders: Arc::new(Semaphore::new(decoders)),
             counts: Counts::default(),
             settings,
         }));
@@ -205,10 +205,16 @@ async fn classify(
 async fn answer(app: &App, exits: Option<Switch>, request: Request) -> Result<Answer, Failure> {
     let body = time::timeout(BODY_TIME, to_bytes(request.into_body(), MAX_BODY)).await;
     let body = body.map_err(|_| Failure::slow())?.map_err(|error| Failure::body(&error))?;
-    let decoder = app.0.decoders.acquire().await.map_err(|error| Failure::internal(error.to_string()))?;
+    let decoder = app.0.decoders.clone().acquire_owned().await;
+    let decoder = decoder.map_err(|error| Failure::internal(error.to_string()))?;
     let prepared = app.clone();
-    let batch = tokio::task::spawn_blocking(move || prepared.prepare(&body)).await;
-    drop(decoder);
+    // Decoding goes on when its client goes away, and holds its place until it is done.
+    let decoded = tokio::task::spawn_blocking(move || {
+        let batch = prepared.prepare(&body);
+        drop(decoder);
+        batch
+    });
+    let batch = decoded.await;
     let batch = batch.map_err(|_| Failure::internal("decoding panicked".into()))??;
     let keys = vec![if exits == Some(Switch::Off) { NO_EXITS } else { 0 }];
     let (sender, receiver) = oneshot::channel();

@@ -406,13 +406,13 @@ fn show(
             "p99 of good requests",
             ("seconds", None),
             ("milliseconds", zoomed(&p99)),
-            &series("p99", &p99),
+            &series("the server", &p99),
         ),
         plots::curves(
             "Memory of the server",
             ("seconds", None),
             ("MiB", zoomed(&rss)),
-            &series("resident", &rss),
+            &series("the server", &rss),
         ),
     ];
     let figure = plots::write(&out.join("soak"), panels, 2)?;
