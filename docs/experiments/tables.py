@@ -166,10 +166,10 @@ def signals(name):
     compared = exits(name)["signals"]
     full = compared[0]["accuracy"]
     rows = [
-        [of["name"], hundredths(of["layers"]), f"{of['ms']:.3f}", percent(of["accuracy"]), hundredths(100 * (full - of["accuracy"])), hundredths(100 * of["disagreement"])]
+        [of["name"], hundredths(of["layers"]), f"{of['predicted_ms']:.3f}", percent(of["accuracy"]), hundredths(100 * (full - of["accuracy"])), hundredths(100 * of["disagreement"])]
         for of in compared
     ]
-    return table(["signal", "layers", "ms an image", "accuracy", "points lost", "answered otherwise, %"], rows)
+    return table(["signal", "layers", "predicted ms an image", "accuracy", "points lost", "answered otherwise, %"], rows)
 
 
 def tolerances(name):
@@ -191,7 +191,7 @@ def splits(name):
             of["risk"], of["test"].replace("_", " "), f"{100 * of['tolerance']:g}", of["delta"], share("broken"), share("seen_broken"),
             share("plain_broken"), hundredths(of["layers"]), hundredths(of["plain_layers"]),
         ])
-    header = ["risk", "test", "tolerance, points", "delta", "broken, %", "halves: more lost, %", "halves, plain threshold: more lost, %", "layers", "layers, plain threshold"]
+    header = ["risk", "test", "tolerance, points", "delta", "broken, %", "halves: above, %", "halves, plain threshold: above, %", "layers", "layers, plain threshold"]
     return table(header, rows)
 
 
@@ -199,15 +199,16 @@ def shift(name):
     run = exits(name)
     of, chosen, full = run["shift"], run["chosen"]["test"], run["signals"][0]["accuracy"]
 
-    def alarm(monitor):
-        told = "none in" if monitor["alarm"] is None else "alarm after"
-        return f"{told} {monitor['seen']:,}, rate {100 * monitor['rate']:.2f} %"
+    def alarms(of):
+        after = "" if of["median_until_alarm"] is None else f", after {of['median_until_alarm']:,} (median)"
+        return f"{of['alarms']} of {of['monitors']}{after}"
 
+    familiar, other = (alarms(of) for of in of["monitors"])
     rows = [
-        ["test images of CIFAR-10", percent(full), percent(chosen["accuracy"]), hundredths(100 * (full - chosen["accuracy"])), hundredths(100 * chosen["disagreement"]), alarm(of["monitors"][0])],
-        [f"{of['samples']:,} of Tiny ImageNet", percent(of["full_accuracy"]), percent(of["accuracy"]), hundredths(100 * (of["full_accuracy"] - of["accuracy"])), hundredths(100 * of["disagreement"]), alarm(of["monitors"][1])],
+        ["test images of CIFAR-10", percent(full), percent(chosen["accuracy"]), hundredths(100 * (full - chosen["accuracy"])), "", hundredths(100 * chosen["disagreement"]), familiar],
+        [f"{of['samples']:,} of Tiny ImageNet", percent(of["full_accuracy"]), percent(of["accuracy"]), hundredths(100 * (of["full_accuracy"] - of["accuracy"])), hundredths(100 * of["harmed"]), hundredths(100 * of["disagreement"]), other],
     ]
-    return table(["images", "accuracy, full", "with exits", "points lost", "answered otherwise, %", f"monitor of a rate above {100 * of['tolerance']:.2f} %"], rows)
+    return table(["images", "accuracy, full", "with exits", "points lost", "right answers lost, %", "answered otherwise, %", f"alarms of monitors of a rate above {100 * of['tolerance']:.2f} %"], rows)
 
 
 def load(name):
