@@ -101,13 +101,15 @@ fn line(flags: &Flags) -> Result<Measured> {
     }
     let mean = layers.iter().sum::<usize>() as f64 / layers.len() as f64;
     let cut = FixedDepth((mean.round() as usize).max(1));
+    let none = Thresholds::none();
     let engine = |policy, compaction| Engine { policy, compaction };
     let engines = [
         engine(&policy, Compaction::Profitable(&costs)),
         engine(&policy, Compaction::Always),
         engine(&policy, Compaction::Never),
         engine(&cut, Compaction::Always),
-        engine(&Full, Compaction::Always),
+        // No exits, again: what the ratio of a thing to itself is in this run.
+        engine(&none, Compaction::Always),
     ];
     let mut reports = measure(&model, batches, &engines, flags.timing.rounds)?;
     let peak_rss_mib = cases::peak_rss_mib()?;
@@ -200,24 +202,6 @@ fn ask_all(
     })
 }
 
-/// No exits, again: what the ratio of a thing to itself is in this run.
-#[derive(Debug)]
-struct Full;
-
-impl Policy for Full {
-    fn validate(&self, _depth: usize) -> layerwise::exit::Result<()> {
-        Ok(())
-    }
-
-    fn reads(&self, _layer: usize, _depth: usize) -> Reads {
-        Reads::Nothing
-    }
-
-    fn verdict(&self, check: &Check<'_>) -> layerwise::exit::Result<Verdict> {
-        Ok(Verdict { leaves: vec![false; check.keys.len()], memory: None })
-    }
-}
-
 /// Reads logits as the paper's policy does, and lets samples leave as they are drawn.
 #[derive(Debug)]
 struct Drawn {
@@ -298,8 +282,9 @@ fn compare(
     let costs = CostTable::default();
     costs.prepare(model, batch, rows)?;
     let cut = FixedDepth(((model.depth() as f64 / ratio).round() as usize).max(1));
+    let none = Thresholds::none();
     let engines: [(&str, &dyn Policy, Compaction<'_>); 4] = [
-        ("full", &Full, Compaction::Always),
+        ("full", &none, Compaction::Always),
         ("cut", &cut, Compaction::Always),
         ("always", policy, Compaction::Always),
         ("profitable", policy, Compaction::Profitable(&costs)),

@@ -15,7 +15,7 @@ use layerwise::{
     models::{Batch, Params, Tapped, Vit, VitConfig},
     ops::{self, init},
 };
-use layerwise_example_common::in_pool;
+use layerwise_example_common::{in_pool, memory::status_mib};
 use serde_json::{Value, json};
 
 /// A model's shape, batch and number of tokens.
@@ -140,9 +140,7 @@ pub(crate) fn gemm_gflops() -> anyhow::Result<f64> {
 
 /// The most memory this process has held, from Linux.
 pub(crate) fn peak_rss_mib() -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.)
+    status_mib("VmHWM").context("no VmHWM")
 }
 
 /// Flags of every bench.

@@ -165,7 +165,7 @@ pub(crate) fn shifted(
     let (known, watched) = parts.test.split_at(parts.test.len() / 2);
     let (known, watched) = (familiar.select(known)?, familiar.select(watched)?);
     let seen = known.samples();
-    let differed = (known.outcome(thresholds)?.disagreement * seen as f64).round() as usize;
+    let differed = Risk::Disagreement.count(&known, thresholds)?;
     let monitor = Monitor::after(differed, seen, ALPHA)?;
     Ok(Shifted {
         samples: shifted.samples(),
@@ -199,18 +199,5 @@ fn watch(monitor: &Monitor, held_out: &HeldOut, thresholds: &Thresholds) -> Resu
 
 /// Share of samples to which it happens that must not.
 pub(crate) fn risk_of(held_out: &HeldOut, thresholds: &Thresholds, risk: Risk) -> Result<f64> {
-    match risk {
-        Risk::Accuracy => harmed(held_out, thresholds),
-        Risk::Disagreement => Ok(held_out.outcome(thresholds)?.disagreement),
-    }
-}
-
-/// Share of samples that the last layer gets right and the exit gets wrong.
-fn harmed(held_out: &HeldOut, thresholds: &Thresholds) -> Result<f64> {
-    let (answers, last) = (held_out.answers(), held_out.depth() - 1);
-    let labels = held_out.labels().unwrap_or_default();
-    let bad =
-        |(i, &layer): (usize, &usize)| answers[last][i] == labels[i] && answers[layer - 1][i] != labels[i];
-    let exits = held_out.exits(thresholds)?;
-    Ok(exits.iter().enumerate().filter(|&x| bad(x)).count() as f64 / exits.len() as f64)
+    Ok(risk.count(held_out, thresholds)? as f64 / held_out.samples() as f64)
 }

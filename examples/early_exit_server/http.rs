@@ -27,7 +27,7 @@ use layerwise::{
     exit::{Client, Error as ExitError, Exited},
     models::{Batch, VitConfig},
 };
-use layerwise_example_common::input::prepared;
+use layerwise_example_common::{input::prepared, memory::status_mib};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
@@ -328,14 +328,6 @@ async fn stats(State(app): State<App>) -> Json<Value> {
     let Counts { received, answered, refused, busy, failed, gone } = &app.0.counts;
     Json(
         json!({ "received": count(received), "answered": count(answered), "refused": count(refused), "busy": count(busy),
-        "failed": count(failed), "gone": count(gone), "rss_mib": resident(), "settings": app.0.settings }),
+        "failed": count(failed), "gone": count(gone), "rss_mib": status_mib("VmRSS"), "settings": app.0.settings }),
     )
-}
-
-/// Resident memory of this process in MiB, as Linux tells it.
-fn resident() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / 1024.)
 }

@@ -12,7 +12,7 @@ use layerwise::{
     models::{Batch, Pass, Vit, tap},
     similarity::quantiles,
 };
-use layerwise_example_common::{CommonFlags, layers::Source, progress};
+use layerwise_example_common::{CommonFlags, layers::Source, memory::status_mib, progress};
 use ndarray::ArrayView1;
 
 /// Rounds of the latencies; the median is taken.
@@ -82,21 +82,13 @@ fn memory_once(folder: &Path, common: &CommonFlags) -> Result<Option<f64>> {
 
 /// Loads the folder's model, answers `batch` images, and prints how far the process grew, in MiB.
 pub(crate) fn print_memory(folder: &Path, batch: usize, device: &Device) -> Result<()> {
-    let before = peak();
+    let before = status_mib("VmHWM");
     let model = Vit::load(folder, device)?.packed()?;
     let config = model.config();
     let shape = (batch, config.num_channels, config.image_size, config.image_size);
     tap::forward(&model, &Tensor::zeros(shape, DType::F32, device)?.into(), Pass::EVAL)?;
-    if let (Some(before), Some(after)) = (before, peak()) {
+    if let (Some(before), Some(after)) = (before, status_mib("VmHWM")) {
         progress::print(&format!("{}\n", after - before));
     }
     Ok(())
-}
-
-/// Largest resident memory of this process so far, in MiB, as Linux tells it.
-fn peak() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / 1024.)
 }

@@ -1,4 +1,6 @@
 use layerwise_models::Flops;
+use layerwise_similarity::quantiles;
+use ndarray::ArrayView1;
 
 use crate::{Policy, Reads};
 
@@ -33,31 +35,30 @@ pub fn layer_ratio(histogram: &[usize]) -> f64 {
 /// `histogram` are the samples that left after layer `1..=L`. NaN without samples.
 #[must_use]
 pub fn flop_ratio(histogram: &[usize], policy: &dyn Policy, flops: &Flops) -> f64 {
-    let depth = histogram.len();
-    let full = flops.embed + depth as f64 * flops.block + flops.exit;
-    let (mut samples, mut done) = (0., 0.);
-    let mut exits = 0.;
-    for (i, &count) in histogram.iter().enumerate() {
-        let layer = i + 1;
-        // Where the head is not read to decide, it answers those who leave.
-        let read = layer < depth && policy.reads(layer, depth) == Reads::Logits;
-        exits += f64::from(u8::from(read));
-        let answer = f64::from(u8::from(!read));
-        let each = flops.embed + layer as f64 * flops.block + (exits + answer) * flops.exit;
-        samples += count as f64;
-        done += count as f64 * each;
-    }
-    samples * full / done
+    let Flops { embed, block, exit } = *flops;
+    let full = embed + histogram.len() as f64 * block + exit;
+    full / (embed + mean_cost(histogram, policy, block, exit))
 }
 
-/// The value below which a share `q` of `values` lies, by linear interpolation; NaN without values.
-#[must_use]
-pub(crate) fn quantile(values: &mut [f64], q: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let Some(last) = values.len().checked_sub(1) else { return f64::NAN };
-    let at = q * last as f64;
-    let (below, above) = (values[at.floor() as usize], values[at.ceil() as usize]);
-    below + (above - below) * at.fract()
+/// What blocks and exits cost a sample on average: of each layer it runs the block, and the exit where `policy` reads its logits; where it does
+/// not, the head answers those who leave. NaN without samples.
+pub(crate) fn mean_cost(histogram: &[usize], policy: &dyn Policy, block: f64, exit: f64) -> f64 {
+    let depth = histogram.len();
+    let (mut spent, mut total, mut samples) = (0., 0., 0.);
+    for (i, &count) in histogram.iter().enumerate() {
+        let layer = i + 1;
+        let read = layer == depth || policy.reads(layer, depth) == Reads::Logits;
+        spent += block + if read { exit } else { 0. };
+        let answer = if read { 0. } else { exit };
+        total += count as f64 * (spent + answer);
+        samples += count as f64;
+    }
+    total / samples
+}
+
+/// The value below which a share `q` of `values` lies; NaN without values.
+pub(crate) fn quantile(values: &[f64], q: f64) -> f64 {
+    quantiles(ArrayView1::from(values), &[q]).map_or(f64::NAN, |at| at[0])
 }
 
 /// The smallest layer, from 1, whose accuracy is within `tolerance` of the best; both are fractions.

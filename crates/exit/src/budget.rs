@@ -1,4 +1,4 @@
-use crate::{Costs, Error, HeldOut, Outcome, Reads, Result, Thresholds, policy::Policy};
+use crate::{Costs, Error, HeldOut, Outcome, Result, Thresholds, accounting::mean_cost};
 
 /// What a sample may cost on average.
 #[derive(Clone, Copy, Debug)]
@@ -33,19 +33,8 @@ impl Budget<'_> {
 /// Average milliseconds of a sample whose blocks and exits each cost its share of a batch of `rows`, every check counted.
 #[must_use]
 pub fn milliseconds(thresholds: &Thresholds, histogram: &[usize], costs: &Costs, rows: usize) -> f64 {
-    let depth = histogram.len();
     let rows = rows.max(1);
-    let (mut spent, mut total, mut samples) = (0., 0., 0.);
-    for (i, &count) in histogram.iter().enumerate() {
-        let layer = i + 1;
-        let read = layer == depth || thresholds.reads(layer, depth) == Reads::Logits;
-        // The head answers those who leave where it was not read to decide.
-        let answer = if read { 0. } else { costs.exit(rows) };
-        spent += costs.block(rows) + if read { costs.exit(rows) } else { 0. };
-        total += count as f64 * (spent + answer);
-        samples += count as f64;
-    }
-    1e3 * total / rows as f64 / samples
+    1e3 * mean_cost(histogram, thresholds, costs.block(rows), costs.exit(rows)) / rows as f64
 }
 
 /// The best thresholds of `path` within the budget on these samples: of the highest accuracy (without labels, the least

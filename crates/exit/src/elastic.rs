@@ -84,5 +84,5 @@ pub fn depth_latencies<M: Tapped + ?Sized>(model: &M, batch: &Batch, rounds: usi
             start = Instant::now();
         }
     }
-    Ok(seconds.iter_mut().map(|seconds| quantile(seconds, 0.5)).collect())
+    Ok(seconds.iter().map(|seconds| quantile(seconds, 0.5)).collect())
 }

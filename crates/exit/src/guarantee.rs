@@ -114,7 +114,7 @@ pub fn guaranteed(
     }
     let mut last = Thresholds::none();
     for thresholds in path {
-        if promise.p_value(bad(held_out, thresholds, promise.risk)?, samples) > promise.delta {
+        if promise.p_value(promise.risk.count(held_out, thresholds)?, samples) > promise.delta {
             break;
         }
         last = thresholds.clone();
@@ -123,18 +123,24 @@ pub fn guaranteed(
     Ok((last, outcome))
 }
 
-/// Samples to which it happens.
-fn bad(held_out: &HeldOut, thresholds: &Thresholds, risk: Risk) -> Result<usize> {
-    let layers = held_out.exits(thresholds)?;
-    let answers = held_out.answers();
-    let last = &answers[held_out.depth() - 1];
-    let labels = match risk {
-        Risk::Accuracy => Some(held_out.labels().ok_or(Error::NoLabels)?),
-        Risk::Disagreement => None,
-    };
-    let bad = |&(sample, &layer): &(usize, &usize)| {
-        let differs = answers[layer - 1][sample] != last[sample];
-        differs && labels.is_none_or(|labels| last[sample] == labels[sample])
-    };
-    Ok(layers.iter().enumerate().filter(bad).count())
+impl Risk {
+    /// Samples to which it happens at these thresholds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoLabels`] where they are needed; otherwise as [`HeldOut::exits`].
+    pub fn count(self, held_out: &HeldOut, thresholds: &Thresholds) -> Result<usize> {
+        let layers = held_out.exits(thresholds)?;
+        let answers = held_out.answers();
+        let last = &answers[held_out.depth() - 1];
+        let labels = match self {
+            Risk::Accuracy => Some(held_out.labels().ok_or(Error::NoLabels)?),
+            Risk::Disagreement => None,
+        };
+        let bad = |&(sample, &layer): &(usize, &usize)| {
+            let differs = answers[layer - 1][sample] != last[sample];
+            differs && labels.is_none_or(|labels| last[sample] == labels[sample])
+        };
+        Ok(layers.iter().enumerate().filter(bad).count())
+    }
 }

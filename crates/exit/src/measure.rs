@@ -110,10 +110,10 @@ struct Run {
 
 impl Run {
     fn report(self, without: &Self, largest: usize, depth: usize) -> ExitReport {
-        let mut ratios: Vec<f64> =
+        let ratios: Vec<f64> =
             without.round_s.iter().zip(&self.round_s).map(|(full, exits)| full / exits).collect();
         let of_largest = self.batches.iter().filter(|(rows, _)| *rows == largest);
-        let mut ms: Vec<f64> = of_largest.map(|(_, seconds)| 1e3 * seconds).collect();
+        let ms: Vec<f64> = of_largest.map(|(_, seconds)| 1e3 * seconds).collect();
         let rounds = self.round_s.len();
         let samples = self.layers.len();
         let histogram = histogram(&self.layers, depth);
@@ -121,9 +121,9 @@ impl Run {
             batch: largest,
             accuracy: self.hits as f64 / samples as f64,
             layer_ratio: layer_ratio(&histogram),
-            wall_ratio: quantile(&mut ratios, 0.5),
-            p50_ms: quantile(&mut ms, 0.5),
-            p95_ms: quantile(&mut ms, 0.95),
+            wall_ratio: quantile(&ratios, 0.5),
+            p50_ms: quantile(&ms, 0.5),
+            p95_ms: quantile(&ms, 0.95),
             samples_per_s: (rounds * samples) as f64 / self.round_s.iter().sum::<f64>(),
             histogram,
         }

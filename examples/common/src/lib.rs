@@ -14,6 +14,7 @@ pub mod interrupt;
 pub mod layers;
 pub mod layerwise;
 pub mod measures;
+pub mod memory;
 pub mod plots;
 pub mod progress;
 pub mod recipes;
