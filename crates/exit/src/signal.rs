@@ -6,7 +6,7 @@ mod tensor;
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Gate, Reads, Result};
+use crate::{Check, Error, Gate, Reads, Result, Verdict};
 
 /// What thresholds are compared with.
 ///
@@ -109,12 +109,7 @@ impl Signal {
         feature: Option<&Tensor>,
         memory: Option<&Tensor>,
     ) -> Result<Values> {
-        let input = match self.reads() {
-            Reads::Logits => logits,
-            _ => feature,
-        };
-        let input = input.ok_or_else(|| candle_core::Error::Msg("a signal without its input".into()))?;
-        let input = if input.dtype() == DType::F32 { input.clone() } else { input.to_dtype(DType::F32)? };
+        let input = self.input(logits, feature)?;
         if let Self::Gate(gate) = self {
             gate.check_width(input.dim(1)?)?;
         }
@@ -123,6 +118,33 @@ impl Signal {
         } else {
             tensor::values(self, &input, memory)
         }
+    }
+
+    /// Who leaves at this threshold: nobody without one. What [`values`](Self::values) and [`is_sure`](Self::is_sure) say, found without
+    /// the values where that is cheaper.
+    pub(crate) fn verdict(&self, check: &Check<'_>, threshold: Option<f64>) -> Result<Verdict> {
+        if let (Self::MaxProbability, Some(threshold)) = (self, threshold) {
+            let logits = self.input(check.logits, check.feature)?;
+            if logits.device().is_cpu() {
+                return Ok(Verdict { leaves: host::likelier_than(threshold, &logits)?, memory: None });
+            }
+        }
+        let Values { values, memory } = self.values(check.logits, check.feature, check.memory)?;
+        let leaves = values
+            .iter()
+            .map(|&value| threshold.is_some_and(|threshold| self.is_sure(value, threshold)))
+            .collect();
+        Ok(Verdict { leaves, memory })
+    }
+
+    /// What it reads of the two, in f32.
+    fn input(&self, logits: Option<&Tensor>, feature: Option<&Tensor>) -> Result<Tensor> {
+        let input = match self.reads() {
+            Reads::Logits => logits,
+            _ => feature,
+        };
+        let input = input.ok_or_else(|| candle_core::Error::Msg("a signal without its input".into()))?;
+        Ok(if input.dtype() == DType::F32 { input.clone() } else { input.to_dtype(DType::F32)? })
     }
 }
 
@@ -212,6 +234,42 @@ mod tests {
         assert!((a[0] - unmoved).abs() < 1e-6 && (a[1] - unmoved).abs() < 1e-12, "{a:?}");
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} and {b:?}");
         assert!((a[2] - a[0]).abs() > 0.01, "{a:?}");
+        Ok(())
+    }
+
+    /// Rows whose largest probability is just below, at, and just above a threshold, and ones that no sum of exponentials tells apart.
+    #[test]
+    fn a_verdict_is_what_values_say() -> Result<()> {
+        let mut rows = Vec::new();
+        let thresholds = [0., 0.1, 1. / 3., 0.5, 0.7, 0.9, 0.99, 1. - 1e-9, 1. - f64::EPSILON, 1.];
+        for threshold in thresholds {
+            // Of three classes, two of them `x` below the first.
+            let x = ((1. / threshold - 1.) / 2.).ln() as f32;
+            for x in [x, x.next_down(), x.next_up(), x - 1e-4, x + 1e-4].map(|x| x.clamp(-1e30, 1e30)) {
+                rows.extend([[0., x, x], [x, x, 0.], [x, 0., f32::MIN], [x + 5., 5., x + 5.]]);
+            }
+        }
+        rows.extend([[0.; 3], [f32::NAN, 0., 1.], [0., f32::INFINITY, 0.], [1e30, -1e30, 0.], [1., 1., -1.]]);
+        let logits = Tensor::new(rows.as_slice(), &Cpu)?;
+        let noise = (layerwise_testkit::random(1, &[5000, 3]) * 4.)?;
+        for logits in [&logits, &noise, &logits.narrow(1, 0, 1)?.contiguous()?] {
+            let keys = vec![0; logits.dim(0)?];
+            for threshold in thresholds {
+                let signal = Signal::MaxProbability;
+                let check = Check {
+                    layer: 1,
+                    depth: 2,
+                    keys: &keys,
+                    feature: None,
+                    logits: Some(logits),
+                    memory: None,
+                };
+                let got = signal.verdict(&check, Some(threshold))?.leaves;
+                let values = signal.values(Some(logits), None, None)?.values;
+                let want: Vec<bool> = values.iter().map(|&value| signal.is_sure(value, threshold)).collect();
+                assert_eq!(got, want, "at {threshold}");
+            }
+        }
         Ok(())
     }
 

@@ -2,10 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Check, Error, Policy, Reads, Result, Verdict,
-    signal::{Signal, Values},
-};
+use crate::{Check, Error, Policy, Reads, Result, Signal, Verdict};
 
 /// Leaving where a signal says so: one threshold for each layer that is checked.
 ///
@@ -65,11 +62,6 @@ impl Policy for Thresholds {
     }
 
     fn verdict(&self, check: &Check<'_>) -> Result<Verdict> {
-        let Values { values, memory } = self.signal.values(check.logits, check.feature, check.memory)?;
-        let leaves = match self.at.get(&check.layer) {
-            Some(&threshold) => values.iter().map(|&value| self.signal.is_sure(value, threshold)).collect(),
-            None => vec![false; values.len()],
-        };
-        Ok(Verdict { leaves, memory })
+        self.signal.verdict(check, self.at.get(&check.layer).copied())
     }
 }

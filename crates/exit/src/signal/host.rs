@@ -33,6 +33,28 @@ pub(super) fn values(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> R
     }
 }
 
+/// Whether the largest probability of each row is above `threshold`, or is none; `xs` are logits.
+pub(super) fn likelier_than(threshold: f64, xs: &Tensor) -> Result<Vec<bool>> {
+    let (_, classes) = xs.dims2()?;
+    let flat = xs.flatten_all()?.to_vec1::<f32>()?;
+    // If the second largest alone makes the sum of exponentials so large, nothing has to be summed; what is close to it is.
+    let too_close = (1. / threshold - 1. + 1e-9).ln();
+    let likelier = |row: &[f32]| {
+        if !finite(row) {
+            return true;
+        }
+        let (max, second) = largest_two(row);
+        f64::from(second) - f64::from(max) <= too_close && max_probability(row) > threshold
+    };
+    Ok(flat.chunks_exact(classes.max(1)).map(likelier).collect())
+}
+
+/// The largest of finite numbers, and the largest of the others.
+fn largest_two(row: &[f32]) -> (f32, f32) {
+    let none = f32::NEG_INFINITY;
+    row.iter().fold((none, none), |(max, second), &x| (max.max(x), second.max(max.min(x))))
+}
+
 /// Checks in a row with one answer. The memory is `(rows, 2)`: the last answer, and how many checks gave it.
 fn patience<'a>(rows: impl Iterator<Item = &'a [f32]>, memory: Option<&Tensor>) -> Result<Values> {
     let before = memory.map(Tensor::to_vec2::<u32>).transpose()?;
