@@ -49,7 +49,7 @@ fn measure<M: Tapped + ?Sized>(model: &M, state: &Hidden, rows: usize) -> Result
             // As in an engine, each finds in the cache what the block before has left there.
             let after = model.block(layer, &before, Pass::EVAL)?;
             let (_, exit) = timed(
-                || model.exit(layer, &model.feature(&after)?),
+                || model.answer(layer, &after),
                 |logits| logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>().map(drop),
             )?;
             let (_, block) = timed(|| model.block(next, &after, Pass::EVAL), there_is)?;

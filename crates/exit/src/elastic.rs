@@ -74,7 +74,7 @@ pub fn depth_latencies<M: Tapped + ?Sized>(model: &M, batch: &Batch, rounds: usi
             hidden = model.block(i + 1, &hidden, Pass::EVAL)?.detach();
             hidden.xs.device().synchronize()?;
             let before_exit = start.elapsed().as_secs_f64();
-            let logits = model.exit(i + 1, &model.feature(&hidden)?)?;
+            let logits = model.answer(i + 1, &hidden)?;
             // Answers count when they are here.
             logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             if round > 0 {

@@ -156,7 +156,7 @@ pub(crate) struct See<'a> {
 /// What a policy made of them.
 pub(crate) struct Seen {
     pub(crate) leaves: Vec<bool>,
-    /// Of all rows; `None` only where nobody leaves.
+    /// Of all rows, or `logits`; neither only where nobody leaves.
     pub(crate) feature: Option<Tensor>,
     pub(crate) logits: Option<Tensor>,
     pub(crate) memory: Option<Tensor>,
@@ -195,14 +195,17 @@ impl See<'_> {
                 leaves.contains(&true).then(|| feature(model, layer, hidden, keys.len())).transpose()?;
             return Ok(Some(Seen { leaves, feature, logits: None, memory }));
         }
-        let feature = feature(model, layer, hidden, keys.len())?;
-        let logits = match reads {
-            Reads::Logits => Some(model.exit(layer, &feature)?.detach()),
-            _ => None,
+        let (feature, logits) = match reads {
+            Reads::Logits => {
+                let logits = model.answer(layer, hidden)?;
+                one_a_sample(layer, &logits, keys.len())?;
+                (None, Some(logits))
+            }
+            _ => (Some(feature(model, layer, hidden, keys.len())?), None),
         };
         let Verdict { leaves, memory } =
-            decide(Check { feature: Some(&feature), logits: logits.as_ref(), ..check })?;
-        Ok(Some(Seen { leaves, feature: Some(feature), logits, memory }))
+            decide(Check { feature: feature.as_ref(), logits: logits.as_ref(), ..check })?;
+        Ok(Some(Seen { leaves, feature, logits, memory }))
     }
 }
 

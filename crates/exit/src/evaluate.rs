@@ -37,7 +37,7 @@ pub fn evaluate<M: Tapped + ?Sized>(
         let labels = labels.to_vec1::<u32>()?;
         tap::for_each_layer(model, &batch, Pass::EVAL, |layer, hidden| {
             let Some(l) = layer.checked_sub(1) else { return Ok(()) };
-            let logits = model.exit(layer, &model.feature(hidden)?)?;
+            let logits = model.answer(layer, hidden)?;
             let rows = rows(&logits, layer)?;
             check_labels(&rows, &labels)?;
             for (row, &label) in rows.iter().zip(&labels) {

@@ -26,7 +26,7 @@ pub struct Check<'a> {
     pub depth: usize,
     /// What each row is called, whatever batch it is in: its place in a data set, or a number of the caller's.
     pub keys: &'a [u64],
-    /// `(rows, width)`, with [`Reads::Feature`] and [`Reads::Logits`].
+    /// `(rows, width)`, with [`Reads::Feature`].
     pub feature: Option<&'a Tensor>,
     /// `(rows, classes)`, with [`Reads::Logits`].
     pub logits: Option<&'a Tensor>,

@@ -250,7 +250,7 @@ mod tests {
             }
         }
         rows.extend([[0.; 3], [f32::NAN, 0., 1.], [0., f32::INFINITY, 0.], [1e30, -1e30, 0.], [1., 1., -1.]]);
-        let logits = Tensor::new(rows.as_slice(), &Cpu)?;
+        let logits = Tensor::from_vec(rows.concat(), (rows.len(), 3), &Cpu)?;
         let noise = (layerwise_testkit::random(1, &[5000, 3]) * 4.)?;
         for logits in [&logits, &noise, &logits.narrow(1, 0, 1)?.contiguous()?] {
             let keys = vec![0; logits.dim(0)?];

@@ -1,4 +1,5 @@
 use candle_core::Tensor;
+use layerwise_ops::{NormPlace, PackedExit};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,6 +41,8 @@ pub(crate) struct Exits {
     norms: Vec<Option<LayerNorm>>,
     /// Layers `1..=L`; empty when the model has no head.
     heads: Vec<Linear>,
+    /// Layers `1..=L`, of a model that only answers; empty for others.
+    packed: Vec<PackedExit>,
 }
 
 /// What [`Exits`] look like.
@@ -71,7 +74,7 @@ impl Exits {
             };
         }
         if labels == 0 {
-            return Ok(Self { norms, heads: Vec::new() });
+            return Ok(Self { norms, heads: Vec::new(), packed: Vec::new() });
         }
         let mut head = |name: &str| b.linear(name, (width, labels), true, shape.init);
         let last = head(HEAD)?;
@@ -81,7 +84,7 @@ impl Exits {
                 *inner = head(&head_name(i + 1))?;
             }
         }
-        Ok(Self { norms, heads })
+        Ok(Self { norms, heads, packed: Vec::new() })
     }
 
     /// Logits `(rows, labels)` of the exit after block `layer`, on features `(rows, width)`.
@@ -90,10 +93,32 @@ impl Exits {
             return Err(Error::Layer { layer, depth: self.norms.len() });
         };
         let head = self.heads.get(layer - 1).ok_or(Error::NoHead)?;
+        if let Some(packed) = self.packed.get(layer - 1) {
+            return Ok(packed.forward(feature)?);
+        }
         match norm {
             Some(norm) => Ok(head.forward(&norm.forward(feature)?)?),
             None => Ok(head.forward(feature)?),
         }
+    }
+
+    /// Lays norms and heads out for answering, as they are now.
+    pub(crate) fn pack(&mut self) -> Result<()> {
+        let exits = self.norms.iter().zip(&self.heads).map(|(norm, head)| {
+            PackedExit::new(norm.as_ref().map(|norm| norm.norm(NormPlace::Before)).as_ref(), &head.affine())
+        });
+        let packed: Option<Vec<_>> = exits.collect::<Result<_, _>>()?;
+        self.packed = packed.unwrap_or_default();
+        Ok(())
+    }
+
+    /// Norm and head of an exit in one, of a model that only answers.
+    pub(crate) fn packed(&self, layer: usize) -> Option<&PackedExit> {
+        self.packed.get(layer.checked_sub(1)?)
+    }
+
+    pub(crate) fn is_packed(&self) -> bool {
+        !self.packed.is_empty()
     }
 
     /// The same storage, recording no graph.
@@ -101,6 +126,7 @@ impl Exits {
         Self {
             norms: self.norms.iter().map(|norm| norm.as_ref().map(LayerNorm::detached)).collect(),
             heads: self.heads.iter().map(Linear::detached).collect(),
+            packed: self.packed.clone(),
         }
     }
 }

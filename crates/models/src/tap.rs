@@ -145,6 +145,16 @@ pub trait Tapped {
     /// When the feature does not fit the head.
     fn exit(&self, layer: usize, feature: &Tensor) -> Result<Tensor>;
 
+    /// Logits of the exit after block `layer` on a state, without a graph: [`exit`](Tapped::exit) of the
+    /// [`feature`](Tapped::feature), which a model that only answers may do at once.
+    ///
+    /// # Errors
+    ///
+    /// As these two.
+    fn answer(&self, layer: usize, hidden: &Hidden) -> Result<Tensor> {
+        Ok(self.exit(layer, &self.feature(hidden)?)?.detach())
+    }
+
     /// The samples `rows` (u32) of a state, in that order.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use candle_core::{Device::Cpu, Tensor};
 use common::{Result, tiny, tiny_mlp};
-use layerwise_models::{Batch, Hidden, Mlp, MlpConfig, Pass, Tapped, Vit, VitConfig, tap};
+use layerwise_models::{Batch, ExitNorm, Hidden, Mlp, MlpConfig, Pass, Tapped, Vit, VitConfig, tap};
 use layerwise_ops::{dropout, init};
 use layerwise_testkit::assert_close;
 
@@ -218,20 +218,33 @@ fn split_cuts_all_parts_of_a_batch_alike() -> Result {
 
 #[test]
 fn a_packed_model_answers_alike_and_stands_alone() -> Result {
-    let model = common::vit(tiny())?;
-    let batch = common::pixels(3)?;
-    let logits = |model: &Vit| -> Result<Vec<Vec<Vec<f32>>>> {
-        let exits = tap::layer_logits(model, &batch, Pass::EVAL)?;
-        assert!(exits.iter().all(|exit| !exit.track_op()));
-        Ok(exits.iter().map(Tensor::to_vec2).collect::<candle_core::Result<_>>()?)
-    };
-    let (want, packed) = (logits(&model.frozen())?, model.packed()?);
-    assert_eq!(logits(&packed)?, want);
-    assert_eq!(logits(&packed.cut(2)?)?, want[..2]);
-    for (_, var) in model.params().iter() {
-        var.set(&(var.as_detached_tensor() * 2.)?)?;
+    for exit_norm in [ExitNorm::Shared, ExitNorm::Raw, ExitNorm::PerLayer] {
+        let model = common::vit(VitConfig { exit_norm, ..tiny() })?;
+        let batch = common::pixels(3)?;
+        let logits = |model: &Vit| -> Result<Tensor> {
+            let exits = tap::layer_logits(model, &batch, Pass::EVAL)?;
+            assert!(exits.iter().all(|exit| !exit.track_op()));
+            Ok(Tensor::stack(&exits, 0)?)
+        };
+        let bits = |xs: &Tensor| xs.to_vec3::<f32>();
+        let packed = model.packed()?;
+        let (want, got) = (logits(&model.frozen())?, logits(&packed)?);
+        // Sums of 12 terms in another order.
+        assert_close(&got, &want, 1e-5)?;
+        let states = tap::hidden_states(&packed, &batch, Pass::EVAL)?;
+        for (layer, state) in states.iter().enumerate().skip(1) {
+            assert_eq!(packed.answer(layer, state)?.to_vec2::<f32>()?, got.get(layer - 1)?.to_vec2::<f32>()?);
+            assert_close(&model.answer(layer, state)?, &want.get(layer - 1)?, 1e-5)?;
+        }
+        if exit_norm != ExitNorm::Raw {
+            assert_eq!(bits(&logits(&packed.cut(2)?)?)?, bits(&got.narrow(0, 0, 2)?)?);
+        }
+        assert_close(&logits(&packed.cut(2)?)?, &logits(&model.cut(2)?.frozen())?, 1e-5)?;
+        for (_, var) in model.params().iter() {
+            var.set(&(var.as_detached_tensor() * 2.)?)?;
+        }
+        assert_ne!(bits(&logits(&model.frozen())?)?, bits(&want)?);
+        assert_eq!(bits(&logits(&packed)?)?, bits(&got)?);
     }
-    assert_ne!(logits(&model.frozen())?, want);
-    assert_eq!(logits(&packed)?, want);
     Ok(())
 }

@@ -102,10 +102,13 @@ pub(crate) enum Threads {
     One,
 }
 
+/// Multiplications that take as long as waking another thread.
+pub(crate) const WAKE: usize = 48 * 48 * 256;
+
 impl Threads {
     /// One for so few multiplications that waking another would take longer.
     pub(crate) fn worth(self, multiplications: usize) -> Self {
-        if multiplications < 48 * 48 * 256 { Self::One } else { self }
+        if multiplications < WAKE { Self::One } else { self }
     }
 
     /// How many there are.

@@ -28,6 +28,9 @@ const ROWS: usize = 96;
 /// With fewer rows than this on each thread, threads share the outputs of one product: each reads a part of the weights.
 const FEW: usize = 64;
 
+/// How often threads that share the products of a sublayer meet.
+const SHARED: usize = 8;
+
 /// What stands between the first linear maps, whose results stand side by side, and the last.
 pub(crate) trait Middle: Send + Sync + 'static {
     fn name(&self) -> &'static str;
@@ -430,6 +433,9 @@ fn vector(values: Vec<f32>) -> Result<Tensor> {
 
 /// Rows of a part, and who works on it: a thread where there is enough for all, else all of them on one part after the other;
 /// or this thread alone, where there is little. A row is multiplied by so many `weights`.
+///
+/// Threads that share each product of a part meet after each: that takes more to be worth it than parts of their own, and where some
+/// products are shared and others not, a thread falls asleep over the latter and is woken for the former.
 fn share(rows: usize, group: usize, weights: usize) -> (usize, Threads) {
     if Threads::All.worth(rows * weights) == Threads::One {
         return (rows, Threads::One);
@@ -438,6 +444,9 @@ fn share(rows: usize, group: usize, weights: usize) -> (usize, Threads) {
     let groups = rows / group;
     let at_once = ROWS.div_ceil(group).min(groups.div_ceil(threads));
     let enough = groups >= threads && at_once * group >= FEW;
+    if !enough && Threads::All.worth(rows * weights / SHARED) == Threads::One {
+        return (rows, Threads::One);
+    }
     match enough || threads == 1 {
         true => {
             // As many parts for each thread, of about that size.

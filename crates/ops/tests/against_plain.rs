@@ -5,8 +5,8 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use layerwise_ops::{
-    Attention, CrossEntropy, Dropout, Reduction, attention, cross_entropy, dropout, embedding, gelu,
-    gelu_tanh, layer_norm, linear, plain, softmax,
+    Affine, Attention, CrossEntropy, Dropout, Norm, NormPlace, PackedExit, Reduction, attention,
+    cross_entropy, dropout, embedding, gelu, gelu_tanh, layer_norm, linear, plain, softmax,
 };
 use layerwise_testkit::{assert_close, check_gradients, random};
 
@@ -97,6 +97,46 @@ fn linear_agrees() -> Result<()> {
     }
     let inputs = [random(1, &[3, 4]), random(2, &[5, 4]), random(3, &[5])];
     check_gradients(&inputs, 1e-6, |x| linear(&x[0], &x[1], Some(&x[2])))
+}
+
+/// With and without a norm and a bias, on rows and on the first tokens of samples.
+#[test]
+fn packed_exits_agree() -> Result<()> {
+    for (rows, tokens, d, outputs) in [(1, 1, 1, 1), (1, 65, 48, 10), (33, 3, 20, 7), (300, 2, 384, 100)] {
+        let xs = random(1, &[rows, tokens, d]);
+        let first = xs.narrow(1, 0, 1)?.squeeze(1)?;
+        let (weight, bias) = (random(2, &[outputs, d]), random(3, &[outputs]));
+        let (scale, shift) = (random(4, &[d]), random(5, &[d]));
+        for (norm, bias) in [(true, Some(&bias)), (true, None), (false, Some(&bias)), (false, None)] {
+            let norm =
+                norm.then_some(Norm { weight: &scale, bias: &shift, eps: 1e-5, place: NormPlace::Before });
+            let head = Affine { weight: &weight, bias, packed: None };
+            let exit = PackedExit::new(norm.as_ref(), &head)?.expect("f32 on the CPU");
+            let wide = |xs: &Tensor| xs.to_dtype(DType::F64);
+            let normed = match norm {
+                Some(norm) => {
+                    plain::layer_norm(&wide(&first)?, &wide(norm.weight)?, &wide(norm.bias)?, norm.eps)?
+                }
+                None => wide(&first)?,
+            };
+            let want = plain::linear(&normed, &wide(&weight)?, bias.map(wide).transpose()?.as_ref())?;
+            for xs in [&xs, &first] {
+                let got = exit.forward(xs)?;
+                assert_eq!(got.dims(), [rows, outputs]);
+                // A sum of d terms of about 1: off by sqrt(d) 6e-8 typically, at worst by d times that.
+                assert_close(&got, &want, 6e-8 * (d * d.max(8)) as f64)?;
+            }
+            assert!(exit.forward(&xs.narrow(2, 0, d / 2)?).is_err() && exit.forward(&wide(&first)?).is_err());
+        }
+        assert!(
+            PackedExit::new(
+                None,
+                &Affine { weight: &weight.to_dtype(DType::F64)?, bias: None, packed: None }
+            )?
+            .is_none()
+        );
+    }
+    Ok(())
 }
 
 #[test]

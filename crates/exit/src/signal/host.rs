@@ -1,6 +1,6 @@
 //! On the processor: one pass over each row.
 
-use candle_core::{Device::Cpu, Tensor};
+use candle_core::{Device::Cpu, Storage, Tensor};
 
 use super::{Signal, Values};
 use crate::{Result, argmax};
@@ -34,9 +34,14 @@ pub(super) fn values(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> R
 }
 
 /// Whether the largest probability of each row is above `threshold`, or is none; `xs` are logits.
-pub(super) fn likelier_than(threshold: f64, xs: &Tensor) -> Result<Vec<bool>> {
+pub(super) fn likelier_than(threshold: f64, xs: &Tensor) -> candle_core::Result<Vec<bool>> {
     let (_, classes) = xs.dims2()?;
-    let flat = xs.flatten_all()?.to_vec1::<f32>()?;
+    let xs = xs.contiguous()?;
+    let (storage, layout) = xs.storage_and_layout();
+    let (Storage::Cpu(values), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        candle_core::bail!("logits are not on the CPU")
+    };
+    let rows = values.as_slice::<f32>()?[start..end].chunks_exact(classes.max(1));
     // If the second largest alone makes the sum of exponentials so large, nothing has to be summed; what is close to it is.
     let too_close = (1. / threshold - 1. + 1e-9).ln();
     let likelier = |row: &[f32]| {
@@ -46,7 +51,7 @@ pub(super) fn likelier_than(threshold: f64, xs: &Tensor) -> Result<Vec<bool>> {
         let (max, second) = largest_two(row);
         f64::from(second) - f64::from(max) <= too_close && max_probability(row) > threshold
     };
-    Ok(flat.chunks_exact(classes.max(1)).map(likelier).collect())
+    Ok(rows.map(likelier).collect())
 }
 
 /// The largest of finite numbers, and the largest of the others.

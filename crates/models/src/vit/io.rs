@@ -158,7 +158,11 @@ impl Vit {
             return Ok(model);
         }
         // The same blocks, packed ones too.
-        Ok(Self { blocks: self.blocks[..depth].to_vec(), ..model.frozen() })
+        let mut cut = Self { blocks: self.blocks[..depth].to_vec(), ..model.frozen() };
+        if self.exits.is_packed() {
+            cut.exits.pack()?;
+        }
+        Ok(cut)
     }
 }
 

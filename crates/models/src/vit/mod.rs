@@ -92,6 +92,7 @@ impl Vit {
     pub fn packed(&self) -> Result<Self> {
         let mut packed = self.copied()?.frozen();
         packed.blocks.iter_mut().try_for_each(Block::pack)?;
+        packed.exits.pack()?;
         Ok(packed)
     }
 
@@ -150,7 +151,7 @@ impl Vit {
             return Ok(model);
         }
         // The same blocks, packed ones too.
-        Ok(Self { blocks: self.blocks.clone(), ..model.frozen() })
+        Ok(Self { blocks: self.blocks.clone(), exits: self.exits.clone(), ..model.frozen() })
     }
 
     fn build(config: VitConfig, mut b: Builder<'_>) -> Result<(Self, Built)> {
@@ -196,6 +197,13 @@ impl Tapped for Vit {
 
     fn exit(&self, layer: usize, feature: &Tensor) -> CandleResult<Tensor> {
         self.exits.forward(layer, feature).map_err(Error::into_candle)
+    }
+
+    fn answer(&self, layer: usize, hidden: &Hidden) -> CandleResult<Tensor> {
+        match self.exits.packed(layer) {
+            Some(packed) => packed.forward(&hidden.xs),
+            None => Ok(self.exit(layer, &self.feature(hidden)?)?.detach()),
+        }
     }
 }
 
