@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Tensor};
 use layerwise_models::{Batch, Hidden, Pass, Tapped};
 
-use crate::{Check, CostTable, Error, Policy, Reads, Result, Verdict};
+use crate::{Check, CostTable, Error, Policy, Reads, Result, Verdict, awake::keeping_awake};
 
 /// Answers of a batch, in the order of its rows.
 #[derive(Clone, Debug)]
@@ -83,8 +83,8 @@ impl Engine<'_> {
         let mut answered: Vec<usize> = Vec::with_capacity(samples);
         for l in 1..=depth {
             hidden = model.block(l, &hidden, Pass::EVAL)?.detach();
-            let seen =
-                See { layer: l, keys: &keys, memory: memory.as_ref() }.look(model, self.policy, &hidden)?;
+            let see = See { layer: l, keys: &keys, memory: memory.as_ref() };
+            let seen = see.look(model, self.policy, &hidden)?;
             let Some(Seen { leaves, feature, logits, memory: remembered }) = seen else { continue };
             memory = remembered;
             let gone: Vec<usize> =
@@ -170,12 +170,22 @@ impl See<'_> {
         policy: &dyn Policy,
         hidden: &Hidden,
     ) -> Result<Option<Seen>> {
+        let (layer, depth) = (self.layer, model.depth());
+        match if layer < depth { policy.reads(layer, depth) } else { Reads::Decision } {
+            Reads::Nothing => Ok(None),
+            reads => keeping_awake(&hidden.xs, || self.look_at(reads, model, policy, hidden)).map(Some),
+        }
+    }
+
+    fn look_at<M: Tapped + ?Sized>(
+        self,
+        reads: Reads,
+        model: &M,
+        policy: &dyn Policy,
+        hidden: &Hidden,
+    ) -> Result<Seen> {
         let Self { layer, keys, memory } = self;
         let depth = model.depth();
-        let reads = if layer < depth { policy.reads(layer, depth) } else { Reads::Decision };
-        if reads == Reads::Nothing {
-            return Ok(None);
-        }
         let check = Check { layer, depth, keys, feature: None, logits: None, memory };
         let decide = |check: Check<'_>| -> Result<Verdict> {
             if layer == depth {
@@ -193,7 +203,7 @@ impl See<'_> {
             let Verdict { leaves, memory } = decide(check)?;
             let feature =
                 leaves.contains(&true).then(|| feature(model, layer, hidden, keys.len())).transpose()?;
-            return Ok(Some(Seen { leaves, feature, logits: None, memory }));
+            return Ok(Seen { leaves, feature, logits: None, memory });
         }
         let (feature, logits) = match reads {
             Reads::Logits => {
@@ -205,7 +215,7 @@ impl See<'_> {
         };
         let Verdict { leaves, memory } =
             decide(Check { feature: feature.as_ref(), logits: logits.as_ref(), ..check })?;
-        Ok(Some(Seen { leaves, feature, logits, memory }))
+        Ok(Seen { leaves, feature, logits, memory })
     }
 }
 

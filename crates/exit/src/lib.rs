@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod accounting;
+mod awake;
 mod bounds;
 mod budget;
 mod cost_table;

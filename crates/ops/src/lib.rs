@@ -42,4 +42,5 @@ pub use packed_exit::PackedExit;
 pub use self_attention::{SelfAttention, self_attention};
 pub use softmax::softmax;
 pub use squares::sum_of_squares;
+pub use sublayer::threads_share_block;
 pub use weights::{Affine, Norm, NormPlace, Packed};

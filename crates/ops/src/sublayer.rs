@@ -431,6 +431,13 @@ fn vector(values: Vec<f32>) -> Result<Tensor> {
     Tensor::from_vec(values, n, &Cpu)
 }
 
+/// Whether threads share the sublayers of a transformer block: not where there is so little work that one does it faster alone.
+#[must_use]
+pub fn threads_share_block(samples: usize, tokens: usize, width: usize) -> bool {
+    let rows = samples * tokens;
+    rayon::current_num_threads() > 1 && share(rows, tokens.max(1), 4 * width * width) != (rows, Threads::One)
+}
+
 /// Rows of a part, and who works on it: a thread where there is enough for all, else all of them on one part after the other;
 /// or this thread alone, where there is little. A row is multiplied by so many `weights`.
 ///
