@@ -74,7 +74,7 @@ impl Tapped for Bert {
         hidden.xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
     }
 
-    fn exit(&self, _layer: usize, feature: &Tensor) -> Result<Tensor> {
+    fn exit(&self, _layer: usize, feature: &Tensor, _pass: Pass) -> Result<Tensor> {
         let head = self.0.affine("head");
         ops::linear(feature, head.weight, head.bias)
     }

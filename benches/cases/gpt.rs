@@ -56,7 +56,7 @@ impl Tapped for Gpt {
         hidden.xs.flatten(0, 1)
     }
 
-    fn exit(&self, _layer: usize, feature: &Tensor) -> Result<Tensor> {
+    fn exit(&self, _layer: usize, feature: &Tensor, _pass: Pass) -> Result<Tensor> {
         let norm = self.0.get_norm("norm", NORM);
         let xs = ops::layer_norm(feature, norm.weight, norm.bias, norm.eps)?;
         ops::linear(&xs, self.0.tensor("words"), None)

@@ -251,7 +251,7 @@ impl Leaving<'_> {
         };
         let logits = match self.logits {
             Some(_) => picked,
-            None => model.exit(self.layer, &picked)?.detach(),
+            None => model.exit(self.layer, &picked, Pass::EVAL)?.detach(),
         };
         one_a_sample(self.layer, &logits, self.rows.len())?;
         Ok(logits)

@@ -54,7 +54,7 @@ impl HeldOut {
             tap::for_each_layer(model, &batch, Pass::EVAL, |layer, hidden| {
                 if layer > 0 {
                     let feature = model.feature(hidden)?;
-                    let logits = model.exit(layer, &feature)?;
+                    let logits = model.exit(layer, &feature, Pass::EVAL)?;
                     one_a_sample(layer, &logits, samples)?;
                     memory = all.add((layer, seen), &logits, Some(&feature), memory.take())?;
                 }
@@ -76,7 +76,7 @@ impl HeldOut {
         let mut all = Self::nothing(signal, model.depth());
         let mut memory = None;
         for (i, feature) in features.iter().enumerate() {
-            let logits = model.exit(i + 1, feature)?;
+            let logits = model.exit(i + 1, feature, Pass::EVAL)?;
             memory = all.add((i + 1, 0), &logits, Some(feature), memory.take())?;
         }
         all.finished()

@@ -44,7 +44,7 @@ impl Tapped for Sleeper {
         Ok(hidden.xs.clone())
     }
 
-    fn exit(&self, _layer: usize, feature: &Tensor) -> candle_core::Result<Tensor> {
+    fn exit(&self, _layer: usize, feature: &Tensor, _pass: Pass) -> candle_core::Result<Tensor> {
         Ok(feature.clone())
     }
 }

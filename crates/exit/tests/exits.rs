@@ -237,8 +237,8 @@ impl Tapped for PerToken {
         Tensor::cat(&[&hidden.xs, &hidden.xs], 0)
     }
 
-    fn exit(&self, layer: usize, feature: &Tensor) -> candle_core::Result<Tensor> {
-        self.0.exit(layer, feature)
+    fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> candle_core::Result<Tensor> {
+        self.0.exit(layer, feature, pass)
     }
 }
 

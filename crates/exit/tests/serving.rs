@@ -50,8 +50,8 @@ impl Tapped for Fragile {
         self.model.feature(hidden)
     }
 
-    fn exit(&self, layer: usize, feature: &Tensor) -> candle_core::Result<Tensor> {
-        self.model.exit(layer, feature)
+    fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> candle_core::Result<Tensor> {
+        self.model.exit(layer, feature, pass)
     }
 }
 

@@ -6,17 +6,18 @@ use crate::{
     layers::{LayerNorm, Linear},
 };
 
-/// A pre-norm transformer block: `a = h + out(attention(norm(h)))`, then `a + down(act(up(norm(a))))`.
+/// A transformer block: `a = h + out(attention(norm(h)))`, then `a + down(act(up(norm(a))))`; or, where norms stand last,
+/// `a = norm(h + out(attention(h)))`, then `norm(a + down(act(up(a))))`.
 ///
-/// ViT's as it stands; GPT-2's with `causal` and the tanh GELU.
+/// ViT's with the norms first, BERT's with the norms last; GPT-2's with the norms first, `causal` and the tanh GELU.
 #[derive(Clone, Debug)]
-pub(crate) struct Block {
-    pub(crate) norm_before: LayerNorm,
+pub struct Block {
+    pub(crate) attention_norm: LayerNorm,
     pub(crate) query: Linear,
     pub(crate) key: Linear,
     pub(crate) value: Linear,
     pub(crate) attention_output: Linear,
-    pub(crate) norm_after: LayerNorm,
+    pub(crate) feed_norm: LayerNorm,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
     pub(crate) settings: BlockSettings,
@@ -25,6 +26,7 @@ pub(crate) struct Block {
 /// What a [`Block`] does besides its weights.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockSettings {
+    pub(crate) norms: NormPlace,
     pub(crate) heads: usize,
     pub(crate) causal: bool,
     pub(crate) activation: Activation,
@@ -37,7 +39,8 @@ pub(crate) struct BlockSettings {
 impl Block {
     /// `(rows, tokens, width)` to the same; `layer` keeps the dropout masks of different blocks apart.
     pub(crate) fn forward(&self, layer: usize, hidden: &Hidden, pass: Pass) -> Result<Hidden> {
-        let BlockSettings { heads, causal, activation, hidden_dropout, attention_dropout } = self.settings;
+        let BlockSettings { norms, heads, causal, activation, hidden_dropout, attention_dropout } =
+            self.settings;
         let attention = Attention {
             heads,
             causal,
@@ -45,7 +48,7 @@ impl Block {
             dropout: pass.dropout_at(attention_dropout, layer, 0),
         };
         let attend = SelfAttention {
-            norm: self.norm_before.norm(NormPlace::Before),
+            norm: self.attention_norm.norm(norms),
             query: self.query.affine(),
             key: self.key.affine(),
             value: self.value.affine(),
@@ -54,7 +57,7 @@ impl Block {
             dropout: pass.dropout_at(hidden_dropout, layer, 1),
         };
         let feed = FeedForward {
-            norm: self.norm_after.norm(NormPlace::Before),
+            norm: self.feed_norm.norm(norms),
             up: self.up.affine(),
             down: self.down.affine(),
             activation,
@@ -67,12 +70,12 @@ impl Block {
     /// The same storage, recording no graph.
     pub(crate) fn detached(&self) -> Self {
         Self {
-            norm_before: self.norm_before.detached(),
+            attention_norm: self.attention_norm.detached(),
             query: self.query.detached(),
             key: self.key.detached(),
             value: self.value.detached(),
             attention_output: self.attention_output.detached(),
-            norm_after: self.norm_after.detached(),
+            feed_norm: self.feed_norm.detached(),
             up: self.up.detached(),
             down: self.down.detached(),
             settings: self.settings,

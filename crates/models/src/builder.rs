@@ -22,11 +22,21 @@ pub(crate) enum Init {
 }
 
 /// Parameters to start afresh although the rest is read.
+#[derive(Debug)]
 pub(crate) struct Fresh {
     pub(crate) wanted: fn(&str) -> bool,
+    /// Which others to draw where the checkpoint has none.
+    pub(crate) if_missing: fn(&str) -> bool,
     pub(crate) rng: ChaCha8Rng,
 }
 
+impl Fresh {
+    fn draws(&self, name: &str, checkpoint: &Checkpoint) -> bool {
+        (self.wanted)(name) || (self.if_missing)(name) && !checkpoint.contains(name)
+    }
+}
+
+#[derive(Debug)]
 enum Source<'a> {
     Random(&'a mut ChaCha8Rng),
     File { checkpoint: &'a Checkpoint, fresh: Option<&'a mut Fresh> },
@@ -37,7 +47,8 @@ enum Source<'a> {
 ///
 /// A model states its structure once, in terms of a builder; initialisation, loading and cutting follow. Missing
 /// tensors and wrong shapes are collected while building goes on, so that [`finish`](Builder::finish) reports them all.
-pub(crate) struct Builder<'a> {
+#[derive(Debug)]
+pub struct Builder<'a> {
     source: Source<'a>,
     device: Device,
     params: Params,
@@ -87,7 +98,7 @@ impl<'a> Builder<'a> {
         let shape = shape.into();
         let var = match &mut self.source {
             Source::Random(rng) => Some(Var::from_tensor(&init.values(rng, &shape, &self.device)?)?),
-            Source::File { fresh: Some(fresh), .. } if (fresh.wanted)(name) => {
+            Source::File { fresh: Some(fresh), checkpoint } if fresh.draws(name, checkpoint) => {
                 self.started_fresh.push(name.to_owned());
                 Some(Var::from_tensor(&init.values(&mut fresh.rng, &shape, &self.device)?)?)
             }

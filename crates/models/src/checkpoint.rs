@@ -17,13 +17,15 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// The tensors of a checkpoint's folder, under the names of our parameters; converted when asked for.
-pub(crate) struct Checkpoint {
+#[derive(Debug)]
+pub struct Checkpoint {
     path: PathBuf,
     files: Vec<(PathBuf, Vec<u8>)>,
     entries: BTreeMap<String, Entry>,
     aliases: BTreeMap<String, String>,
 }
 
+#[derive(Debug)]
 struct Entry {
     file: usize,
     /// Its name there.
@@ -39,8 +41,8 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Reads the weights of `folder`; `rename` maps the file's tensor names to those of the parameters.
-    pub(crate) fn open(folder: &Path, rename: impl Fn(&str) -> String) -> Result<Self> {
+    /// Reads the weights of `folder`; `rename` maps the file's tensor names to those of the parameters, or to nothing.
+    pub(crate) fn open(folder: &Path, rename: impl Fn(&str) -> Option<String>) -> Result<Self> {
         if !folder.is_dir() {
             let source = std::io::Error::new(std::io::ErrorKind::NotFound, "expected the folder of a model");
             return Err(Error::Io { path: folder.to_owned(), source });
@@ -54,7 +56,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn add(&mut self, path: PathBuf, rename: impl Fn(&str) -> String) -> Result<()> {
+    fn add(&mut self, path: PathBuf, rename: impl Fn(&str) -> Option<String>) -> Result<()> {
         let bytes = read(&path)?;
         let invalid = |source| Error::Safetensors { path: path.clone(), source };
         // Checks that header, shapes and offsets agree with each other and with the length of the file.
@@ -63,6 +65,7 @@ impl Checkpoint {
         let mut views = tensors.tensors();
         views.sort_by(|(a, _), (b, _)| a.cmp(b));
         for (original, view) in views {
+            let Some(name) = rename(&original) else { continue };
             let offset = view.data().as_ptr() as usize - start;
             let entry = Entry {
                 file: self.files.len(),
@@ -71,7 +74,6 @@ impl Checkpoint {
                 bytes: offset..offset + view.data().len(),
                 original,
             };
-            let name = rename(&entry.original);
             if let Some(first) = self.entries.get(&name) {
                 let (first, second) = (first.original.clone(), entry.original);
                 return Err(Error::Ambiguous { path, name, first, second });

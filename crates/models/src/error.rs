@@ -159,6 +159,16 @@ pub enum Error {
     /// Logits asked of a model that was loaded without a head.
     #[error("the model has no classifier: it was built with num_labels = 0")]
     NoHead,
+    /// An id that the model has no row for: it comes from another tokenizer.
+    #[error("{field} have the id {id}, expected ids below {limit}: is this the model's tokenizer?")]
+    Id {
+        /// What the ids are.
+        field: &'static str,
+        /// The largest of them.
+        id: usize,
+        /// Rows of the model's table.
+        limit: usize,
+    },
     /// Inputs that the model was not made for.
     #[error("inputs are {found}, expected {expected}")]
     Inputs {

@@ -3,7 +3,7 @@ use layerwise_ops::{NormPlace, PackedExit};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result,
+    Error, Pass, Result,
     builder::{Builder, Init},
     layers::{LayerNorm, Linear},
 };
@@ -34,11 +34,15 @@ pub enum Heads {
     PerLayer,
 }
 
-/// Norm and head of every layer.
+/// Norm or pooler and head of every layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Exits {
     /// Layers `1..=L`.
     norms: Vec<Option<LayerNorm>>,
+    /// One for all layers.
+    pooler: Option<Linear>,
+    /// Dropout before the head.
+    dropout: f64,
     /// Layers `1..=L`; empty when the model has no head.
     heads: Vec<Linear>,
     /// Layers `1..=L`, of a model that only answers; empty for others.
@@ -46,13 +50,18 @@ pub(crate) struct Exits {
 }
 
 /// What [`Exits`] look like.
-pub(crate) struct ExitShape<'a> {
+#[derive(Debug)]
+pub struct ExitShape<'a> {
     pub(crate) depth: usize,
     pub(crate) width: usize,
     /// 0: no head.
     pub(crate) labels: usize,
     /// Name and epsilon of the final norm; `None` for a model without.
     pub(crate) norm: Option<(&'a str, f64)>,
+    /// Name of the pooler, a linear map and a tanh; `None` for a model without.
+    pub(crate) pooler: Option<&'a str>,
+    /// Dropout before the head.
+    pub(crate) dropout: f64,
     pub(crate) exit_norm: ExitNorm,
     pub(crate) heads: Heads,
     /// Initial values of a head's weight.
@@ -73,8 +82,10 @@ impl Exits {
                 (ExitNorm::Raw, _) | (ExitNorm::PerLayer, None) => None,
             };
         }
+        let pooler = shape.pooler.map(|name| b.linear(name, (width, width), true, shape.init)).transpose()?;
+        let dropout = shape.dropout;
         if labels == 0 {
-            return Ok(Self { norms, heads: Vec::new(), packed: Vec::new() });
+            return Ok(Self { norms, pooler, dropout, heads: Vec::new(), packed: Vec::new() });
         }
         let mut head = |name: &str| b.linear(name, (width, labels), true, shape.init);
         let last = head(HEAD)?;
@@ -84,11 +95,11 @@ impl Exits {
                 *inner = head(&head_name(i + 1))?;
             }
         }
-        Ok(Self { norms, heads, packed: Vec::new() })
+        Ok(Self { norms, pooler, dropout, heads, packed: Vec::new() })
     }
 
     /// Logits `(rows, labels)` of the exit after block `layer`, on features `(rows, width)`.
-    pub(crate) fn forward(&self, layer: usize, feature: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, layer: usize, feature: &Tensor, pass: Pass) -> Result<Tensor> {
         let Some(norm) = layer.checked_sub(1).and_then(|i| self.norms.get(i)) else {
             return Err(Error::Layer { layer, depth: self.norms.len() });
         };
@@ -96,14 +107,24 @@ impl Exits {
         if let Some(packed) = self.packed.get(layer - 1) {
             return Ok(packed.forward(feature)?);
         }
-        match norm {
-            Some(norm) => Ok(head.forward(&norm.forward(feature)?)?),
-            None => Ok(head.forward(feature)?),
-        }
+        let xs = norm.as_ref().map(|norm| norm.forward(feature)).transpose()?;
+        let xs = xs.as_ref().unwrap_or(feature);
+        let pooled = self.pooled(xs).transpose()?;
+        let xs = pooled.as_ref().unwrap_or(xs);
+        Ok(head.forward(&pass.dropout(xs, self.dropout, layer, SITE)?)?)
     }
 
-    /// Lays norms and heads out for answering, as they are now.
+    /// `tanh(x W^T + b)`, of a model with a pooler.
+    pub(crate) fn pooled(&self, feature: &Tensor) -> Option<Result<Tensor>> {
+        let pooler = self.pooler.as_ref()?;
+        Some(pooler.forward(feature).and_then(|xs| xs.tanh()).map_err(Error::from))
+    }
+
+    /// Lays norms and heads out for answering, as they are now; not behind a pooler.
     pub(crate) fn pack(&mut self) -> Result<()> {
+        if self.pooler.is_some() {
+            return Ok(());
+        }
         let exits = self.norms.iter().zip(&self.heads).map(|(norm, head)| {
             PackedExit::new(norm.as_ref().map(|norm| norm.norm(NormPlace::Before)).as_ref(), &head.affine())
         });
@@ -125,11 +146,16 @@ impl Exits {
     pub(crate) fn detached(&self) -> Self {
         Self {
             norms: self.norms.iter().map(|norm| norm.as_ref().map(LayerNorm::detached)).collect(),
+            pooler: self.pooler.as_ref().map(Linear::detached),
+            dropout: self.dropout,
             heads: self.heads.iter().map(Linear::detached).collect(),
             packed: self.packed.clone(),
         }
     }
 }
+
+/// Where an exit's dropout is; those of a block are 0 to 2.
+const SITE: u8 = 3;
 
 /// Name of the head that a model has anyway.
 pub(crate) const HEAD: &str = "classifier";
@@ -148,4 +174,9 @@ pub(crate) fn head_name(layer: usize) -> String {
 pub(crate) fn is_head(name: &str) -> bool {
     let inner = |rest: &str| rest.split_once('.').is_some_and(|(_, part)| part.starts_with("classifier."));
     name.starts_with("classifier.") || name.strip_prefix("exits.").is_some_and(inner)
+}
+
+/// Whether a parameter belongs to a pooler.
+pub(crate) fn is_pooler(name: &str) -> bool {
+    name.contains(".pooler.")
 }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod activation;
+mod bert;
 mod block;
 mod builder;
 mod checkpoint;
@@ -8,15 +9,19 @@ mod error;
 mod exits;
 mod flops;
 mod folder;
+mod labels;
 mod layers;
 mod loaded;
 mod mlp;
 mod params;
 pub mod tap;
+mod transformer;
+mod validate;
 mod vit;
 mod whole_file;
 
 pub use activation::Activation;
+pub use bert::{Bert, BertConfig};
 pub use error::{Error, Result, ShapeMismatch};
 pub use exits::{ExitNorm, Heads};
 pub use flops::Flops;
@@ -24,5 +29,6 @@ pub use loaded::Loaded;
 pub use mlp::{Mlp, MlpConfig};
 pub use params::Params;
 pub use tap::{Batch, Hidden, Pass, Tapped};
-pub use vit::{Head, LoadOptions, Vit, VitConfig};
+pub use transformer::{Head, LoadOptions, Transformer};
+pub use vit::{Vit, VitConfig};
 pub use whole_file::write_whole;

@@ -11,6 +11,7 @@ use crate::{
     exits::{ExitShape, Exits, HEAD, head_name},
     folder::{self, CONFIG},
     layers::Linear,
+    validate::{self, MAX_LAYERS, MAX_SIZE},
 };
 
 /// Shape of an [`Mlp`]; the default is the paper's nine residual layers on MNIST (appendix, figure of MLPs).
@@ -64,17 +65,12 @@ impl MlpConfig {
     ///
     /// [`Error::Size`] when one is zero or absurd.
     pub fn validate(&self) -> Result<()> {
-        let max = 1 << 20;
-        let sizes = [
-            ("inputs", self.inputs, max),
-            ("width", self.width, max),
-            ("layers", self.layers, 1 << 12),
-            ("classes", self.classes, max),
-        ];
-        match sizes.into_iter().find(|(_, value, max)| !(1..=*max).contains(value)) {
-            Some((field, value, max)) => Err(Error::Size { field, value, max }),
-            None => Ok(()),
-        }
+        validate::sizes(&[
+            ("inputs", self.inputs, MAX_SIZE),
+            ("width", self.width, MAX_SIZE),
+            ("layers", self.layers, MAX_LAYERS),
+            ("classes", self.classes, MAX_SIZE),
+        ])
     }
 }
 
@@ -152,7 +148,7 @@ impl Mlp {
             return Err(Error::Unsupported { what, expected: "\"layerwise_mlp\"" }.in_file(path));
         }
         config.validate().map_err(|error| error.in_file(path))?;
-        let checkpoint = Checkpoint::open(folder, str::to_owned)?;
+        let checkpoint = Checkpoint::open(folder, |name| Some(name.to_owned()))?;
         Ok(Self::build(config, Builder::file(&checkpoint, None, device))?.0)
     }
 
@@ -199,6 +195,8 @@ impl Mlp {
             width,
             labels: classes,
             norm: None,
+            pooler: None,
+            dropout: 0.,
             exit_norm: ExitNorm::Raw,
             heads,
             init: Init::Xavier,
@@ -241,7 +239,7 @@ impl Tapped for Mlp {
         Ok(hidden.xs.clone())
     }
 
-    fn exit(&self, layer: usize, feature: &Tensor) -> CandleResult<Tensor> {
-        self.exits.forward(layer, feature).map_err(Error::into_candle)
+    fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> CandleResult<Tensor> {
+        self.exits.forward(layer, feature, pass).map_err(Error::into_candle)
     }
 }

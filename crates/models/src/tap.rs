@@ -138,12 +138,13 @@ pub trait Tapped {
     /// When the state does not fit the model.
     fn feature(&self, hidden: &Hidden) -> Result<Tensor>;
 
-    /// Logits `(rows, classes)` of the exit after block `layer`: exit norm, then head, on a [`feature`](Tapped::feature).
+    /// Logits `(rows, classes)` of the exit after block `layer`: exit norm or pooler, dropout if `pass` trains, then head, on a
+    /// [`feature`](Tapped::feature).
     ///
     /// # Errors
     ///
     /// When the feature does not fit the head.
-    fn exit(&self, layer: usize, feature: &Tensor) -> Result<Tensor>;
+    fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> Result<Tensor>;
 
     /// Logits of the exit after block `layer` on a state, without a graph: [`exit`](Tapped::exit) of the
     /// [`feature`](Tapped::feature), which a model that only answers may do at once.
@@ -152,7 +153,7 @@ pub trait Tapped {
     ///
     /// As these two.
     fn answer(&self, layer: usize, hidden: &Hidden) -> Result<Tensor> {
-        Ok(self.exit(layer, &self.feature(hidden)?)?.detach())
+        Ok(self.exit(layer, &self.feature(hidden)?, Pass::EVAL)?.detach())
     }
 
     /// The samples `rows` (u32) of a state, in that order.
@@ -230,7 +231,7 @@ pub fn layer_logits<M: Tapped + ?Sized>(model: &M, batch: &Batch, pass: Pass) ->
     let mut logits = Vec::with_capacity(model.depth());
     for_each_layer(model, batch, pass, |layer, hidden| {
         if layer > 0 {
-            logits.push(model.exit(layer, &model.feature(hidden)?)?);
+            logits.push(model.exit(layer, &model.feature(hidden)?, pass)?);
         }
         Ok::<_, candle_core::Error>(())
     })?;
@@ -247,5 +248,5 @@ pub fn forward<M: Tapped + ?Sized>(model: &M, batch: &Batch, pass: Pass) -> Resu
     for layer in 1..=model.depth() {
         hidden = model.block(layer, &hidden, pass)?;
     }
-    model.exit(model.depth(), &model.feature(&hidden)?)
+    model.exit(model.depth(), &model.feature(&hidden)?, pass)
 }

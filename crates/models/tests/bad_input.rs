@@ -466,14 +466,14 @@ fn layers_that_do_not_exist() -> Result {
     for layer in [0, 4, usize::MAX] {
         let want = format!("layer {layer} does not exist; the model has layers 1 to 3");
         assert_eq!(first_line(&vit.block(layer, &hidden, Pass::EVAL).unwrap_err()), want);
-        assert_eq!(first_line(&vit.exit(layer, &vit.feature(&hidden)?).unwrap_err()), want);
+        assert_eq!(first_line(&vit.exit(layer, &vit.feature(&hidden)?, Pass::EVAL).unwrap_err()), want);
         assert_eq!(first_line(&mlp.block(layer, &rows, Pass::EVAL).unwrap_err()), want);
-        assert_eq!(first_line(&mlp.exit(layer, &mlp.feature(&rows)?).unwrap_err()), want);
+        assert_eq!(first_line(&mlp.exit(layer, &mlp.feature(&rows)?, Pass::EVAL).unwrap_err()), want);
         assert_eq!(vit.cut(layer).unwrap_err().to_string(), want);
         assert_eq!(mlp.cut(layer).unwrap_err().to_string(), want);
     }
     let narrow = Tensor::zeros((2, 11), DType::F32, &Cpu)?;
-    assert!(vit.exit(1, &narrow).is_err() && mlp.exit(1, &narrow).is_err());
+    assert!(vit.exit(1, &narrow, Pass::EVAL).is_err() && mlp.exit(1, &narrow, Pass::EVAL).is_err());
     Ok(())
 }
 

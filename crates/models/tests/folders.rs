@@ -349,7 +349,7 @@ fn a_cut_model_is_the_exit_it_was_cut_at() -> Result {
                 assert_same(&got[k - 1], &want[k - 1])?;
             } else if heads == Heads::Shared {
                 let feature = &tap::features(&model, &batch, Pass::EVAL)?[k];
-                assert_same(&got[k - 1], &model.exit(depth, feature)?)?;
+                assert_same(&got[k - 1], &model.exit(depth, feature, Pass::EVAL)?)?;
             }
             assert_same(&tap::forward(&model.frozen().cut(k)?, &batch, Pass::EVAL)?, &got[k - 1])?;
             assert!(!tap::forward(&model.frozen().cut(k)?, &batch, Pass::EVAL)?.track_op());

@@ -8,13 +8,10 @@ mod common;
 use std::fs;
 
 use candle_core::{DType, Device::Cpu, Tensor};
-use common::Result;
-use layerwise_models::{Batch, Head, LoadOptions, Pass, Tapped, Vit, tap};
+use common::{Result, WORST, assert_gradients, assert_states, largest};
+use layerwise_models::{Batch, Head, LoadOptions, Pass, Vit, tap};
 use layerwise_ops::{CrossEntropy, cross_entropy};
 use layerwise_testkit::{assert_close, max_abs_diff};
-
-/// At worst, the small models are off by this: 8 updates, through two sums of at most 75 terms each.
-const WORST: f64 = 1e-4;
 
 #[test]
 fn a_classifier_equals_transformers() -> Result {
@@ -38,18 +35,7 @@ fn every_gradient_equals_pytorchs() -> Result {
     let vit = Vit::load(&folder, &Cpu)?;
     let logits = tap::forward(&vit, &Batch::from(expected["pixels"].clone()), Pass::EVAL)?;
     let loss = cross_entropy(&logits, &expected["labels"], None, &CrossEntropy::default())?;
-    let gradients = loss.backward()?;
-    assert_eq!(expected.keys().filter(|name| name.starts_with("gradient.")).count(), vit.params().len());
-    for (name, var) in vit.params().iter() {
-        let want = &expected[&format!("gradient.{name}")];
-        let got = gradients.get(var).ok_or_else(|| format!("no gradient for {name}"))?;
-        // A key's bias moves all scores of a query alike, which softmax undoes: 0, on the scale of the query's bias.
-        let scale = &expected[&format!("gradient.{}", name.replace("key.bias", "query.bias"))];
-        let relative = max_abs_diff(got, want)? / largest(scale)?;
-        // The worst of the way there and of the way back, 2e-4, where a gradient is a fifth of what it is the sum of.
-        assert!(relative <= 1e-3, "gradient of {name} is off by {relative:e}");
-    }
-    Ok(())
+    assert_gradients(vit.params(), &loss.backward()?, &expected)
 }
 
 #[test]
@@ -135,19 +121,4 @@ fn enlarged(expected: &common::Tensors) -> candle_core::Result<Tensor> {
     let xs = expected["images"].to_dtype(DType::F32)?.reshape(&[2, 1, 8, 1, 8, 1])?;
     let xs = xs.broadcast_as(&[2, 3, 8, 28, 8, 28])?.reshape((2, 3, 224, 224))?;
     (xs / 8.)? - 1.
-}
-
-fn assert_states(vit: &Vit, batch: &Batch, want: &Tensor) -> Result {
-    let got = tap::hidden_states(vit, batch, Pass::EVAL)?;
-    assert_eq!(got.len(), want.dim(0)?);
-    for (layer, hidden) in got.iter().enumerate() {
-        assert_close(&hidden.xs, &want.get(layer)?, WORST)
-            .map_err(|error| format!("layer {layer}: {error}"))?;
-        assert!(vit.feature(hidden)?.to_vec2::<f32>()? == hidden.xs.get_on_dim(1, 0)?.to_vec2::<f32>()?);
-    }
-    Ok(())
-}
-
-fn largest(xs: &Tensor) -> candle_core::Result<f64> {
-    max_abs_diff(xs, &xs.zeros_like()?)
 }

@@ -47,9 +47,9 @@ impl<M: Tapped> Tapped for Counted<M> {
         self.model.feature(hidden)
     }
 
-    fn exit(&self, layer: usize, feature: &Tensor) -> Result<Tensor> {
+    fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> Result<Tensor> {
         self.exits.borrow_mut()[layer - 1] += feature.dim(0)?;
-        self.model.exit(layer, feature)
+        self.model.exit(layer, feature, pass)
     }
 
     fn select(&self, hidden: &Hidden, rows: &Tensor) -> Result<Hidden> {

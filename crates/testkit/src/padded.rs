@@ -30,7 +30,7 @@ impl Tapped for Padded {
         hidden.xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
     }
 
-    fn exit(&self, _layer: usize, feature: &Tensor) -> Result<Tensor> {
+    fn exit(&self, _layer: usize, feature: &Tensor, _pass: Pass) -> Result<Tensor> {
         feature.matmul(&self.head)
     }
 }

@@ -27,7 +27,7 @@ impl Tapped for Scripted {
         Ok(hidden.xs.clone())
     }
 
-    fn exit(&self, layer: usize, feature: &Tensor) -> Result<Tensor> {
+    fn exit(&self, layer: usize, feature: &Tensor, _pass: Pass) -> Result<Tensor> {
         feature.narrow(1, layer - 1, 1)?.squeeze(1)
     }
 }

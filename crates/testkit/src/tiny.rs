@@ -73,7 +73,7 @@ impl Tapped for TinyStack {
         Ok(hidden.xs.clone())
     }
 
-    fn exit(&self, _layer: usize, feature: &Tensor) -> Result<Tensor> {
+    fn exit(&self, _layer: usize, feature: &Tensor, _pass: Pass) -> Result<Tensor> {
         self.apply("head", feature)
     }
 }

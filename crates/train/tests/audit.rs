@@ -77,7 +77,7 @@ impl Tapped for OneBlock {
         hidden.xs.mean(1)
     }
 
-    fn exit(&self, _layer: usize, feature: &Tensor) -> candle_core::Result<Tensor> {
+    fn exit(&self, _layer: usize, feature: &Tensor, _pass: Pass) -> candle_core::Result<Tensor> {
         self.linear("head", feature)
     }
 }

@@ -200,7 +200,7 @@ impl Tapped for Scale {
         Ok(hidden.xs.clone())
     }
 
-    fn exit(&self, _layer: usize, feature: &Tensor) -> candle_core::Result<Tensor> {
+    fn exit(&self, _layer: usize, feature: &Tensor, _pass: Pass) -> candle_core::Result<Tensor> {
         feature.broadcast_mul(self.params.get("w").expect("the one parameter"))
     }
 }

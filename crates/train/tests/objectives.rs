@@ -38,7 +38,7 @@ impl Tapped for Script {
         Ok(hidden.xs.clone())
     }
 
-    fn exit(&self, _layer: usize, feature: &Tensor) -> CandleResult<Tensor> {
+    fn exit(&self, _layer: usize, feature: &Tensor, _pass: Pass) -> CandleResult<Tensor> {
         Ok(feature.clone())
     }
 }

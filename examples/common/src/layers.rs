@@ -161,7 +161,7 @@ pub fn score<M: Tapped>(
     let mut answers = Vec::new();
     for (layer, feature) in features.iter().enumerate().skip(1) {
         let labels = Tensor::new(labels, feature.device())?;
-        let logits = model.exit(layer, feature)?;
+        let logits = model.exit(layer, feature, Pass::EVAL)?;
         let answer = logits.argmax(D::Minus1)?;
         scores.accuracy.push(answer.eq(&labels)?.to_dtype(DType::F64)?.mean_all()?.to_scalar()?);
         let loss = cross_entropy(&logits, &labels, None, &Default::default())?;

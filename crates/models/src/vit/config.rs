@@ -2,7 +2,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Activation, Error, ExitNorm, Flops, Heads, Result};
+use crate::{
+    Activation, Error, ExitNorm, Flops, Heads, Result, labels,
+    validate::{self, MAX_LAYERS, MAX_SIZE},
+};
 
 /// Shape of a [`Vit`](crate::Vit), under Hugging Face's names; the default is the paper's `DeiT-S` on `ImageNet`.
 ///
@@ -76,10 +79,6 @@ impl Default for VitConfig {
     }
 }
 
-// Far above any model there is; keeps the arithmetic on sizes from overflowing when a file lies.
-const MAX_SIZE: usize = 1 << 20;
-const MAX_LAYERS: usize = 1 << 12;
-
 impl VitConfig {
     /// Checks that the sizes fit each other.
     ///
@@ -88,7 +87,7 @@ impl VitConfig {
     /// The first of [`Error::Size`], [`Error::HeadsDivideWidth`], [`Error::PatchDividesImage`], [`Error::Range`] and
     /// [`Error::Labels`] that applies.
     pub fn validate(&self) -> Result<()> {
-        let sizes = [
+        validate::sizes(&[
             ("image_size", self.image_size, 1 << 15),
             ("patch_size", self.patch_size, 1 << 15),
             ("num_channels", self.num_channels, 1 << 10),
@@ -97,41 +96,21 @@ impl VitConfig {
             ("num_attention_heads", self.num_attention_heads, MAX_SIZE),
             ("intermediate_size", self.intermediate_size, MAX_SIZE),
             ("num_labels", self.num_labels.max(1), MAX_SIZE),
-        ];
-        for (field, value, max) in sizes {
-            if !(1..=max).contains(&value) {
-                return Err(Error::Size { field, value, max });
-            }
-        }
-        let (heads, width) = (self.num_attention_heads, self.hidden_size);
-        if width % heads != 0 {
-            return Err(Error::HeadsDivideWidth { heads, width });
-        }
+        ])?;
+        validate::heads_divide(self.num_attention_heads, self.hidden_size)?;
         let (patch, image) = (self.patch_size, self.image_size);
         if image % patch != 0 {
             return Err(Error::PatchDividesImage { patch, image });
         }
-        let probabilities = [
+        validate::dropouts(&[
             ("hidden_dropout_prob", self.hidden_dropout_prob),
             ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),
-        ];
-        for (field, value) in probabilities {
-            if !(0. ..1.).contains(&value) {
-                return Err(Error::Range { field, value, expected: "a probability in [0, 1)" });
-            }
-        }
-        for (field, value) in
-            [("layer_norm_eps", self.layer_norm_eps), ("initializer_range", self.initializer_range)]
-        {
-            if !(value.is_finite() && value >= 0.) {
-                return Err(Error::Range { field, value, expected: "a finite number that is not negative" });
-            }
-        }
-        if !self.id2label.is_empty() && !self.id2label.keys().copied().eq(0..self.num_labels) {
-            let problem = format!("it names {} of them", self.id2label.len());
-            return Err(Error::Labels { labels: self.num_labels, problem });
-        }
-        Ok(())
+        ])?;
+        validate::not_negative(&[
+            ("layer_norm_eps", self.layer_norm_eps),
+            ("initializer_range", self.initializer_range),
+        ])?;
+        validate::labels(self.num_labels, &self.id2label)
     }
 
     /// Number of patches of an image.
@@ -169,6 +148,6 @@ impl VitConfig {
     /// Name of a class.
     #[must_use]
     pub fn label(&self, id: usize) -> String {
-        self.id2label.get(&id).cloned().unwrap_or_else(|| format!("LABEL_{id}"))
+        labels::name(id, &self.id2label)
     }
 }

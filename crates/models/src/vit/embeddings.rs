@@ -4,12 +4,13 @@ use super::{POSITIONS, VitConfig};
 use crate::{
     Batch, Error, Hidden, Pass, Result,
     builder::{Builder, Init},
+    transformer::Embed,
 };
 
 /// Pixels to tokens: `[CLS]`, a distillation token if the model has one, then a linear map of each patch, plus a learned
 /// position each.
 #[derive(Clone, Debug)]
-pub(crate) struct Embeddings {
+pub struct Embeddings {
     cls_token: Tensor,
     distillation_token: Option<Tensor>,
     /// As convolution weight, `(width, channels, patch, patch)`.
@@ -34,20 +35,10 @@ impl Embeddings {
             dropout: config.hidden_dropout_prob,
         })
     }
+}
 
-    /// The same storage, recording no graph.
-    pub(crate) fn detached(&self) -> Self {
-        Self {
-            cls_token: self.cls_token.detach(),
-            distillation_token: self.distillation_token.as_ref().map(Tensor::detach),
-            weight: self.weight.detach(),
-            bias: self.bias.detach(),
-            positions: self.positions.detach(),
-            dropout: self.dropout,
-        }
-    }
-
-    pub(crate) fn forward(&self, batch: &Batch, config: &VitConfig, pass: Pass) -> Result<Hidden> {
+impl Embed<VitConfig> for Embeddings {
+    fn forward(&self, batch: &Batch, config: &VitConfig, pass: Pass) -> Result<Hidden> {
         let pixels = &batch.inputs;
         let (size, p, channels) = (config.image_size, config.patch_size, config.num_channels);
         let fits = matches!(pixels.dims(), [_, c, h, w] if (*c, *h, *w) == (channels, size, size));
@@ -73,5 +64,16 @@ impl Embeddings {
         let tokens = Tensor::cat(&tokens, 1)?;
         let xs = tokens.broadcast_add(&self.positions)?;
         Ok(Hidden { xs: pass.dropout(&xs, self.dropout, 0, 0)?, mask: None })
+    }
+
+    fn detached(&self) -> Self {
+        Self {
+            cls_token: self.cls_token.detach(),
+            distillation_token: self.distillation_token.as_ref().map(Tensor::detach),
+            weight: self.weight.detach(),
+            bias: self.bias.detach(),
+            positions: self.positions.detach(),
+            dropout: self.dropout,
+        }
     }
 }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::VitConfig;
-use crate::{Error, Result, checkpoint, folder::CONFIG};
+use crate::{Error, Result, checkpoint, folder::CONFIG, labels};
 
 /// The keys of a `config.json` that matter here; the others are other people's business.
 #[derive(Deserialize)]
@@ -54,8 +54,6 @@ impl Default for HfConfig {
     }
 }
 
-/// Labels of a Hugging Face model whose config says nothing of them.
-const HF_LABELS: usize = 2;
 /// `model_type` and the classes without and with a classifier.
 const VIT: [&str; 3] = ["vit", "ViTModel", "ViTForImageClassification"];
 /// The same with a distillation token.
@@ -82,10 +80,6 @@ impl VitConfig {
     /// The `config.json` that Python's `transformers` reads.
     #[must_use]
     pub fn to_hf(&self) -> Value {
-        let labels = 0..self.num_labels;
-        let id2label: BTreeMap<String, String> =
-            labels.clone().map(|id| (id.to_string(), self.label(id))).collect();
-        let label2id: BTreeMap<String, usize> = labels.map(|id| (self.label(id), id)).collect();
         let [model_type, headless, classifier] = if self.distillation_token { DEIT } else { VIT };
         let mut config = json!({
             "architectures": [if self.num_labels == 0 { headless } else { classifier }],
@@ -104,13 +98,10 @@ impl VitConfig {
             "qkv_bias": self.qkv_bias,
             "initializer_range": self.initializer_range,
             "encoder_stride": self.patch_size,
-            "id2label": id2label,
-            "label2id": label2id,
             "torch_dtype": "float32",
         });
-        if self.num_labels == 0 {
-            // An empty `id2label` alone would mean Hugging Face's default number of labels.
-            config["num_labels"] = 0.into();
+        if let Value::Object(config) = &mut config {
+            labels::to_hf(config, self.num_labels, &self.id2label);
         }
         config
     }
@@ -121,8 +112,7 @@ fn convert(hf: HfConfig) -> Result<VitConfig> {
         let what = format!("model_type {:?}", hf.model_type);
         return Err(Error::Unsupported { what, expected: "\"vit\" or \"deit\"" });
     }
-    let id2label = hf.id2label.unwrap_or_default();
-    let named = if id2label.is_empty() { HF_LABELS } else { id2label.len() };
+    let (num_labels, id2label) = labels::from_hf(hf.num_labels, hf.id2label);
     let config = VitConfig {
         image_size: hf.image_size,
         patch_size: hf.patch_size,
@@ -138,7 +128,7 @@ fn convert(hf: HfConfig) -> Result<VitConfig> {
         qkv_bias: hf.qkv_bias,
         initializer_range: hf.initializer_range,
         distillation_token: hf.model_type == DEIT[0],
-        num_labels: hf.num_labels.unwrap_or(named),
+        num_labels,
         id2label,
         ..VitConfig::default()
     };

@@ -7,9 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{Device::Cpu, Tensor};
-use layerwise_models::{Batch, Mlp, MlpConfig, Params, Vit, VitConfig};
+use candle_core::{Device::Cpu, Tensor, backprop::GradStore};
+use layerwise_models::{Batch, Bert, BertConfig, Mlp, MlpConfig, Params, Pass, Tapped, Vit, VitConfig, tap};
 use layerwise_ops::init;
+use layerwise_testkit::{assert_close, max_abs_diff};
 
 pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -38,6 +39,37 @@ pub(crate) fn mlp(config: MlpConfig) -> Result<Mlp> {
     let model = Mlp::new(config, &mut init::rng(1), &Cpu)?;
     shake(model.params())?;
     Ok(model)
+}
+
+/// Three blocks of odd sizes, without dropout.
+pub(crate) fn tiny_bert() -> BertConfig {
+    BertConfig {
+        vocab_size: 31,
+        hidden_size: 12,
+        num_hidden_layers: 3,
+        num_attention_heads: 3,
+        intermediate_size: 20,
+        hidden_dropout_prob: 0.,
+        attention_probs_dropout_prob: 0.,
+        max_position_embeddings: 9,
+        num_labels: 5,
+        ..BertConfig::default()
+    }
+}
+
+pub(crate) fn bert(config: BertConfig) -> Result<Bert> {
+    let model = Bert::new(config, &mut init::rng(1), &Cpu)?;
+    shake(model.params())?;
+    Ok(model)
+}
+
+/// Three samples for [`tiny_bert`], two of them padded, the last two of two segments.
+pub(crate) fn words() -> candle_core::Result<Batch> {
+    Ok(Batch {
+        inputs: Tensor::new(&[[2u32, 30, 7, 19, 3], [2, 4, 4, 3, 0], [2, 3, 3, 0, 0]], &Cpu)?,
+        mask: Some(Tensor::new(&[[1u8, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]], &Cpu)?),
+        token_types: Some(Tensor::new(&[[0u32, 0, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 0, 0]], &Cpu)?),
+    })
 }
 
 /// Moves every parameter, so that nothing vanishes by the symmetry of the initial values.
@@ -104,4 +136,39 @@ pub(crate) fn values(params: &Params) -> candle_core::Result<Values> {
         .iter()
         .map(|(name, var)| Ok((name.to_owned(), var.dims().to_vec(), var.flatten_all()?.to_vec1()?)));
     values.collect()
+}
+
+/// At worst, the small models are off by this: 8 updates, through two sums of at most 75 terms each.
+pub(crate) const WORST: f64 = 1e-4;
+
+/// States `h^0 .. h^L` are `want`, `(L + 1, rows, tokens, width)`, and features their first tokens.
+pub(crate) fn assert_states(model: &impl Tapped, batch: &Batch, want: &Tensor) -> Result {
+    let got = tap::hidden_states(model, batch, Pass::EVAL)?;
+    assert_eq!(got.len(), want.dim(0)?);
+    for (layer, hidden) in got.iter().enumerate() {
+        assert_close(&hidden.xs, &want.get(layer)?, WORST)
+            .map_err(|error| format!("layer {layer}: {error}"))?;
+        assert!(model.feature(hidden)?.to_vec2::<f32>()? == hidden.xs.get_on_dim(1, 0)?.to_vec2::<f32>()?);
+    }
+    Ok(())
+}
+
+/// Every parameter has its `gradient.` in `expected`.
+pub(crate) fn assert_gradients(params: &Params, gradients: &GradStore, expected: &Tensors) -> Result {
+    assert_eq!(expected.keys().filter(|name| name.starts_with("gradient.")).count(), params.len());
+    for (name, var) in params.iter() {
+        let want = &expected[&format!("gradient.{name}")];
+        let got = gradients.get(var).ok_or_else(|| format!("no gradient for {name}"))?;
+        // A key's bias moves all scores of a query alike, which softmax undoes: 0, on the scale of the query's bias.
+        let scale = &expected[&format!("gradient.{}", name.replace("key.bias", "query.bias"))];
+        let relative = max_abs_diff(got, want)? / largest(scale)?;
+        // The worst of the way there and of the way back, 2e-4, where a gradient is a fifth of what it is the sum of.
+        assert!(relative <= 1e-3, "gradient of {name} is off by {relative:e}");
+    }
+    Ok(())
+}
+
+/// Largest absolute value.
+pub(crate) fn largest(xs: &Tensor) -> candle_core::Result<f64> {
+    max_abs_diff(xs, &xs.zeros_like()?)
 }

@@ -6,24 +6,25 @@ use candle_core::Device;
 use layerwise_ops::init;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
-use super::{FINAL_NORM, Vit, VitConfig, hf};
+use super::{Fields, Kind, Transformer};
 use crate::{
     Error, ExitNorm, Heads, Loaded, Result,
     builder::{Builder, Fresh},
     checkpoint::Checkpoint,
-    exits::{HEAD, head_name, is_head, norm_name},
+    exits::{HEAD, head_name, is_head, is_pooler, norm_name},
     folder,
 };
 
-/// Where the classifier of a loaded [`Vit`] comes from.
+/// Where the classifier of a loaded model comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Head {
     /// The checkpoint, which must have it.
     #[default]
     Checkpoint,
-    /// Random weights, for fine-tuning; the checkpoint's own classifier is left out.
+    /// Random weights, for fine-tuning; the checkpoint's own classifier is left out. A pooler that the
+    /// checkpoint lacks starts at random, too.
     Fresh {
-        /// Number of classes.
+        /// Number of classes; 1 for a number.
         labels: usize,
         /// Seed of the weights.
         seed: u64,
@@ -32,7 +33,7 @@ pub enum Head {
     None,
 }
 
-/// How [`Vit::load_with`] departs from what the folder says; the default does not.
+/// How [`Transformer::load_with`] departs from what the folder says; the default does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Where the classifier comes from.
@@ -55,20 +56,18 @@ struct LayerwiseJson {
     exits: Option<IgnoredAny>,
 }
 
-impl Vit {
+impl<K: Kind> Transformer<K> {
     /// The model of a Hugging Face folder: `config.json`, `model.safetensors` (or shards under an index), and
     /// `layerwise.json` if there is one.
     ///
-    /// Takes Python's `ViTForImageClassification` and `DeiTForImageClassification`; of
-    /// `DeiTForImageClassificationWithTeacher`, whose two classifiers read two tokens, the rest under [`Head::Fresh`] and
-    /// [`Head::None`]. Weights of 16 and 64 bits become f32.
-    /// Tensors that the model has no use for (a pooler, for instance) are reported to `tracing`;
-    /// [`load_with`](Self::load_with) returns their names.
+    /// Takes Python's `ViTForImageClassification`, `DeiTForImageClassification` and `BertForSequenceClassification`; of models with
+    /// another head or none, the rest under [`Head::Fresh`] and [`Head::None`]. Weights of 16 and 64 bits become f32.
+    /// Tensors that the model has no use for are reported to `tracing`; [`load_with`](Self::load_with) returns their names.
     ///
     /// # Errors
     ///
     /// [`Error::Tensors`] lists every tensor that is missing (a classifier, for instance) or has the wrong shape;
-    /// [`Error::InFile`] tells of a configuration that is invalid or not a ViT's; [`Error::Safetensors`],
+    /// [`Error::InFile`] tells of a configuration that is invalid or of another kind; [`Error::Safetensors`],
     /// [`Error::Dtype`], [`Error::NotFinite`], [`Error::Json`] and [`Error::Io`] of damaged or absent files.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         Ok(Self::load_with(folder, &LoadOptions::default(), device)?.model)
@@ -78,29 +77,46 @@ impl Vit {
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load).
+    /// As [`load`](Self::load); [`Error::Unsupported`] for an [`ExitNorm`] of a model whose blocks end in a norm.
     pub fn load_with(folder: &Path, options: &LoadOptions, device: &Device) -> Result<Loaded<Self>> {
         let saved: LayerwiseJson = folder::read_layerwise(folder)?;
-        let mut checkpoint = Checkpoint::open(folder, hf::rename)?;
-        let mut config = VitConfig::from_hf(folder)?;
-        // DeiT's converted without distillation keep their `model_type` here and there.
-        config.distillation_token = checkpoint.contains("vit.embeddings.distillation_token");
-        config.exit_norm = options.exit_norm.unwrap_or(saved.exit_norm);
-        config.heads = options.heads.unwrap_or(saved.heads);
+        let mut checkpoint = Checkpoint::open(folder, K::rename)?;
+        let mut config = K::from_hf(folder, &checkpoint)?;
+        let Fields { depth, labels, names, exit_norm, heads } = config.fields();
+        let depth = *depth;
+        *heads = options.heads.unwrap_or(saved.heads);
+        let wanted = options.exit_norm.unwrap_or(saved.exit_norm);
+        match exit_norm {
+            Some(exit_norm) => *exit_norm = wanted,
+            None if options.exit_norm.is_some() => {
+                let what = format!("exit_norm {wanted:?}");
+                return Err(Error::Unsupported {
+                    what,
+                    expected: "none: each block of this model ends in a norm",
+                });
+            }
+            None => {}
+        }
+        if let (Some(last), ExitNorm::PerLayer, true) =
+            (K::FINAL_NORM, wanted, saved.exit_norm != ExitNorm::PerLayer)
+        {
+            start_alike(&mut checkpoint, depth, norm_name, last);
+        }
+        if *heads == Heads::PerLayer && saved.heads != Heads::PerLayer {
+            start_alike(&mut checkpoint, depth, head_name, HEAD);
+        }
         let mut fresh = None::<Fresh>;
+        let mut relabel = |to| {
+            *labels = to;
+            names.clear();
+        };
         match options.head {
             Head::Checkpoint => {}
             Head::Fresh { labels, seed } => {
-                config.relabel(labels);
-                fresh = Some(Fresh { wanted: is_head, rng: init::rng(seed) });
+                relabel(labels);
+                fresh = Some(Fresh { wanted: is_head, if_missing: is_pooler, rng: init::rng(seed) });
             }
-            Head::None => config.relabel(0),
-        }
-        if config.exit_norm == ExitNorm::PerLayer && saved.exit_norm != ExitNorm::PerLayer {
-            start_alike(&mut checkpoint, config.num_hidden_layers, norm_name, FINAL_NORM);
-        }
-        if config.heads == Heads::PerLayer && saved.heads != Heads::PerLayer {
-            start_alike(&mut checkpoint, config.num_hidden_layers, head_name, HEAD);
+            Head::None => relabel(0),
         }
         let (model, built) = Self::build(config, Builder::file(&checkpoint, fresh.as_mut(), device))?;
         let loaded = Loaded { model, unexpected: built.unexpected, fresh: built.fresh };
@@ -119,18 +135,15 @@ impl Vit {
     ///
     /// [`Error::Io`] when the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let VitConfig { exit_norm, heads, .. } = self.config;
-        let name = |name: &str| hf::original(name, &self.config);
-        folder::save(
-            folder,
-            &self.config.to_hf(),
-            Some(&LayerwiseJson { exit_norm, heads, exits: None }),
-            &self.params,
-            name,
-        )
+        let mut config = self.config.clone();
+        let Fields { exit_norm, heads, .. } = config.fields();
+        let exit_norm = exit_norm.map_or_else(ExitNorm::default, |norm| *norm);
+        let layerwise = LayerwiseJson { exit_norm, heads: *heads, exits: None };
+        let name = |name: &str| self.config.original(name);
+        folder::save(folder, &self.config.to_hf(), Some(&layerwise), &self.params, name)
     }
 
-    /// The model's first `depth` blocks, under the norm and the head of that exit: an ordinary, shallower ViT.
+    /// The model's first `depth` blocks, under the norm and the head of that exit: an ordinary, shallower model.
     ///
     /// Parameters are shared with this model. Under [`ExitNorm::PerLayer`] and [`Heads::PerLayer`] layer `depth`'s own
     /// norm and head become the model's, so that Python's `transformers` reads the saved folder. Under
@@ -140,19 +153,21 @@ impl Vit {
     ///
     /// [`Error::Layer`] unless `depth` is one of the model's layers.
     pub fn cut(&self, depth: usize) -> Result<Self> {
-        let layers = self.config.num_hidden_layers;
-        if !(1..=layers).contains(&depth) {
-            return Err(Error::Layer { layer: depth, depth: layers });
+        let mut config = self.config.clone();
+        let layers = config.fields().depth;
+        if !(1..=*layers).contains(&depth) {
+            return Err(Error::Layer { layer: depth, depth: *layers });
         }
+        *layers = depth;
         let mut params = self.params.clone();
-        for part in ["weight", "bias"] {
-            for (own, model) in [(norm_name(depth), FINAL_NORM), (head_name(depth), HEAD)] {
+        let own = K::FINAL_NORM.map(|norm| (norm_name(depth), norm));
+        for (own, model) in own.into_iter().chain([(head_name(depth), HEAD)]) {
+            for part in ["weight", "bias"] {
                 if let Some(var) = params.get(&format!("{own}.{part}")).cloned() {
                     params.insert(format!("{model}.{part}"), var);
                 }
             }
         }
-        let config = VitConfig { num_hidden_layers: depth, ..self.config.clone() };
         let model = Self::build(config, Builder::model(&params))?.0;
         if !self.frozen {
             return Ok(model);
@@ -163,13 +178,6 @@ impl Vit {
             cut.exits.pack()?;
         }
         Ok(cut)
-    }
-}
-
-impl VitConfig {
-    fn relabel(&mut self, labels: usize) {
-        self.num_labels = labels;
-        self.id2label.clear();
     }
 }
 

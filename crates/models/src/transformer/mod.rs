@@ -1,0 +1,204 @@
+//! A stack of transformer blocks under exits: everything that is the same for all kinds of them.
+
+mod io;
+
+use std::{collections::BTreeMap, fmt::Debug, path::Path};
+
+use candle_core::{Device, Result as CandleResult, Tensor};
+use layerwise_ops::init::ChaCha8Rng;
+use serde_json::Value;
+
+pub use self::io::{Head, LoadOptions};
+use crate::{
+    Batch, Error, ExitNorm, Heads, Hidden, Params, Pass, Result, Tapped,
+    block::Block,
+    builder::{Builder, Built},
+    checkpoint::Checkpoint,
+    exits::{ExitShape, Exits},
+};
+
+/// What tells one kind of transformer from another; implemented by configurations.
+pub trait Kind: Clone + Debug {
+    /// What makes tokens of a batch.
+    type Embeddings: Embed<Self>;
+
+    /// Name of the norm that a model has anyway before its last exit.
+    const FINAL_NORM: Option<&'static str>;
+
+    fn validate(&self) -> Result<()>;
+
+    /// What all kinds of configurations have.
+    fn fields(&mut self) -> Fields<'_>;
+
+    fn embeddings(&self, b: &mut Builder<'_>) -> Result<Self::Embeddings>;
+
+    /// Block `i`, counted from 0 as in the checkpoint.
+    fn block(&self, b: &mut Builder<'_>, i: usize) -> Result<Block>;
+
+    fn exits(&self) -> ExitShape<'_>;
+
+    /// The configuration of a Hugging Face folder; what is told by the tensors alone comes from the checkpoint.
+    fn from_hf(folder: &Path, checkpoint: &Checkpoint) -> Result<Self>;
+
+    /// What Python's `transformers` reads.
+    fn to_hf(&self) -> Value;
+
+    /// Our name of a tensor in a file; `None` for one that is no weight.
+    fn rename(name: &str) -> Option<String>;
+
+    /// The name of a tensor of ours in a file.
+    fn original(&self, name: &str) -> String {
+        name.to_owned()
+    }
+}
+
+/// Fields of a configuration.
+#[derive(Debug)]
+pub struct Fields<'a> {
+    pub(crate) depth: &'a mut usize,
+    pub(crate) labels: &'a mut usize,
+    pub(crate) names: &'a mut BTreeMap<usize, String>,
+    /// `None` for a kind whose blocks end in a norm.
+    pub(crate) exit_norm: Option<&'a mut ExitNorm>,
+    pub(crate) heads: &'a mut Heads,
+}
+
+/// The way into the stack.
+pub trait Embed<K>: Clone + Debug {
+    fn forward(&self, batch: &Batch, config: &K, pass: Pass) -> Result<Hidden>;
+
+    /// The same storage, recording no graph.
+    fn detached(&self) -> Self;
+}
+
+/// A stack of transformer blocks, tapped after every one, that predicts from its first token; its parameters bear Hugging Face's names.
+///
+/// [`Vit`](crate::Vit) and [`Bert`](crate::Bert) are this with a configuration of theirs. A clone shares its weights with the original;
+/// [`copied`](Self::copied) has its own.
+#[derive(Clone, Debug)]
+pub struct Transformer<K: Kind> {
+    pub(crate) config: K,
+    pub(crate) params: Params,
+    pub(crate) embeddings: K::Embeddings,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) exits: Exits,
+    pub(crate) frozen: bool,
+}
+
+impl<K: Kind> Transformer<K> {
+    /// A model with random weights: truncated normal of deviation `initializer_range`, zero biases, unit norms.
+    ///
+    /// # Errors
+    ///
+    /// When the configuration's `validate` finds fault, or the device cannot allocate.
+    pub fn new(config: K, rng: &mut ChaCha8Rng, device: &Device) -> Result<Self> {
+        Ok(Self::build(config, Builder::random(rng, device))?.0)
+    }
+
+    /// Shape, labels and exits of the model.
+    #[must_use]
+    pub fn config(&self) -> &K {
+        &self.config
+    }
+
+    /// The trainable parameters.
+    #[must_use]
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The same weights, in the same memory, recording no graph: for evaluation and serving.
+    ///
+    /// Later updates of the parameters are seen by the frozen model.
+    #[must_use]
+    pub fn frozen(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            params: self.params.clone(),
+            embeddings: self.embeddings.detached(),
+            blocks: self.blocks.iter().map(Block::detached).collect(),
+            exits: self.exits.detached(),
+            frozen: true,
+        }
+    }
+
+    /// The same model for serving: frozen, a copy whose weights are laid out for matrix products once instead of at each of
+    /// them. The fewer rows a batch has, the more that saves. Until this model is dropped, the weights are in memory three
+    /// times.
+    ///
+    /// Later updates of this model's parameters are not seen. Leave those of the packed model as they are: what is laid out
+    /// would not follow.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    pub fn packed(&self) -> Result<Self> {
+        let mut packed = self.copied()?.frozen();
+        packed.blocks.iter_mut().try_for_each(Block::pack)?;
+        packed.exits.pack()?;
+        Ok(packed)
+    }
+
+    /// The same model with weights of its own: train it, and this one stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    pub fn copied(&self) -> Result<Self> {
+        Ok(Self::build(self.config.clone(), Builder::model(&self.params.copied()?))?.0)
+    }
+
+    /// The same model under other names of its classes; empty for `LABEL_0`, `LABEL_1`, ...
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Labels`] unless there are as many names as classes.
+    pub fn with_labels(mut self, names: impl IntoIterator<Item = String>) -> Result<Self> {
+        *self.config.fields().names = names.into_iter().enumerate().collect();
+        self.config.validate()?;
+        Ok(self)
+    }
+
+    pub(crate) fn build(config: K, mut b: Builder<'_>) -> Result<(Self, Built)> {
+        config.validate()?;
+        let embeddings = config.embeddings(&mut b)?;
+        let depth = *config.clone().fields().depth;
+        let blocks = (0..depth).map(|i| config.block(&mut b, i)).collect::<Result<_>>()?;
+        let exits = Exits::new(&mut b, &config.exits())?;
+        let built = b.finish()?;
+        let params = built.params.clone();
+        Ok((Self { config, params, embeddings, blocks, exits, frozen: false }, built))
+    }
+}
+
+impl<K: Kind> Tapped for Transformer<K> {
+    fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn embed(&self, batch: &Batch, pass: Pass) -> CandleResult<Hidden> {
+        self.embeddings.forward(batch, &self.config, pass).map_err(Error::into_candle)
+    }
+
+    fn block(&self, layer: usize, hidden: &Hidden, pass: Pass) -> CandleResult<Hidden> {
+        let Some(block) = layer.checked_sub(1).and_then(|i| self.blocks.get(i)) else {
+            return Err(Error::Layer { layer, depth: self.depth() }.into_candle());
+        };
+        block.forward(layer, hidden, pass)
+    }
+
+    fn feature(&self, hidden: &Hidden) -> CandleResult<Tensor> {
+        hidden.xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
+    }
+
+    fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> CandleResult<Tensor> {
+        self.exits.forward(layer, feature, pass).map_err(Error::into_candle)
+    }
+
+    fn answer(&self, layer: usize, hidden: &Hidden) -> CandleResult<Tensor> {
+        match self.exits.packed(layer) {
+            Some(packed) => packed.forward(&hidden.xs),
+            None => Ok(self.exit(layer, &self.feature(hidden)?, Pass::EVAL)?.detach()),
+        }
+    }
+}
