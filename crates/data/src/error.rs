@@ -52,6 +52,16 @@ pub enum Error {
         /// Number of samples.
         len: usize,
     },
+    /// A tokenizer that is not the model's.
+    #[error("{}: {pieces} pieces, and a model with a vocabulary of {vocabulary}: not its tokenizer", .path.display())]
+    Vocabulary {
+        /// The tokenizer.
+        path: PathBuf,
+        /// Ids that it gives.
+        pieces: usize,
+        /// Rows of the model's table.
+        vocabulary: usize,
+    },
     /// Sizes that do not belong together.
     #[error("{field} is {value}, expected {expected}")]
     Setting {
@@ -77,4 +87,9 @@ pub(crate) fn format(path: &Path, what: impl Into<String>) -> Error {
 pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { path: path.clone(), source }
+}
+
+/// What is wrong in a line, counted from 1.
+pub(crate) fn at_line(path: &Path, line: usize, what: impl std::fmt::Display) -> Error {
+    format(path, format!("line {line}: {what}"))
 }

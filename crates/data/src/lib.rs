@@ -2,15 +2,20 @@
 
 mod augment;
 mod batches;
+mod buckets;
 pub mod cifar10;
 mod digits;
+mod encoder;
 mod error;
 mod files;
+pub mod glue;
 #[cfg(feature = "parquet")]
 pub mod hugging_face;
 pub mod idx;
 #[cfg(feature = "images")]
 mod images;
+mod lines;
+pub mod metrics;
 mod normalise;
 mod order;
 #[cfg(feature = "parquet")]
@@ -22,12 +27,15 @@ mod resize;
 mod set;
 mod shards;
 mod split;
+mod text;
 #[cfg(feature = "images")]
 mod whole_file;
 
 pub use augment::{Augment, mirror, rotate, shift};
 pub use batches::{Batches, epoch_order};
+pub use buckets::bucketed_order;
 pub use digits::digits;
+pub use encoder::{Encoded, Encoder, Padded};
 pub use error::{Error, Result};
 #[cfg(feature = "images")]
 pub use images::{image_files, read_image};
@@ -39,3 +47,4 @@ pub use resize::resize;
 pub use set::{ImageSet, Shape};
 pub use shards::missing_shards;
 pub use split::Split;
+pub use text::{Targets, Text, TextSet, text_lines};

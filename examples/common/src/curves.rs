@@ -1,5 +1,6 @@
 //! Curves over layers: their means, and how two of them go together.
 
+use layerwise_data::metrics::{pearson, spearman};
 use serde::Serialize;
 
 use crate::table::{Table, decimals};
@@ -63,36 +64,6 @@ pub fn mean_together(models: &[&[Together]]) -> Vec<Together> {
         spearman: mean(&|pairs| pairs[i].spearman),
     };
     first.iter().enumerate().map(pair).collect()
-}
-
-/// Pearson's correlation; NaN where one of them is constant or there are fewer than two pairs.
-#[must_use]
-pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
-    let n = x.len().min(y.len());
-    let centred = |values: &[f64]| -> Vec<f64> {
-        let mean = values.iter().sum::<f64>() / n as f64;
-        values.iter().map(|value| value - mean).collect()
-    };
-    // Asked of the values themselves: rounding makes a constant vary about its mean.
-    let varies = [x, y].iter().all(|values| values[..n].iter().any(|value| *value != values[0]));
-    let (x, y) = (centred(&x[..n]), centred(&y[..n]));
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let scale = (dot(&x, &x) * dot(&y, &y)).sqrt();
-    if varies { (dot(&x, &y) / scale).clamp(-1., 1.) } else { f64::NAN }
-}
-
-/// Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank; NaN where a value is not finite.
-#[must_use]
-pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
-    let n = x.len().min(y.len());
-    let finite = [x, y].iter().all(|values| values[..n].iter().all(|value| value.is_finite()));
-    if finite { pearson(&ranks(&x[..n]), &ranks(&y[..n])) } else { f64::NAN }
-}
-
-fn ranks(values: &[f64]) -> Vec<f64> {
-    let below = |value: f64| values.iter().filter(|other| **other < value).count();
-    let equal = |value: f64| values.iter().filter(|other| **other == value).count();
-    values.iter().map(|&value| below(value) as f64 + (equal(value) as f64 - 1.) / 2.).collect()
 }
 
 #[cfg(test)]
