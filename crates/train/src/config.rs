@@ -92,6 +92,7 @@ impl TrainConfig {
                 checks.push(("schedule.warmup", warmup, fraction(warmup)));
                 checks.push(("schedule.floor", floor, fraction(floor)));
             }
+            Schedule::WarmupLinear { warmup } => checks.push(("schedule.warmup", warmup, fraction(warmup))),
             Schedule::MultiStep { warmup, ref milestones, gamma } => {
                 checks.push(("schedule.warmup", warmup, fraction(warmup)));
                 checks.extend(milestones.iter().map(|&at| ("schedule.milestones", at, fraction(at))));

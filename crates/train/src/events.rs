@@ -14,7 +14,7 @@ pub struct StepRecord {
     pub lr: f64,
     /// Loss of the step's objective.
     pub loss: f64,
-    /// Mean cross-entropy of each exit, over the samples for which the step weighed it.
+    /// Mean cross-entropy (of numbers, squared error) of each exit, over the samples for which the step weighed it.
     pub per_layer: Vec<Option<f64>>,
     /// Norm of the gradient, before clipping.
     pub grad_norm: f64,

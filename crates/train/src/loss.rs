@@ -9,7 +9,7 @@ use crate::{Error, Result, Terms};
 pub struct Loss {
     /// The weighted sum of all terms, a scalar on the graph.
     pub total: Tensor,
-    /// Mean cross-entropy of each exit that was computed for it; `None` for the others.
+    /// Mean cross-entropy, or squared error, of each exit that was computed for it; `None` for the others.
     pub per_layer: Vec<Option<f64>>,
 }
 
@@ -17,16 +17,19 @@ pub struct Loss {
 struct Exit {
     layer: usize,
     logits: Tensor,
-    cross_entropy: Tensor,
+    /// Cross-entropy, or squared error.
+    error: Tensor,
 }
 
 /// The [`Terms`] of a batch: cross-entropies of the exits that have a weight, and what else there is.
 ///
-/// `labels` is `(rows)`, u32, a row for each row of the model's feature.
+/// `labels` is `(rows)`, a row for each row of the model's feature: u32 for classes; f32 for numbers, which a head of one output
+/// predicts, and then the mean squared error stands wherever the cross-entropy does (there is no distillation of numbers).
 ///
 /// # Errors
 ///
-/// [`Error::Label`] naming row and label when the head has no such class; [`Error::Rows`] when the numbers of rows differ;
+/// [`Error::Label`] naming row and label when the head has no such class; [`Error::Setting`] for numbers where the head has several outputs or
+/// one is not finite; [`Error::Rows`] when the numbers of rows differ;
 /// [`Error::Setting`] unless each list of weights is as long as the model is deep (or empty, where it may be) and one
 /// cross-entropy or distillation has a weight that is not 0.
 pub fn loss<M: Tapped + ?Sized>(
@@ -56,13 +59,19 @@ pub fn loss<M: Tapped + ?Sized>(
         }
         let feature = model.feature(hidden)?;
         if answers {
-            let logits = model.exit(layer, &feature)?;
+            let logits = model.exit(layer, &feature, pass)?;
             if exits.is_empty() {
                 let (rows, classes) = logits.dims2()?;
                 check_labels(labels, rows, classes)?;
+                if distilled && labels.dtype() == DType::F32 {
+                    return Err(setting("distillation", "numbers", "classes, which probabilities are of"));
+                }
             }
-            let cross_entropy = cross_entropy(&logits, labels, None, &config)?;
-            exits.push(Exit { layer, logits, cross_entropy });
+            let error = match labels.dtype() {
+                DType::F32 => (logits.squeeze(1)? - labels)?.sqr()?.mean_all()?,
+                _ => cross_entropy(&logits, labels, None, &config)?,
+            };
+            exits.push(Exit { layer, logits, error });
         }
         if !terms.cosine.is_empty() {
             features.push(feature);
@@ -91,7 +100,7 @@ pub fn loss<M: Tapped + ?Sized>(
                 let own = pull(exit)?;
                 hard *= if own > last_pull { last_pull / own } else { 1. };
             }
-            add((&exit.cross_entropy * hard)?)?;
+            add((&exit.error * hard)?)?;
         }
         if let Some(teacher) = teacher.as_ref().filter(|_| soft != 0.) {
             let divergence = divergence(teacher, &log_softmax(&exit.logits, terms.temperature)?)?;
@@ -108,7 +117,7 @@ pub fn loss<M: Tapped + ?Sized>(
     };
     let mut per_layer = vec![None; depth];
     for exit in &exits {
-        per_layer[exit.layer - 1] = Some(exit.cross_entropy.to_dtype(DType::F64)?.to_scalar::<f64>()?);
+        per_layer[exit.layer - 1] = Some(exit.error.to_dtype(DType::F64)?.to_scalar::<f64>()?);
     }
     Ok(Loss { total, per_layer })
 }
@@ -118,8 +127,13 @@ fn of(weights: &[f64], layer: usize) -> f64 {
     weights.get(layer - 1).copied().unwrap_or(0.)
 }
 
-/// Euclidean norm of `dCE/dz` at all logits, times the number of rows: what `softmax(z)` lacks to the targets.
+/// Euclidean norm of `dCE/dz` at all logits, times the number of rows: what `softmax(z)` lacks to the targets; of a squared error, twice
+/// the differences.
 fn pull(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Result<f64> {
+    if labels.dtype() == DType::F32 {
+        let differences = (logits.detach().squeeze(1)? - labels)?.to_dtype(DType::F64)?;
+        return Ok(2. * differences.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt());
+    }
     let rows = softmax(&logits.detach())?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
     let mut squares = 0.;
     for (row, label) in rows.iter().zip(labels.to_vec1::<u32>()?) {
@@ -152,6 +166,23 @@ fn cosine(xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
 }
 
 fn check_labels(labels: &Tensor, rows: usize, classes: usize) -> Result<()> {
+    if labels.dtype() == DType::F32 {
+        if classes != 1 {
+            return Err(setting(
+                "labels",
+                &format!("numbers for a head of {classes} outputs"),
+                "classes, or a head of one",
+            ));
+        }
+        let numbers = labels.to_vec1::<f32>()?;
+        if rows != numbers.len() {
+            return Err(Error::Rows { rows, labels: numbers.len() });
+        }
+        return match numbers.iter().position(|number| !number.is_finite()) {
+            Some(row) => Err(setting("labels", &format!("{} in row {row}", numbers[row]), "finite numbers")),
+            None => Ok(()),
+        };
+    }
     let labels = labels.to_vec1::<u32>()?;
     if rows != labels.len() {
         return Err(Error::Rows { rows, labels: labels.len() });
@@ -160,4 +191,8 @@ fn check_labels(labels: &Tensor, rows: usize, classes: usize) -> Result<()> {
         Some(row) => Err(Error::Label { row, label: labels[row], classes }),
         None => Ok(()),
     }
+}
+
+fn setting(field: &'static str, value: &str, expected: &str) -> Error {
+    Error::Setting { field, value: value.to_owned(), expected: expected.to_owned() }
 }

@@ -24,7 +24,14 @@ pub trait Samples {
         Ok(())
     }
 
-    /// The samples `indices` with labels `(rows)`, u32, augmented with `rng` or not at all.
+    /// The order in which an epoch visits the samples, in batches of `size`: all of them once, and a function of the arguments, so that a
+    /// run can go on where it stopped. A wrapper passes it on.
+    fn order(&self, seed: u64, epoch: usize, _size: usize) -> Vec<usize> {
+        epoch_order(self.len(), seed, epoch)
+    }
+
+    /// The samples `indices` with labels `(rows)`, u32, or, where a number is to be predicted, f32; augmented with `rng` or not at
+    /// all.
     ///
     /// # Errors
     ///
@@ -37,7 +44,7 @@ pub trait Samples {
 pub struct TensorSamples {
     /// `(samples, ..)`.
     pub inputs: Tensor,
-    /// `(samples)`, u32.
+    /// `(samples)`, u32 or f32.
     pub labels: Tensor,
 }
 

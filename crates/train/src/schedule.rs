@@ -17,6 +17,12 @@ pub enum Schedule {
         /// Factor at the end, in `[0, 1]`.
         floor: f64,
     },
+    /// Linear from 0 to 1 over the warm-up, then linear down to 0 after the last step: `get_linear_schedule_with_warmup` of Python's
+    /// transformers, whose warm-up is one step behind (its first step has a rate of 0).
+    WarmupLinear {
+        /// Fraction of the run.
+        warmup: f64,
+    },
     /// Linear from 0 to 1 over the warm-up; multiplied by `gamma` at each milestone.
     MultiStep {
         /// Fraction of the run.
@@ -53,6 +59,11 @@ impl Schedule {
                 let rest = steps.saturating_sub(warmup).max(1);
                 let down = step.saturating_sub(warmup) as f64 / rest as f64;
                 rise(warmup) * cosine(1., *floor, down.min(1.))
+            }
+            Self::WarmupLinear { warmup } => {
+                let warmup = at(*warmup);
+                let rest = steps.saturating_sub(warmup).max(1) as f64;
+                rise(warmup).min(steps.saturating_sub(step) as f64 / rest)
             }
             Self::MultiStep { warmup, milestones, gamma } => {
                 let passed = milestones.iter().filter(|milestone| at(**milestone) <= step).count();

@@ -12,7 +12,7 @@ use crate::{
     checkpoint::RunFolder,
     loss::{Loss, loss},
     optimiser::{StepScale, accumulate, clip_factor, global_norm, take_gradients},
-    samples::{Stream, epoch_order, stream},
+    samples::{Stream, stream},
 };
 
 /// Trains the `params` of `model` on `data`.
@@ -105,7 +105,7 @@ pub fn train<M: Tapped + ?Sized, S: Samples + ?Sized>(
 
         let (epoch, within) = (step / per_epoch, step % per_epoch);
         if within == 0 || order.is_empty() {
-            order = epoch_order(data.len(), config.seed, epoch);
+            order = order_of(data, config, epoch)?;
         }
         let from = within * config.batch_size;
         let indices = &order[from..data.len().min(from + config.batch_size)];
@@ -206,6 +206,18 @@ fn parts(indices: &[usize], accumulation: usize) -> impl Iterator<Item = &[usize
     (0..k).map(move |i| &indices[i * n / k..(i + 1) * n / k])
 }
 
+/// An epoch's order, with every sample once.
+fn order_of<S: Samples + ?Sized>(data: &S, config: &TrainConfig, epoch: usize) -> Result<Vec<usize>> {
+    let order = data.order(config.seed, epoch, config.batch_size);
+    let mut sorted = order.clone();
+    sorted.sort_unstable();
+    if sorted.into_iter().eq(0..data.len()) {
+        return Ok(order);
+    }
+    let value = format!("{} indices", order.len());
+    Err(Error::Setting { field: "order", value, expected: format!("each of 0 .. {} once", data.len()) })
+}
+
 /// All exits that the objective ever weighs must send a gradient to every parameter.
 fn audit_first_batch<M: Tapped + ?Sized, S: Samples + ?Sized>(
     model: &M,
@@ -213,7 +225,7 @@ fn audit_first_batch<M: Tapped + ?Sized, S: Samples + ?Sized>(
     data: &S,
     config: &TrainConfig,
 ) -> Result<()> {
-    let order = epoch_order(data.len(), config.seed, 0);
+    let order = order_of(data, config, 0)?;
     let first_step = &order[..config.batch_size.min(data.len())];
     let first = parts(first_step, config.accumulation).next().unwrap_or_default();
     let (batch, labels) = data.batch(first, &mut stream(config.seed, Stream::Augmentation, 0))?;

@@ -17,6 +17,15 @@ fn constant_is_one() {
     assert_eq!(factors(&Schedule::Constant, 3), [1.; 3]);
 }
 
+/// Equivalent Python: `get_linear_schedule_with_warmup(o, 4, 10)`'s lambda at 1, 2, 3, 4, 4, 5, .. 9.
+#[test]
+fn linear_equals_transformers_but_for_its_first_step() {
+    let want = [0.25, 0.5, 0.75, 1., 1., 5. / 6., 4. / 6., 3. / 6., 2. / 6., 1. / 6.];
+    assert_close(&factors(&Schedule::WarmupLinear { warmup: 0.4 }, 10), &want);
+    assert_close(&factors(&Schedule::WarmupLinear { warmup: 0. }, 4), &[1., 0.75, 0.5, 0.25]);
+    assert_eq!(factors(&Schedule::WarmupLinear { warmup: 1. }, 2), [0.5, 1.]);
+}
+
 /// Equivalent Python:
 ///
 /// ```python
