@@ -17,6 +17,7 @@ use crate::{Check, Error, Gate, Reads, Result, Verdict};
 /// | `Entropy` | `-sum_j p_j ln p_j`, nats (`DeeBERT`) | below | from 0 |
 /// | `Patience` | checks in a row with one answer, this one included (PABEE counts the repetitions: one less) | at least | 1, 2, .. |
 /// | `Saturation` | cosine of this feature and the one a block before, not centred (CALM) | above | -1 to 1 |
+/// | `Change` | largest absolute difference of a logit from the block before's: of a predicted number, how far it moved | below | above 0 |
 /// | `Gate` | a learned probability that the exit is right (BERxiT) | above | 0 to 1 |
 ///
 /// `Saturation` and `Gate` read the feature and need no head.
@@ -34,6 +35,8 @@ pub enum Signal {
     Patience,
     /// Cosine of features of neighbouring layers.
     Saturation,
+    /// How far the answer moved from the layer before; for models that predict a number (as PABEE's regression).
+    Change,
     /// A learned scalar on the feature.
     Gate(Gate),
 }
@@ -50,16 +53,23 @@ impl Signal {
     pub fn is_sure(&self, value: f64, threshold: f64) -> bool {
         value.is_nan()
             || match self {
-                Self::Entropy => value < threshold,
+                Self::Entropy | Self::Change => value < threshold,
                 Self::Patience => value >= threshold,
                 Self::MaxProbability | Self::Margin | Self::Saturation | Self::Gate(_) => value > threshold,
             }
     }
 
+    /// Whether a layer is compared with the one before, which so has to be read, too.
+    pub(crate) fn compares(&self) -> bool {
+        matches!(self, Self::Saturation | Self::Change)
+    }
+
     /// What it reads where it is asked.
     pub(crate) fn reads(&self) -> Reads {
         match self {
-            Self::MaxProbability | Self::Margin | Self::Entropy | Self::Patience => Reads::Logits,
+            Self::MaxProbability | Self::Margin | Self::Entropy | Self::Patience | Self::Change => {
+                Reads::Logits
+            }
             Self::Saturation | Self::Gate(_) => Reads::Feature,
         }
     }
@@ -73,6 +83,7 @@ impl Signal {
                 ((0. ..=1.).contains(&threshold), "a probability, 0 to 1")
             }
             Self::Entropy => (threshold >= 0. && threshold.is_finite(), "nats, 0 or more"),
+            Self::Change => (threshold >= 0. && threshold.is_finite(), "a difference, 0 or more"),
             Self::Patience => (
                 threshold >= 1. && threshold.fract() == 0. && threshold < 1e6,
                 "a number of checks, 1 or more",
@@ -88,7 +99,7 @@ impl Signal {
     /// Thresholds from cautious to bold, `steps` of them (with [`Patience`](Self::Patience) one for each number of checks): fixed beforehand,
     /// by no data.
     ///
-    /// Probabilities and cosines are `1 - x`, entropies `x ln(classes)`, for `x` from 1e-4 to 1 in equal ratios. At the first only those leave
+    /// Probabilities and cosines are `1 - x`, entropies `x ln(classes)`, changes `x`, for `x` from 1e-4 to 1 in equal ratios. At the first only those leave
     /// that are surer than 0.9999 (of patience, that never changed their answer), at the last almost all: not those with a cosine below 0,
     /// or without any margin.
     #[must_use]
@@ -98,6 +109,7 @@ impl Signal {
         match self {
             Self::Patience => (1..=checks).rev().map(|n| n as f64).collect(),
             Self::Entropy => (0..steps).map(|i| x(i) * (classes.max(2) as f64).ln()).collect(),
+            Self::Change => (0..steps).map(x).collect(),
             _ => (0..steps).map(|i| 1. - x(i)).collect(),
         }
     }
@@ -164,6 +176,7 @@ mod tests {
             Signal::Entropy,
             Signal::Patience,
             Signal::Saturation,
+            Signal::Change,
             Signal::Gate(gate),
         ];
         for signal in signals {
@@ -186,7 +199,10 @@ mod tests {
                 let a = host::values(&signal, &xs, here.as_ref())?;
                 let b = tensor::values(&signal, &xs, there.as_ref())?;
                 for (row, (a, b)) in a.values.iter().zip(&b.values).enumerate() {
-                    assert!((a - b).abs() < 2e-6, "{signal:?}, step {step}, row {row}: {a} and {b}");
+                    assert!(
+                        a == b || (a - b).abs() < 2e-6 * a.abs().max(1.),
+                        "{signal:?}, step {step}, row {row}: {a} and {b}"
+                    );
                 }
                 (here, there) = (a.memory, b.memory);
             }
@@ -205,7 +221,10 @@ mod tests {
         assert!((value(Signal::Entropy)? - 0.8323955059051514).abs() < 1e-6);
         assert_eq!(value(Signal::Patience)?, 1.);
         // The first feature has nothing to be compared with.
-        assert_eq!(value(Signal::Saturation)?, -1.);
+        assert_eq!((value(Signal::Saturation)?, value(Signal::Change)?), (-1., f64::INFINITY));
+        let first = Signal::Change.values(Some(&logits), None, None)?;
+        let moved = Tensor::new(&[[2.25f32, 0.5, 0.]], &Cpu)?;
+        assert_eq!(Signal::Change.values(Some(&moved), None, first.memory.as_ref())?.values, [0.5]);
         Ok(())
     }
 
@@ -284,12 +303,13 @@ mod tests {
                 Signal::Entropy,
                 Signal::Patience,
                 Signal::Saturation,
+                Signal::Change,
                 gate,
             ] {
                 let first = signal.values(Some(&xs), Some(&xs), None)?;
                 for way in [host::values, tensor::values] {
                     let values = way(&signal, &xs, first.memory.as_ref())?.values;
-                    assert!(values[0].is_nan() && values[1].is_finite(), "{signal:?}, {bad}: {values:?}");
+                    assert!(values[0].is_nan() && !values[1].is_nan(), "{signal:?}, {bad}: {values:?}");
                     assert!(signal.is_sure(values[0], 1.));
                 }
             }

@@ -57,7 +57,7 @@ impl Policy for Thresholds {
     fn reads(&self, layer: usize, _depth: usize) -> Reads {
         let checked = self.at.contains_key(&layer);
         // What the next block makes of this feature is compared with it.
-        let watched = self.signal == Signal::Saturation && self.at.contains_key(&(layer + 1));
+        let watched = self.signal.compares() && self.at.contains_key(&(layer + 1));
         if checked || watched { self.signal.reads() } else { Reads::Nothing }
     }
 

@@ -27,6 +27,13 @@ pub(super) fn values(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> R
             };
             Ok(Values { values, memory: Some(xs.clone()) })
         }
+        Signal::Change => {
+            let before = memory.map(|before| before.flatten_all()?.to_vec1::<f32>()).transpose()?;
+            let nothing = f32::NEG_INFINITY;
+            let before = before.unwrap_or_else(|| vec![nothing; flat.len()]);
+            let values = rows.zip(before.chunks_exact(width.max(1))).map(|(a, b)| change(a, b)).collect();
+            Ok(Values { values, memory: Some(xs.clone()) })
+        }
         Signal::Gate(gate) => {
             Ok(Values { values: rows.map(|row| gate.probability(row)).collect(), memory: None })
         }
@@ -122,6 +129,14 @@ fn entropy(row: &[f32]) -> f64 {
         weighted += e * difference;
     }
     sum.ln() - weighted / sum
+}
+
+/// Largest absolute difference; infinite where there is nothing to compare with.
+fn change(a: &[f32], b: &[f32]) -> f64 {
+    if !finite(a) {
+        return f64::NAN;
+    }
+    a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0., f64::max)
 }
 
 /// 0 where one of them has no direction.

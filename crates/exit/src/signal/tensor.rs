@@ -22,6 +22,16 @@ pub(super) fn values(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> R
             };
             (values, Some(xs.clone()))
         }
+        Signal::Change => {
+            let values = match memory {
+                Some(before) => (xs.to_dtype(DType::F64)? - before.to_dtype(DType::F64)?)?
+                    .abs()?
+                    .max(D::Minus1)?
+                    .to_dtype(DType::F32)?,
+                None => (xs.narrow(1, 0, 1)?.squeeze(1)?.ones_like()? * f64::INFINITY)?,
+            };
+            (values, Some(xs.clone()))
+        }
         Signal::Gate(gate) => {
             // In f64: means may be far above deviations, and their squares large.
             let standard = standardised(&xs.to_dtype(DType::F64)?)?;
