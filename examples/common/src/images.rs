@@ -8,8 +8,12 @@ use layerwise_data::{Augment, ImageSet, Normalise, Preprocess, Shape, Size};
 use layerwise_models::Batch;
 use layerwise_ops::init::ChaCha8Rng;
 use layerwise_train::Samples;
+use serde_json::{Value, json};
 
-use crate::layers::{Source, labelled};
+use crate::{
+    layers::{Source, labelled},
+    training::{Data, HeldOutBatches},
+};
 
 /// Images to train on, and images held out, prepared for a model.
 #[derive(Clone, Debug)]
@@ -152,6 +156,17 @@ impl Samples for Images {
 
     fn batch(&self, indices: &[usize], rng: &mut ChaCha8Rng) -> candle_core::Result<(Batch, Tensor)> {
         self.drawn(indices, rng).map_err(candle_core::Error::wrap)
+    }
+}
+
+impl Data for Images {
+    fn identity(&self) -> Value {
+        let data = json!({ "name": self.name, "train": self.train_len(), "held_out": self.test_len(), "crc32": self.checksum() });
+        json!({ "data": data, "augment": self.augment, "preprocess": self.preprocess() })
+    }
+
+    fn held_out(&self) -> Option<HeldOutBatches<'_>> {
+        Some(Box::new(self.test_batches()))
     }
 }
 

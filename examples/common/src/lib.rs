@@ -7,6 +7,7 @@ pub mod data_sets;
 pub mod exits;
 pub mod files;
 pub mod flags;
+pub mod glue;
 pub mod hub;
 pub mod images;
 pub mod input;
@@ -23,6 +24,7 @@ pub mod results;
 pub mod run;
 pub mod similarity;
 pub mod table;
+pub mod texts;
 pub mod training;
 pub mod vision;
 

@@ -3,15 +3,15 @@
 use std::{fs, path::Path, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result, bail, ensure};
+use candle_core::Tensor;
 use layerwise_exit::evaluate;
-use layerwise_models::{Mlp, Params, Tapped, Vit};
-use layerwise_train::{Evaluation, Event, Hooks, TrainConfig, train};
+use layerwise_models::{Batch, Bert, Mlp, Params, Tapped, Vit};
+use layerwise_train::{Evaluation, Event, Hooks, Samples, TrainConfig, train};
 use serde_json::{Value, json};
 
 use crate::{
     Progress,
     files::{create_folder, write_atomic},
-    images::Images,
     run::Interrupted,
 };
 
@@ -50,19 +50,32 @@ macro_rules! trainable {
 }
 
 trainable!(Vit);
+trainable!(Bert);
 trainable!(Mlp);
+
+/// Data that examples train on.
+pub trait Data: Samples {
+    /// What tells it, and how it is prepared, from other data; an object.
+    fn identity(&self) -> Value;
+
+    /// Labelled batches on which every exit is scored while a model learns; none where there are no classes.
+    fn held_out(&self) -> Option<HeldOutBatches<'_>>;
+}
+
+/// Batches and labels.
+pub type HeldOutBatches<'a> = Box<dyn Iterator<Item = candle_core::Result<(Batch, Tensor)>> + 'a>;
 
 /// What a training gave.
 #[derive(Clone, Debug)]
 pub struct Trained {
-    /// Scores of every exit on the images held out.
+    /// Scores of every exit on the samples held out.
     pub evaluations: Vec<Evaluation>,
     /// Seconds that its steps took, those of earlier pieces included; evaluations are not counted.
     pub seconds: f64,
 }
 
 /// Trains `model`, or goes on where the `run` folder stands: a run that is complete there costs no step.
-/// `config` says how often every exit is scored on the images held out.
+/// `config` says how often every exit is scored on the samples held out.
 ///
 /// # Errors
 ///
@@ -71,7 +84,7 @@ pub struct Trained {
 pub fn trained<M: Trainable>(
     label: &str,
     model: &M,
-    data: &Images,
+    data: &impl Data,
     config: &TrainConfig,
     run: &Path,
     stop: &AtomicBool,
@@ -90,8 +103,9 @@ pub fn trained<M: Trainable>(
         }
         _ => {}
     };
+    let score = || evaluate(&frozen, data.held_out().into_iter().flatten());
     let hooks = Hooks {
-        evaluate: Some(Box::new(|| evaluate(&frozen, data.test_batches()))),
+        evaluate: data.held_out().is_some().then(|| Box::new(score) as _),
         stop: Some(stop),
         on_event: Some(Box::new(on_event)),
     };
@@ -116,7 +130,7 @@ fn step_seconds(run: &Path) -> Result<f64> {
 }
 
 /// What a run learns with what, where the trainer's own settings do not say so; of an untrained model.
-fn task<M: Trainable>(model: &M, data: &Images) -> Result<Value> {
+fn task<M: Trainable>(model: &M, data: &impl Data) -> Result<Value> {
     let mut weights = crc32fast::Hasher::new();
     for (name, var) in model.params().iter() {
         weights.update(name.as_bytes());
@@ -124,11 +138,10 @@ fn task<M: Trainable>(model: &M, data: &Images) -> Result<Value> {
             weights.update(&value.to_le_bytes());
         }
     }
-    let images = json!({ "name": data.name, "train": data.train_len(), "held_out": data.test_len(), "crc32": data.checksum() });
-    let weights = json!({ "crc32": weights.finalize() });
-    let (augment, preprocess) = (&data.augment, data.preprocess());
-    Ok(json!({ "data": images, "augment": augment, "preprocess": preprocess, "model": model.shape()?,
-        "initial_weights": weights }))
+    let mut task = data.identity();
+    task["model"] = model.shape()?;
+    task["initial_weights"] = json!({ "crc32": weights.finalize() });
+    Ok(task)
 }
 
 /// The folder's `task.json`, written into a new folder, must be this task: the trainer knows its own settings and the shapes of
@@ -166,7 +179,7 @@ mod tests {
     use layerwise_train::Objective;
 
     use super::*;
-    use crate::data_sets::embedded_digits;
+    use crate::{data_sets::embedded_digits, images::Images};
 
     #[test]
     fn a_run_is_found_again_and_no_other_is_taken_for_it() -> Result<()> {

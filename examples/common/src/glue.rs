@@ -1,0 +1,367 @@
+//! The tasks of GLUE as experiments: which data, which BERT, how it is fine-tuned, and what each of its layers is worth.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor};
+use clap::Args;
+use layerwise_data::{
+    Encoder, Error as DataError, Targets, TextSet,
+    glue::{Part, Task, load, load_file},
+    metrics::Metric,
+};
+use layerwise_exit::{HeldOut, Signal, layer_ratio};
+use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Tapped, tap};
+use layerwise_similarity::{Centring, Measure};
+use layerwise_train::{AdamWConfig, Schedule, TrainConfig};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    CommonFlags, Preset, checkpoint::model_names, files::create_folder, flags::RunsFlag, progress,
+    run::Interrupted, similarity::to_last, texts::Texts, training::trained, vision::Plan,
+};
+
+/// Flags of the experiments that fine-tune a BERT.
+#[derive(Args, Clone, Debug)]
+pub struct GlueFlags {
+    /// The flags of every example.
+    #[command(flatten)]
+    pub common: CommonFlags,
+    /// Folder of GLUE, with a folder of TSV files for each task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Folder of the BERT to fine-tune: config.json, model.safetensors, tokenizer.json.
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Where trained models are.
+    #[command(flatten)]
+    pub runs: RunsFlag,
+    /// Epochs of each training [default: the preset's].
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<NonZeroUsize>,
+    /// Largest learning rate [default: the preset's].
+    #[arg(long, value_name = "RATE")]
+    pub lr: Option<f64>,
+    /// Train on the first so many samples of a task only.
+    #[arg(long, value_name = "N")]
+    pub train_limit: Option<NonZeroUsize>,
+    /// Most tokens of a sample; the longer text of a pair is cut first [default: 256, or as many as the model has positions for].
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<NonZeroUsize>,
+}
+
+/// How a BERT is fine-tuned; the objective is the caller's.
+#[must_use]
+pub fn glue_recipe(preset: Preset) -> TrainConfig {
+    let (epochs, lr) = match preset {
+        Preset::Smoke => (1, 5e-5),
+        // Models of a third of BERT-base's width bear larger steps.
+        Preset::Small => (3, 5e-5),
+        Preset::Paper => (3, 2e-5),
+    };
+    TrainConfig {
+        epochs,
+        batch_size: 32,
+        optimiser: AdamWConfig { lr, weight_decay: 0.01, ..Default::default() },
+        schedule: Schedule::WarmupLinear { warmup: 0.1 },
+        clip_norm: Some(1.),
+        checkpoint_every: 100,
+        ..Default::default()
+    }
+}
+
+/// Most tokens of a sample, as in the paper.
+const TOKENS: usize = 256;
+
+/// Samples that a smoke run takes of each part.
+const SMOKE: usize = 64;
+
+/// A task and the checkpoint that is fine-tuned on it.
+#[derive(Debug)]
+pub struct Glue<'a> {
+    flags: &'a GlueFlags,
+    task: Task,
+    model: String,
+    data: Texts,
+    files: [String; 2],
+    device: Device,
+    stop: &'static AtomicBool,
+}
+
+/// What the layers `1..=L` of a fine-tuned model are worth on a task.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// What tables and figures call it.
+    pub name: String,
+    /// The task's score after each layer, at most 1: the mean of its metrics.
+    pub score: Vec<f64>,
+    /// Each of them.
+    pub metrics: BTreeMap<String, Vec<f64>>,
+    /// Sample-wise cosine to the last layer, mean over samples.
+    pub cos_to_last: Vec<f64>,
+    /// What leaving early gives, from cautious to bold.
+    pub exits: Vec<Leaving>,
+    /// Seconds that its training steps took.
+    pub train_s: f64,
+}
+
+/// Leaving at one threshold.
+#[derive(Clone, Debug, Serialize)]
+pub struct Leaving {
+    /// On the largest probability; of numbers, on how far the answer moved.
+    pub threshold: f64,
+    /// Layers of the model over mean layers of a sample.
+    pub layer_ratio: f64,
+    /// The task's score of the answers given.
+    pub score: f64,
+    /// Samples that leave after each layer.
+    pub histogram: Vec<usize>,
+}
+
+impl Measured {
+    /// The boldest threshold that costs at most so much of the score.
+    #[must_use]
+    pub fn within(&self, lost: f64) -> Option<&Leaving> {
+        let full = self.score.last().copied().unwrap_or_default();
+        let cheap = self.exits.iter().filter(|exit| full - exit.score <= lost + 1e-12);
+        cheap.max_by(|a, b| a.layer_ratio.total_cmp(&b.layer_ratio))
+    }
+}
+
+impl<'a> Glue<'a> {
+    /// Reads and encodes a task's training and development parts. Where the folder lacks an official part, a labelled sample of it,
+    /// `train-subset.tsv` or `dev-subset.tsv`, stands in.
+    ///
+    /// # Errors
+    ///
+    /// When they are not there or wrong, or the tokenizer is not the model's.
+    pub fn open(
+        flags: &'a GlueFlags,
+        task: Task,
+        device: &Device,
+        stop: &'static AtomicBool,
+    ) -> Result<Self> {
+        let folder = flags.data.join(task.name());
+        let ((train, train_file), (held_out, file)) =
+            (part(task, &folder, Part::Train)?, part(task, &folder, Part::Dev)?);
+        let smoke = (flags.common.preset == Preset::Smoke).then_some(SMOKE);
+        let first = |set: TextSet, limit: Option<usize>| match limit {
+            Some(limit) if limit < set.len() => set.select(&(0..limit).collect::<Vec<_>>()),
+            _ => Ok(set),
+        };
+        let train = first(train, flags.train_limit.map(NonZeroUsize::get).or(smoke))?;
+        let held_out = first(held_out, smoke)?;
+        let config = BertConfig::from_hf(&flags.model)?;
+        let positions = config.max_position_embeddings;
+        let max_tokens = flags.max_tokens.map_or(TOKENS.min(positions), NonZeroUsize::get);
+        ensure!(
+            max_tokens <= positions,
+            "--max-tokens {max_tokens}: {} has positions for {positions}",
+            flags.model.display()
+        );
+        let encoder = Encoder::open(&flags.model, max_tokens)?;
+        encoder.check(config.vocab_size)?;
+        let name = task.name().to_lowercase().replace('-', "");
+        let data = Texts::new(&name, encoder, max_tokens, (&train, &held_out), device)?;
+        let [cut, held_out_cut] = data.truncated();
+        progress::line(&format!(
+            "{}: {} samples to train on ({train_file}), {} held out ({file}); {} longer than {max_tokens} tokens",
+            task.name(),
+            train.len(),
+            held_out.len(),
+            cut + held_out_cut
+        ));
+        Ok(Self {
+            flags,
+            task,
+            model: model_names(&[&flags.model])?.concat(),
+            data,
+            files: [train_file, file],
+            device: device.clone(),
+            stop,
+        })
+    }
+
+    /// How models are trained, but for the objective.
+    #[must_use]
+    pub fn recipe(flags: &GlueFlags) -> TrainConfig {
+        let mut config = glue_recipe(flags.common.preset);
+        if let Some(epochs) = flags.epochs {
+            config.epochs = epochs.get();
+        }
+        if let Some(lr) = flags.lr {
+            config.optimiser.lr = lr;
+        }
+        config
+    }
+
+    /// What `results.json` says of the task.
+    #[must_use]
+    pub fn settings(&self) -> Value {
+        use layerwise_train::Samples;
+        json!({ "train_file": self.files[0], "held_out_file": self.files[1], "train_samples": self.data.len(),
+            "held_out_samples": self.data.held_out_len(), "truncated": self.data.truncated(),
+            "metrics": self.task.metrics() })
+    }
+
+    /// Fine-tunes the checkpoint as planned, or goes on where that stands, and measures every layer on the samples held out.
+    ///
+    /// # Errors
+    ///
+    /// As [`trained`], and what measuring reports.
+    pub fn measured(&self, plan: &Plan) -> Result<Measured> {
+        let classes = self.task.classes();
+        let head = Head::Fresh { labels: classes.len().max(1), seed: plan.seed };
+        let options = LoadOptions { head, heads: Some(plan.heads), ..Default::default() };
+        let model = Bert::load_with(&self.flags.model, &options, &self.device)?.model;
+        let model = model.with_labels(classes.iter().map(|name| (*name).to_owned()))?;
+        let config =
+            TrainConfig { objective: plan.objective.clone(), seed: plan.seed, ..Self::recipe(self.flags) };
+        let name = self.run_name(plan);
+        let label = format!("{} {}, seed {}", self.task.name(), plan.name, plan.seed);
+        let trained =
+            trained(&label, &model, &self.data, &config, &self.flags.runs.runs.join(&name), self.stop)?;
+        // For other programs, and for `inspect` and `early_exit_server`.
+        let folder = self.flags.runs.runs.join("models").join(&name);
+        create_folder(&folder)?;
+        model.save(&folder)?;
+        let tokenizer = |folder: &Path| folder.join("tokenizer.json");
+        std::fs::copy(tokenizer(&self.flags.model), tokenizer(&folder))
+            .with_context(|| tokenizer(&folder).display().to_string())?;
+        self.measure(&plan.name, &model.packed()?, trained.seconds)
+    }
+
+    fn run_name(&self, plan: &Plan) -> String {
+        let GlueFlags { train_limit, epochs, lr, common, max_tokens, .. } = self.flags;
+        let of = |word: &str, value: Option<String>| {
+            value.map(|value| format!("-{word}{value}")).unwrap_or_default()
+        };
+        let limit = of("first", train_limit.map(|n| n.to_string()));
+        let epochs = of("epochs", epochs.map(|n| n.to_string()));
+        let lr = of("lr", lr.map(|rate| rate.to_string()));
+        let model = self.model.replace(['/', '\\'], "-");
+        let (task, preset) = (&self.data.name, common.preset.name());
+        let tokens = of("tokens", max_tokens.map(|n| n.to_string()));
+        format!("{task}{limit}-{model}{tokens}-{}-{preset}{epochs}{lr}-seed{}", plan.run, plan.seed)
+    }
+
+    fn measure(&self, name: &str, model: &Bert, train_s: f64) -> Result<Measured> {
+        let (features, logits) = self.layers_of(model)?;
+        let targets = self.data.held_out_targets();
+        let score = |logits: &Tensor| score(self.task, logits, targets);
+        let mut metrics = BTreeMap::new();
+        for metric in self.task.metrics() {
+            let of = |logits| metric.score(logits, targets);
+            metrics.insert(metric.name().to_owned(), logits.iter().map(of).collect::<Result<_, _>>()?);
+        }
+        let signal = match targets {
+            Targets::Numbers(_) => Signal::Change,
+            _ => Signal::MaxProbability,
+        };
+        Ok(Measured {
+            name: name.to_owned(),
+            score: logits.iter().map(score).collect::<Result<_>>()?,
+            metrics,
+            cos_to_last: to_last(&features, Measure::Cos(Centring::Samples))?,
+            exits: leaving(&logits, signal, score)?,
+            train_s,
+        })
+    }
+
+    /// Features and logits of layers `1..=L`, in the order of the samples held out.
+    fn layers_of(&self, model: &Bert) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+        let depth = model.depth();
+        let (mut features, mut logits) = (vec![Vec::new(); depth], vec![Vec::new(); depth]);
+        let mut order = Vec::new();
+        for batch in self.data.held_out_batches() {
+            if self.stop.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(Interrupted(
+                    "stopped; what is trained is saved, and the same command goes on from there",
+                )
+                .into());
+            }
+            let (batch, rows) = batch?;
+            tap::for_each_layer(model, &batch, Pass::EVAL, |layer, hidden| {
+                if layer > 0 {
+                    let feature = model.feature(hidden)?;
+                    logits[layer - 1].push(model.exit(layer, &feature, Pass::EVAL)?);
+                    features[layer - 1].push(feature);
+                }
+                anyhow::Ok(())
+            })?;
+            order.extend(rows);
+        }
+        let mut place = vec![0u32; order.len()];
+        order.iter().enumerate().for_each(|(at, &text)| place[text] = at as u32);
+        let place = Tensor::new(place, &self.device)?;
+        let sorted = |layers: Vec<Vec<Tensor>>| {
+            layers
+                .iter()
+                .map(|parts| Ok(Tensor::cat(parts, 0)?.index_select(&place, 0)?))
+                .collect::<Result<_>>()
+        };
+        Ok((sorted(features)?, sorted(logits)?))
+    }
+}
+
+/// The mean of the task's metrics.
+fn score(task: Task, logits: &Tensor, targets: &Targets) -> Result<f64> {
+    let metrics: &[Metric] = task.metrics();
+    let scores = metrics.iter().map(|metric| metric.score(logits, targets)).collect::<Result<Vec<_>, _>>()?;
+    Ok(scores.iter().sum::<f64>() / scores.len() as f64)
+}
+
+/// Thresholds that exits are shown at.
+const STEPS: usize = 41;
+
+/// What leaving at each of some thresholds gives, of the logits of layers `1..=L`.
+fn leaving(
+    logits: &[Tensor],
+    signal: Signal,
+    score: impl Fn(&Tensor) -> Result<f64>,
+) -> Result<Vec<Leaving>> {
+    let held_out = HeldOut::from_logits(signal, logits)?;
+    let depth = logits.len();
+    let all = Tensor::stack(logits, 0)?; // (L, samples, classes)
+    let (_, samples, classes) = all.dims3()?;
+    let all = all.reshape((depth * samples, classes))?;
+    let inner: Vec<usize> = (1..depth).collect();
+    let mut exits = Vec::new();
+    for thresholds in held_out.path(&inner, STEPS)? {
+        let layers = held_out.exits(&thresholds)?;
+        let rows = layers.iter().enumerate().map(|(sample, layer)| ((layer - 1) * samples + sample) as u32);
+        let answered = all.index_select(&Tensor::from_iter(rows, all.device())?, 0)?;
+        let histogram = held_out.outcome(&thresholds)?.histogram;
+        exits.push(Leaving {
+            threshold: thresholds.at.values().next().copied().unwrap_or_default(),
+            layer_ratio: layer_ratio(&histogram),
+            score: score(&answered)?,
+            histogram,
+        });
+    }
+    Ok(exits)
+}
+
+/// A part of a task and the name of its file.
+fn part(task: Task, folder: &Path, part: Part) -> Result<(TextSet, String)> {
+    let name = match part {
+        Part::Train => "train",
+        _ => "dev",
+    };
+    match load(task, folder, part) {
+        Err(DataError::NotFound { .. }) if folder.is_dir() => {
+            let sample = |name: &str| folder.join(name);
+            let names = [format!("{name}-subset.tsv"), format!("{name}-subset.tsv.gz")];
+            let found = names.iter().find(|name| sample(name).is_file());
+            let found = found.with_context(|| format!("{}: no {name}.tsv", folder.display()))?;
+            Ok((load_file(task, &sample(found))?, found.clone()))
+        }
+        loaded => Ok((loaded?, format!("{name}.tsv"))),
+    }
+}
