@@ -206,8 +206,8 @@ fn lines_of_a_file() -> Result {
 }
 
 fn of(task: Task, content: &str) -> layerwise_data::Result<TextSet> {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("dev.tsv");
-    fs::write(&path, content).unwrap();
+    fs::write(&path, content).expect("a file");
     load_file(task, &path)
 }

@@ -33,7 +33,7 @@ pub struct GlueFlags {
     /// The flags of every example.
     #[command(flatten)]
     pub common: CommonFlags,
-    /// Folder of GLUE, with a folder of TSV files for each task: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI.
+    /// Folder of GLUE, with a folder of TSV files for each task, called as in the paper: MRPC, SST-2, STS-B and so on.
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Folder of the BERT to fine-tune: config.json, model.safetensors, tokenizer.json.
