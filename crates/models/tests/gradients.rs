@@ -5,7 +5,9 @@ mod common;
 
 use candle_core::{DType, Device::Cpu, Result, Tensor};
 use common::{pixels, shake, tiny, tiny_mlp};
-use layerwise_models::{Batch, ExitNorm, Heads, MlpConfig, Params, Pass, Tapped, Vit, VitConfig, tap};
+use layerwise_models::{
+    Batch, BertConfig, ExitNorm, Heads, MlpConfig, Params, Pass, Tapped, Vit, VitConfig, tap,
+};
 use layerwise_ops::{CrossEntropy, cross_entropy, init};
 
 #[test]
@@ -18,6 +20,32 @@ fn every_vit_parameter_learns_under_every_kind_of_exit() -> common::Result {
     }
     let distilled = common::vit(VitConfig { distillation_token: true, ..tiny() })?;
     all_learn(&distilled, distilled.params(), &pixels(4)?, "distillation token")?;
+    Ok(())
+}
+
+#[test]
+fn every_bert_parameter_learns() -> common::Result {
+    for (heads, num_labels) in [(Heads::Shared, 5), (Heads::PerLayer, 5), (Heads::Shared, 3)] {
+        let model = common::bert(BertConfig { heads, num_labels, ..common::tiny_bert() })?;
+        // As many tokens as there are positions and segments, so that each row of a table has its turn somewhere.
+        all_learn(&model, model.params(), &common::words()?, &format!("{heads:?} {num_labels}"))?;
+    }
+    Ok(())
+}
+
+/// Between pooler and classifier, of its own probability, only while it trains.
+#[test]
+fn an_exit_drops_out_while_it_trains() -> common::Result {
+    let config = BertConfig { classifier_dropout: Some(0.5), ..common::tiny_bert() };
+    let model = common::bert(config)?;
+    let features = tap::features(&model, &common::words()?, Pass::EVAL)?;
+    let exit = |pass| model.exit(2, &features[2], pass)?.to_vec2::<f32>();
+    assert_eq!(exit(Pass::EVAL)?, exit(Pass::EVAL)?);
+    assert_eq!(exit(Pass::train(1))?, exit(Pass::train(1))?);
+    assert!(exit(Pass::train(1))? != exit(Pass::train(2))? && exit(Pass::train(1))? != exit(Pass::EVAL)?);
+    let without = common::bert(BertConfig { classifier_dropout: Some(0.), ..common::tiny_bert() })?;
+    let logits = |pass| without.exit(2, &features[2], pass)?.to_vec2::<f32>();
+    assert_eq!(logits(Pass::train(1))?, logits(Pass::EVAL)?);
     Ok(())
 }
 
