@@ -69,7 +69,6 @@ fn follows(task: Task, outputs: usize) -> Done {
         let gradient = clip_factor(global_norm(&gradients)?, 1.);
         optimiser.step(bert.params(), &gradients, StepScale { gradient, ..Default::default() })?;
     }
-    println!("{}: the curves differ by {worst:.1e}", task.name());
     assert!(worst <= TOLERANCE, "the curves differ by {worst:e}");
     Ok(())
 }
