@@ -199,8 +199,10 @@ mod tests {
                 let a = host::values(&signal, &xs, here.as_ref())?;
                 let b = tensor::values(&signal, &xs, there.as_ref())?;
                 for (row, (a, b)) in a.values.iter().zip(&b.values).enumerate() {
+                    // A change has no bound, and none at the first step.
+                    let scale = if signal == Signal::Change { a.abs().max(1.) } else { 1. };
                     assert!(
-                        a == b || (a - b).abs() < 2e-6 * a.abs().max(1.),
+                        a == b || (a - b).abs() < 2e-6 * scale,
                         "{signal:?}, step {step}, row {row}: {a} and {b}"
                     );
                 }
@@ -309,7 +311,7 @@ mod tests {
                 let first = signal.values(Some(&xs), Some(&xs), None)?;
                 for way in [host::values, tensor::values] {
                     let values = way(&signal, &xs, first.memory.as_ref())?.values;
-                    assert!(values[0].is_nan() && !values[1].is_nan(), "{signal:?}, {bad}: {values:?}");
+                    assert!(values[0].is_nan() && values[1].is_finite(), "{signal:?}, {bad}: {values:?}");
                     assert!(signal.is_sure(values[0], 1.));
                 }
             }
