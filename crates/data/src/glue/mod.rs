@@ -14,8 +14,8 @@ use crate::{Result, TextSet, files::find};
 ///
 /// [`Error::NotFound`](crate::Error::NotFound) naming the files looked for, and as [`load_file`].
 pub fn load(task: Task, folder: &Path, part: Part) -> Result<TextSet> {
-    let names = task.files(part).flat_map(|name| [name.clone(), format!("{name}.gz")]);
-    load_file(task, &find(folder, &names.collect::<Vec<_>>())?)
+    let name = task.file(part);
+    load_file(task, &find(folder, &[name.to_owned(), format!("{name}.gz")])?)
 }
 
 /// The samples of one file of a task, plain or `.gz`. A file without a column of labels, or all of whose labels are -1, has samples

@@ -122,18 +122,17 @@ impl Task {
         }
     }
 
-    /// Names that a part's file may have.
-    pub(super) fn files(self, part: Part) -> impl Iterator<Item = String> {
-        let names: &[&str] = match (self, part) {
-            (_, Part::Train) => &["train"],
-            (Self::Mnli, Part::Dev) => &["dev_matched"],
-            (Self::Mnli, Part::Test) => &["test_matched"],
-            (_, Part::Dev) => &["dev"],
-            (_, Part::Test) => &["test"],
-            (_, Part::DevMismatched) => &["dev_mismatched"],
-            (_, Part::TestMismatched) => &["test_mismatched"],
-        };
-        names.iter().map(|name| format!("{name}.tsv"))
+    /// Name of a part's file.
+    pub(super) fn file(self, part: Part) -> &'static str {
+        match (self, part) {
+            (_, Part::Train) => "train.tsv",
+            (Self::Mnli, Part::Dev) => "dev_matched.tsv",
+            (Self::Mnli, Part::Test) => "test_matched.tsv",
+            (_, Part::Dev) => "dev.tsv",
+            (_, Part::Test) => "test.tsv",
+            (_, Part::DevMismatched) => "dev_mismatched.tsv",
+            (_, Part::TestMismatched) => "test_mismatched.tsv",
+        }
     }
 }
 

@@ -162,9 +162,9 @@ impl<K: Kind> Transformer<K> {
     pub(crate) fn build(config: K, mut b: Builder<'_>) -> Result<(Self, Built)> {
         config.validate()?;
         let embeddings = config.embeddings(&mut b)?;
-        let depth = *config.clone().fields().depth;
-        let blocks = (0..depth).map(|i| config.block(&mut b, i)).collect::<Result<_>>()?;
-        let exits = Exits::new(&mut b, &config.exits())?;
+        let shape = config.exits();
+        let blocks = (0..shape.depth).map(|i| config.block(&mut b, i)).collect::<Result<_>>()?;
+        let exits = Exits::new(&mut b, &shape)?;
         let built = b.finish()?;
         let params = built.params.clone();
         Ok((Self { config, params, embeddings, blocks, exits, frozen: false }, built))
