@@ -119,10 +119,20 @@ impl Encoder {
     ///
     /// [`Error::Empty`] for none, or none with a token; when the device cannot allocate.
     pub fn pad(&self, texts: &[&Encoded], device: &Device) -> Result<Padded> {
-        let tokens = texts.iter().map(|text| text.ids.len()).max().unwrap_or_default();
-        if tokens == 0 {
+        self.pad_to(texts, 0, device)
+    }
+
+    /// As [`pad`](Self::pad), filled up to `tokens` at least.
+    ///
+    /// # Errors
+    ///
+    /// As [`pad`](Self::pad).
+    pub fn pad_to(&self, texts: &[&Encoded], tokens: usize, device: &Device) -> Result<Padded> {
+        let longest = texts.iter().map(|text| text.ids.len()).max().unwrap_or_default();
+        if longest == 0 {
             return Err(Error::Empty { what: "texts of a batch".into() });
         }
+        let tokens = tokens.max(longest);
         let shape = (texts.len(), tokens);
         let filled = |of: fn(&Encoded) -> &[u32], fill: u32| {
             let rows = texts.iter().flat_map(|text| {

@@ -17,6 +17,19 @@ impl From<&str> for Text {
     }
 }
 
+impl Text {
+    /// A line: a sentence, or two with a tab between them.
+    #[must_use]
+    pub fn of_line(line: &str) -> Self {
+        match line.trim().split_once('\t') {
+            Some((first, second)) => {
+                Self { first: first.trim().to_owned(), second: Some(second.trim().to_owned()) }
+            }
+            None => line.trim().into(),
+        }
+    }
+}
+
 /// What is to be told of each sample.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Targets {
@@ -124,7 +137,7 @@ impl TextSet {
     }
 }
 
-/// The lines of a file, plain or `.gz`, each a sample without target.
+/// The lines of a file, plain or `.gz`, each a sample without target: a sentence, or two with a tab between them.
 ///
 /// # Errors
 ///
@@ -135,7 +148,7 @@ pub fn text_lines(path: &Path) -> Result<TextSet> {
         (number, line) if line.trim().is_empty() => {
             Err(at_line(path, number, "an empty line, expected a text"))
         }
-        (_, line) => Ok(line.trim().into()),
+        (_, line) => Ok(Text::of_line(line)),
     };
     let texts: Vec<Text> = lines.iter().map(text).collect::<Result<_>>()?;
     if texts.is_empty() {

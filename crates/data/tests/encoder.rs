@@ -73,6 +73,10 @@ fn batches_are_filled_up_to_their_longest() -> Result {
     assert_eq!(mask, [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]);
     assert_eq!(padded.types.to_vec2::<u32>()?[0], [0, 0, 0, 0, 1, 1]);
     assert!(encoder.pad(&[&encoded[1], &encoded[1]], &Cpu)?.mask.is_none());
+    let wider = encoder.pad_to(&[&encoded[1]], 4, &Cpu)?;
+    assert_eq!(wider.ids.to_vec2::<u32>()?, [[1, 4, 2, 0]]);
+    assert_eq!(wider.mask.ok_or("no mask")?.to_vec2::<u8>()?, [[1, 1, 1, 0]]);
+    assert_eq!(encoder.pad_to(&[&encoded[1]], 2, &Cpu)?.ids.dims(), [1, 3]);
     // A pair that is too long loses tokens of its longer text.
     let long = [Text { first: "a b a b a b a b".into(), second: Some("c c".into()) }];
     let cut = &encoder.encode(&long)?[0];

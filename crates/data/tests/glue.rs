@@ -3,7 +3,7 @@
 use std::fs;
 
 use layerwise_data::{
-    Error, Targets, TextSet,
+    Error, Targets, Text, TextSet,
     glue::{Part, Task, load, load_file},
     text_lines,
 };
@@ -194,6 +194,10 @@ fn lines_of_a_file() -> Result {
     fs::write(&path, "\u{feff}one\r\n two \nthree")?;
     let set = text_lines(&path)?;
     assert!(set.texts().iter().map(|text| text.first.as_str()).eq(["one", "two", "three"]));
+    assert!(set.texts().iter().all(|text| text.second.is_none()));
+    fs::write(&path, "one \t two\tthree\n\tfour\n")?;
+    let pair = |first: &str, second: &str| Text { first: first.into(), second: Some(second.into()) };
+    assert_eq!(text_lines(&path)?.texts(), [pair("one", "two\tthree"), "four".into()]);
     let refused = |content: &[u8], says: &str| {
         fs::write(&path, content).unwrap();
         let text = text_lines(&path).unwrap_err().to_string();
