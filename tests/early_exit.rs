@@ -4,9 +4,9 @@ mod running;
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Cursor, Read, Write},
+    io::{Cursor, Read, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::OnceLock,
 };
 
@@ -14,7 +14,7 @@ use layerwise::exit::{Calibration, SavedExits};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use running::{example, fails_with, numbers, run, succeed, text};
+use running::{Server, example, fails_with, numbers, run, succeed, text};
 
 type Done<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -54,31 +54,6 @@ fn figures(out: &Path, names: &[&str]) -> Done {
     }
     assert_eq!(fs::read_to_string(out.join("report.html"))?.matches("<figure>").count(), names.len());
     Ok(())
-}
-
-/// A server that ends with the test.
-struct Server {
-    child: Child,
-    address: String,
-}
-
-impl Server {
-    fn start(model: &Path, more: &[&str]) -> Done<Self> {
-        let mut command = Command::new(example("early_exit_server"));
-        command.args(["serve", "--address", "127.0.0.1:0", "--model", text(model)]).args(more);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().ok_or("its output")?).read_line(&mut line)?;
-        let address = line.trim().strip_prefix("listening on http://").ok_or(line.clone())?.to_owned();
-        Ok(Self { child, address })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]

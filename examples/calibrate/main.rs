@@ -10,16 +10,11 @@ use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::{Parser, ValueEnum};
-use layerwise::{
-    exit::{self, Calibration, CostTable, Guarantee, Risk, SavedExits, Test},
-    models::Tapped,
-};
+use layerwise::exit::{self, Calibration, CostTable, Guarantee, Risk, SavedExits, Test};
 use layerwise_example_common::{
     CommonFlags, Preset, Results,
-    checkpoint::load_vit,
+    checkpoint::Checkpoint,
     flags::{LimitFlag, ModelFlag},
-    input::Input,
-    layers::Source,
     progress, run_main,
 };
 use serde_json::json;
@@ -43,7 +38,8 @@ struct Flags {
     common: CommonFlags,
     #[command(flatten)]
     model: ModelFlag,
-    /// Folder of a labelled data set, CIFAR-10's or MNIST's files, whose test part the model has not seen [default: the embedded digits].
+    /// Folder of a labelled data set that the model has not seen: the test part of CIFAR-10's or MNIST's files [default: the embedded digits],
+    /// or for a BERT a folder of GLUE with the name of its task.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     #[command(flatten)]
@@ -110,22 +106,18 @@ fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
         .samples_needed()
         .with_context(|| format!("--tolerance {} points, --delta {}", flags.tolerance, flags.delta))?;
     let folder = &flags.model.model;
-    let (model, _) = load_vit(folder, device)?;
+    let (model, _) = Checkpoint::open(folder, device)?;
     let limit = flags.limit.limit.map(NonZeroUsize::get);
-    let input = Input::open(flags.data.as_deref(), limit, folder, model.config())?;
+    let input = model.samples(folder, flags.data.as_deref(), limit, false)?;
     let labels = input
         .labels()
-        .context("--data: calibration needs labels, so a data set, not a folder of images")?
+        .context("--data: calibration needs a data set with classes, not a folder of images, lines of text or numbers to tell")?
         .to_vec();
-    ensure!(
-        model.config().num_labels == input.classes().len(),
-        "{}: {} classes, the data has {}",
-        folder.display(),
-        model.config().num_labels,
-        input.classes().len()
-    );
-    let others = samples::shift_set(flags.shift.as_deref(), &model)?;
-    let layers = flags.checked(model.depth());
+    let (classes, found) = (model.labels().len(), input.classes().len());
+    ensure!(classes == found, "{}: {classes} classes, the data has {found}", folder.display());
+    let others = samples::shift_set(flags.shift.as_deref(), folder, &model)?;
+    let depth = model.tapped().depth();
+    let layers = flags.checked(depth);
     let parts = Parts::of(labels.len(), flags.common.seed)?;
     let samples = parts.calibrate.len();
     if samples < needed && flags.budget.or(flags.budget_ms).is_none() {
@@ -141,8 +133,8 @@ fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
 
     let packed = model.packed()?;
     let one = input.batch(0..1, device)?;
-    let costs = CostTable::default().prepare(&packed, &one, BATCH)?;
-    let observed = Observed::new(&packed, &input, &labels, &parts, device)?;
+    let costs = CostTable::default().prepare(packed.tapped(), &one, BATCH)?;
+    let observed = Observed::new(packed.tapped(), &*input, &labels, &parts, device)?;
 
     let chosen = Chosen {
         layers: &layers,
@@ -160,10 +152,8 @@ fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
     let curves = chosen.curves(&observed, &parts)?;
     let costs_of_promises = chosen.tolerances(signal, &parts)?;
     let splits = splits::splits(signal, &layers, flags.splits(), flags.common.seed)?;
-    let shifted = others.map(|others| {
-        let preprocess = input.preprocess().clone();
-        samples::shifted(&packed, others, preprocess, signal, (&kept.thresholds, &parts), device)
-    });
+    let shifted = others
+        .map(|others| samples::shifted(packed.tapped(), &others, signal, (&kept.thresholds, &parts), device));
     let shifted = shifted.transpose()?;
 
     if flags.save {
@@ -177,7 +167,7 @@ fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
                 samples: parts.calibrate.len(),
             },
         };
-        SavedExits { depth: model.depth(), thresholds: kept.thresholds.clone(), calibration }.save(folder)?;
+        SavedExits { depth, thresholds: kept.thresholds.clone(), calibration }.save(folder)?;
         progress::line(&format!("saved in {}", folder.join("layerwise.json").display()));
     }
     let shown = show::Shown { chosen: &chosen, kept, compared, curves, costs_of_promises, splits, shifted };

@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use layerwise::{
-    data::{ImageSet, Preprocess, Split, cifar10},
+    data::{Split, cifar10},
     exit::{self, Gate, HeldOut, Monitor, Oracle, Outcome, Risk, Signal, Thresholds},
-    models::{Tapped, Vit},
+    models::Tapped,
     ops::init,
 };
 use layerwise_example_common::{
+    checkpoint::{Checkpoint, preprocess_of},
     input::Input,
     interrupt,
     layers::{self, Source},
@@ -53,8 +54,8 @@ pub(crate) struct Observed {
 
 impl Observed {
     pub(crate) fn new(
-        model: &Vit,
-        input: &Input,
+        model: &dyn Tapped,
+        input: &dyn Source,
         labels: &[u32],
         parts: &Parts,
         device: &Device,
@@ -100,20 +101,23 @@ impl Observed {
 }
 
 /// Features of layers `1..=L`.
-fn features(model: &Vit, input: &Input, device: &Device) -> Result<Vec<Tensor>> {
+fn features(model: &dyn Tapped, input: &dyn Source, device: &Device) -> Result<Vec<Tensor>> {
     let size = (input.samples(), crate::BATCH);
     let mut features = layers::features(model, input, size, device, interrupt::stop_flag()?)?;
     Ok(features.split_off(1))
 }
 
 /// Other images, for which nothing was promised.
-pub(crate) fn shift_set(flag: Option<&Path>, model: &Vit) -> Result<Option<ImageSet>> {
-    let Some(folder) = flag else { return Ok(None) };
-    let named = || format!("--shift {}", folder.display());
-    let set = cifar10::load(folder, Split::Test).with_context(named)?;
-    let (classes, labels) = (set.classes().len(), model.config().num_labels);
+pub(crate) fn shift_set(flag: Option<&Path>, folder: &Path, model: &Checkpoint) -> Result<Option<Input>> {
+    let Some(shift) = flag else { return Ok(None) };
+    let named = || format!("--shift {}", shift.display());
+    let Checkpoint::Vit(vit) = model else {
+        bail!("{}: images, and {} takes {}", named(), folder.display(), model.takes())
+    };
+    let set = cifar10::load(shift, Split::Test).with_context(named)?;
+    let (classes, labels) = (set.classes().len(), vit.config().num_labels);
     ensure!(classes == labels, "{}: {classes} classes, the model has {labels}", named());
-    Ok(Some(set))
+    Ok(Some(Input::of_set(set, preprocess_of(folder, vit.config())?, vit.config())))
 }
 
 /// What the thresholds give on other images, and whether a monitor that sees no label notices.
@@ -150,16 +154,14 @@ const MONITORS: usize = 200;
 const WATCHED: usize = 5000;
 
 pub(crate) fn shifted(
-    model: &Vit,
-    set: ImageSet,
-    preprocess: Preprocess,
+    model: &dyn Tapped,
+    input: &Input,
     familiar: &HeldOut,
     (thresholds, parts): (&Thresholds, &Parts),
     device: &Device,
 ) -> Result<Shifted> {
-    let labels = set.labels().to_vec();
-    let input = Input::of_set(set, preprocess, model.config());
-    let features = features(model, &input, device)?;
+    let labels = input.labels().unwrap_or_default().to_vec();
+    let features = features(model, input, device)?;
     let shifted = HeldOut::from_features(model, familiar.signal().clone(), &features)?.with_labels(labels)?;
     // Thresholds were chosen on other samples than those that say what is familiar, and these are watched by none.
     let (known, watched) = parts.test.split_at(parts.test.len() / 2);

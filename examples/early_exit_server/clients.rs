@@ -1,4 +1,4 @@
-//! Connections that ask one image after the other.
+//! Connections that ask one sample after the other.
 
 use std::{net::SocketAddr, path::PathBuf, thread, time::Duration};
 
@@ -15,7 +15,8 @@ pub(crate) struct AskedFlags {
     /// Where the server listens.
     #[arg(long, default_value = "127.0.0.1:8765")]
     pub(crate) address: SocketAddr,
-    /// Folder of a labelled data set of the model's classes, CIFAR-10's or MNIST's files [default: the embedded digits].
+    /// Folder of a labelled data set of the model's classes: CIFAR-10's or MNIST's files, or, for a BERT, a folder of GLUE with the name of its
+    /// task [default: the embedded digits].
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
 }
@@ -61,10 +62,10 @@ impl Connection {
         Ok(Said { status: response.status().as_u16(), id, body: response.body_mut().read_to_string()? })
     }
 
-    /// Sends an image and expects its answer; where the server is busy, again a little later.
-    pub(crate) fn ask(&self, png: &[u8], exits: bool) -> Result<Answer> {
+    /// Sends a sample and expects its answer; where the server is busy, again a little later.
+    pub(crate) fn ask(&self, body: &[u8], exits: bool) -> Result<Answer> {
         loop {
-            let said = self.send(png, exits, "0")?;
+            let said = self.send(body, exits, "0")?;
             if said.status == 503 {
                 thread::sleep(Duration::from_millis(10));
                 continue;

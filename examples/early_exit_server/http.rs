@@ -1,7 +1,6 @@
-//! Images in, answers out.
+//! Samples in, answers out.
 
 use std::{
-    io::Cursor,
     net::TcpListener,
     num::NonZeroUsize,
     sync::{
@@ -14,20 +13,15 @@ use std::{
 use anyhow::{Context, Result};
 use axum::{
     Json, Router,
-    body::{Bytes, to_bytes},
+    body::to_bytes,
     extract::{Query, Request, State, rejection::QueryRejection},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use candle_core::Device;
-use image::{ImageReader, Limits, RgbImage};
-use layerwise::{
-    data::Preprocess,
-    exit::{Client, Error as ExitError, Exited},
-    models::{Batch, VitConfig},
-};
-use layerwise_example_common::{input::prepared, memory::status_mib};
+use layerwise::exit::{Client, Error as ExitError, Exited};
+use layerwise_example_common::memory::status_mib;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
@@ -35,13 +29,10 @@ use tokio::{
     time,
 };
 
-use crate::server::NO_EXITS;
+use crate::{prepare::Prepare, server::NO_EXITS};
 
 /// Largest body, bytes.
 pub(crate) const MAX_BODY: usize = 4 << 20;
-/// Largest edge of an image, and most memory while it is decoded, bytes.
-const MAX_EDGE: u32 = 4096;
-const MAX_DECODED: u64 = 96 << 20;
 /// Time that a client has to send its body.
 const BODY_TIME: Duration = Duration::from_secs(10);
 /// What a client calls its request; the answer bears it too.
@@ -52,11 +43,8 @@ pub(crate) struct App(Arc<Shared>);
 
 struct Shared {
     client: Client,
-    preprocess: Preprocess,
+    prepare: Prepare,
     labels: Vec<String>,
-    /// Channels and edge of the model's images.
-    channels: usize,
-    size: usize,
     device: Device,
     /// Decoding takes memory and time: no more at once than there are cores.
     decoders: Arc<Semaphore>,
@@ -77,32 +65,23 @@ struct Counts {
 }
 
 impl App {
-    /// # Errors
-    ///
-    /// When what `preprocess` makes of an image is not what the model takes.
     pub(crate) fn new(
         client: Client,
-        preprocess: Preprocess,
-        config: &VitConfig,
+        prepare: Prepare,
+        labels: Vec<String>,
         device: Device,
         settings: Value,
-    ) -> Result<Self> {
-        let labels = (0..config.num_labels).map(|class| config.label(class)).collect();
+    ) -> Self {
         let decoders = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let app = Self(Arc::new(Shared {
+        Self(Arc::new(Shared {
             client,
-            preprocess,
+            prepare,
             labels,
-            channels: config.num_channels,
-            size: config.image_size,
             device,
             decoders: Arc::new(Semaphore::new(decoders)),
             counts: Counts::default(),
             settings,
-        }));
-        // Now, and not at the first request.
-        app.pixels(&RgbImage::new(97, 89)).map_err(|failure| anyhow::anyhow!(failure.text))?;
-        Ok(app)
+        }))
     }
 }
 
@@ -155,11 +134,29 @@ enum Switch {
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Answer {
-    pub(crate) class: usize,
-    pub(crate) label: String,
-    pub(crate) probability: f64,
-    /// The layer after which the image left.
+    #[serde(flatten)]
+    pub(crate) said: Said,
+    /// The layer after which the sample left.
     pub(crate) layer: usize,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Said {
+    /// By a model with classes.
+    Class { class: usize, label: String, probability: f64 },
+    /// By a model of a number.
+    Number { number: f64 },
+}
+
+impl Answer {
+    /// The class, where there are classes.
+    pub(crate) fn class(&self) -> Option<usize> {
+        match self.said {
+            Said::Class { class, .. } => Some(class),
+            Said::Number { .. } => None,
+        }
+    }
 }
 
 /// Counts a request that went away before its answer was there.
@@ -210,12 +207,13 @@ async fn answer(app: &App, exits: Option<Switch>, request: Request) -> Result<An
     let prepared = app.clone();
     // Decoding goes on when its client goes away, and holds its place until it is done.
     let decoded = tokio::task::spawn_blocking(move || {
-        let batch = prepared.prepare(&body);
+        let batch = prepared.0.prepare.sample(&body, &prepared.0.device);
         drop(decoder);
         batch
     });
     let batch = decoded.await;
-    let batch = batch.map_err(|_| Failure::internal("decoding panicked".into()))??;
+    let batch = batch.map_err(|_| Failure::internal("decoding panicked".into()))?;
+    let batch = batch.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("{error:#}")))?;
     let keys = vec![if exits == Some(Switch::Off) { NO_EXITS } else { 0 }];
     let (sender, receiver) = oneshot::channel();
     // A client that goes away drops this future, and with it the ticket.
@@ -226,39 +224,17 @@ async fn answer(app: &App, exits: Option<Switch>, request: Request) -> Result<An
 }
 
 impl App {
-    /// The image of a body, as the model takes it.
-    fn prepare(&self, body: &Bytes) -> Result<Batch, Failure> {
-        let mut reader = ImageReader::new(Cursor::new(body)).with_guessed_format().map_err(Failure::image)?;
-        let mut limits = Limits::default();
-        limits.max_image_width = Some(MAX_EDGE);
-        limits.max_image_height = Some(MAX_EDGE);
-        limits.max_alloc = Some(MAX_DECODED);
-        reader.limits(limits);
-        self.pixels(&reader.decode().map_err(Failure::image)?.into_rgb8())
-    }
-
-    /// As data sets are prepared: an image that has the model's size already is not resampled.
-    fn pixels(&self, image: &RgbImage) -> Result<Batch, Failure> {
-        let Shared { preprocess, channels, size, device, .. } = &*self.0;
-        let pixels = prepared(image, preprocess, *size, device).and_then(|pixels| Ok(pixels.unsqueeze(0)?));
-        let pixels = pixels.map_err(Failure::image)?;
-        if pixels.dims() != [1, *channels, *size, *size] {
-            let made = &pixels.dims()[1..];
-            return Err(Failure::internal(format!(
-                "preprocessor_config.json makes {made:?} of an image, the model takes {:?}",
-                [channels, size, size]
-            )));
-        }
-        Ok(pixels.into())
-    }
-
     fn told(&self, exited: &Exited) -> Result<Answer, Failure> {
         let logits = exited.logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>());
         let logits = logits.map_err(|error| Failure::internal(error.to_string()))?;
+        let layer = exited.layer[0];
+        if let [number] = logits[..] {
+            return Ok(Answer { said: Said::Number { number: f64::from(number) }, layer });
+        }
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let class = logits.iter().position(|&x| x == largest).unwrap_or(0);
         let probability = 1. / logits.iter().map(|x| f64::from(x - largest).exp()).sum::<f64>();
-        Ok(Answer { class, label: self.0.labels[class].clone(), probability, layer: exited.layer[0] })
+        Ok(Answer { said: Said::Class { class, label: self.0.labels[class].clone(), probability }, layer })
     }
 }
 
@@ -287,10 +263,6 @@ impl Failure {
             );
         }
         Self::new(StatusCode::BAD_REQUEST, format!("no whole body: {error}"))
-    }
-
-    fn image(error: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, format!("expected a PNG or JPEG image in the body: {error}"))
     }
 
     fn internal(text: String) -> Self {

@@ -34,7 +34,7 @@ pub(crate) struct LoadFlags {
     pub(crate) common: CommonFlags,
     #[command(flatten)]
     asked: AskedFlags,
-    /// Connections, each of which asks the next image as soon as it has an answer.
+    /// Connections, each of which asks the next sample as soon as it has an answer.
     #[arg(long, default_value = "64")]
     clients: NonZeroUsize,
     /// Seconds of each round [default: 10; with --preset smoke 1].
@@ -43,7 +43,7 @@ pub(crate) struct LoadFlags {
     /// Rounds with and without exits, in turn.
     #[arg(long, default_value = "3")]
     rounds: NonZeroUsize,
-    /// The first so many images of the test part.
+    /// The first so many samples of the test part.
     #[arg(long, default_value_t = 1000)]
     limit: usize,
 }
@@ -54,7 +54,7 @@ struct Round {
     latencies_ms: Vec<f64>,
 }
 
-/// All images, once.
+/// All samples, once.
 struct Pass {
     layers: f64,
     accuracy: f64,
@@ -74,23 +74,23 @@ struct Loaded {
 }
 
 pub(crate) fn load(flags: &LoadFlags, device: &Device) -> Result<()> {
-    let images = requests(flags.asked.data.as_deref(), flags.limit)?;
+    let samples = requests(flags.asked.data.as_deref(), flags.limit)?;
     // One clear line where there is no server.
     let server = Connection::new(flags.asked.address).stats()?["settings"].take();
     let out = flags.common.out_folder(&format!("{NAME}/load"))?;
     let smoke = flags.common.preset == Preset::Smoke;
     let length = flags.seconds.unwrap_or(if smoke { 1. } else { 10. });
-    let settings = json!({ "command": "load", "server": server, "preset": flags.common.preset, "data": flags.asked.data, "images": images.len(), "clients": flags.clients,
+    let settings = json!({ "command": "load", "server": server, "preset": flags.common.preset, "data": flags.asked.data, "samples": samples.len(), "clients": flags.clients,
         "seconds": length, "rounds": flags.rounds });
     let mut results = Results::new(NAME, settings, flags.common.seed, device);
-    // To warm up, and for what is said of all images.
-    let passes = [pass(flags, &images, false)?, pass(flags, &images, true)?];
+    // To warm up, and for what is said of all samples.
+    let passes = [pass(flags, &samples, false)?, pass(flags, &samples, true)?];
     let mut rounds = [Vec::new(), Vec::new()];
     for round in 0..flags.rounds.get() {
         for place in 0..2 {
             // Each goes first in turn.
             let exits = (place == 1) == (round % 2 == 0);
-            let done = one(flags, &images, exits, Duration::from_secs_f64(length))?;
+            let done = one(flags, &samples, exits, Duration::from_secs_f64(length))?;
             let rate = done.latencies_ms.len() as f64 / done.seconds;
             let told = if exits { "with exits" } else { "without" };
             progress::line(&format!("round {}, {told}: {rate:.1} requests a second", round + 1));
@@ -141,29 +141,29 @@ pub(crate) fn load(flags: &LoadFlags, device: &Device) -> Result<()> {
         &curves,
     );
     let figure = plots::write(&out.join("latency"), vec![panel], 1)?;
-    Report::new("A server that lets images leave early")
+    Report::new("A server that lets samples leave early")
         .paragraph(&told)
         .figure(&figure, "Latency of the requests, as their client sees it.")
-        .table(&table, "Accuracy and layers are those of all images, asked once. Clients and server share this machine's cores. Without exits nobody leaves, \
+        .table(&table, "Accuracy and layers are those of all samples, asked once. Clients and server share this machine's cores. Without exits nobody leaves, \
             but the exits are computed all the same.")
         .close(&mut results, &out)
 }
 
-/// Asks from every connection at once, `next` giving each the image to ask for, until it gives none; what each made of its answers.
+/// Asks from every connection at once, `next` giving each the sample to ask for, until it gives none; what each made of its answers.
 fn ask<T: Default + Send>(
     flags: &LoadFlags,
     exits: bool,
     next: impl Fn() -> Option<usize> + Sync,
-    images: &[Request],
+    samples: &[Request],
     answered: impl Fn(&mut T, &Request, &Answer, f64) + Sync,
 ) -> Result<Vec<T>> {
     let client = || -> Result<T> {
         let connection = Connection::new(flags.asked.address);
         let mut seen = T::default();
-        while let Some(image) = next().map(|next| &images[next % images.len()]) {
+        while let Some(sample) = next().map(|next| &samples[next % samples.len()]) {
             let asked = Instant::now();
-            let answer = connection.ask(&image.png, exits)?;
-            answered(&mut seen, image, &answer, 1e3 * asked.elapsed().as_secs_f64());
+            let answer = connection.ask(&sample.body, exits)?;
+            answered(&mut seen, sample, &answer, 1e3 * asked.elapsed().as_secs_f64());
         }
         Ok(seen)
     };
@@ -173,22 +173,22 @@ fn ask<T: Default + Send>(
     })
 }
 
-fn pass(flags: &LoadFlags, images: &[Request], exits: bool) -> Result<Pass> {
+fn pass(flags: &LoadFlags, samples: &[Request], exits: bool) -> Result<Pass> {
     let number = AtomicUsize::new(0);
-    let next = || Some(number.fetch_add(1, Ordering::Relaxed)).filter(|&next| next < images.len());
-    let parts = ask(flags, exits, next, images, |seen: &mut (usize, usize), image, answer, _| {
+    let next = || Some(number.fetch_add(1, Ordering::Relaxed)).filter(|&next| next < samples.len());
+    let parts = ask(flags, exits, next, samples, |seen: &mut (usize, usize), sample, answer, _| {
         seen.0 += answer.layer;
-        seen.1 += usize::from(answer.class == image.label);
+        seen.1 += usize::from(answer.class() == Some(sample.label));
     })?;
     let mean =
-        |of: fn(&(usize, usize)) -> usize| parts.iter().map(of).sum::<usize>() as f64 / images.len() as f64;
+        |of: fn(&(usize, usize)) -> usize| parts.iter().map(of).sum::<usize>() as f64 / samples.len() as f64;
     Ok(Pass { layers: mean(|seen| seen.0), accuracy: mean(|seen| seen.1) })
 }
 
-fn one(flags: &LoadFlags, images: &[Request], exits: bool, length: Duration) -> Result<Round> {
+fn one(flags: &LoadFlags, samples: &[Request], exits: bool, length: Duration) -> Result<Round> {
     let (number, start) = (AtomicUsize::new(0), Instant::now());
     let next = || (start.elapsed() < length).then(|| number.fetch_add(1, Ordering::Relaxed));
-    let parts = ask(flags, exits, next, images, |seen: &mut Vec<f64>, _, _, ms| seen.push(ms))?;
+    let parts = ask(flags, exits, next, samples, |seen: &mut Vec<f64>, _, _, ms| seen.push(ms))?;
     Ok(Round { seconds: start.elapsed().as_secs_f64(), latencies_ms: parts.concat() })
 }
 

@@ -3,6 +3,7 @@
 mod clients;
 mod http;
 mod load;
+mod prepare;
 mod requests;
 mod server;
 mod soak;
@@ -26,7 +27,7 @@ struct Flags {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Answers images over HTTP on this machine, until Ctrl-C.
+    /// Answers images or texts over HTTP on this machine, until Ctrl-C.
     Serve(server::ServeFlags),
     /// Asks a running server from many connections at once, with and without exits, and reports throughput and latency.
     Load(load::LoadFlags),

@@ -1,22 +1,52 @@
-//! What clients send: a data set's images as PNG files.
+//! What clients send: a data set's samples.
 
 use std::{io::Cursor, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use image::{ImageFormat, Rgb, RgbImage};
-use layerwise::data::ImageSet;
-use layerwise_example_common::input::test_set;
+use layerwise::data::{ImageSet, Targets, Text};
+use layerwise_example_common::{
+    encoded::{task_of, texts_of},
+    input::test_set,
+};
 
-/// An image in a file's bytes, and its class.
+/// A sample as it goes over the wire, and its class.
 pub(crate) struct Request {
-    pub(crate) png: Vec<u8>,
+    pub(crate) body: Vec<u8>,
+    /// The first half of it, which is not whole: refused.
+    pub(crate) half: Vec<u8>,
     pub(crate) label: usize,
 }
 
-/// The first `most` images of the data set's test part, or of the embedded digits.
+/// The first `most` samples that a data set scores models with: images, as PNG files, of its test part or of the embedded digits; or texts of a folder
+/// of GLUE with the name of its task.
 pub(crate) fn requests(data: Option<&Path>, most: usize) -> Result<Vec<Request>> {
+    if let Some(folder) = data.filter(|folder| task_of(folder).is_some()) {
+        return of_texts(folder, most);
+    }
     let set = test_set(data)?.take(most)?;
-    (0..set.len()).map(|i| Ok(Request { png: png(&set, i)?, label: set.labels()[i] as usize })).collect()
+    let request = |i: usize| {
+        let body = png(&set, i)?;
+        Ok(Request { half: body[..body.len() / 2].to_vec(), body, label: set.labels()[i] as usize })
+    };
+    (0..set.len()).map(request).collect()
+}
+
+fn of_texts(folder: &Path, most: usize) -> Result<Vec<Request>> {
+    let set = texts_of(folder)?;
+    let Targets::Classes { labels, .. } = set.targets() else {
+        bail!("{}: numbers to tell; expected a task with classes", folder.display())
+    };
+    let request = |(text, label): (&Text, &u32)| {
+        let body = match &text.second {
+            Some(second) => format!("{}\t{second}", text.first),
+            None => text.first.clone(),
+        };
+        // Cut within a character.
+        let half = [&body.as_bytes()[..body.len() / 2], b"\xe2\x82"].concat();
+        Request { half, body: body.into_bytes(), label: *label as usize }
+    };
+    Ok(set.texts().iter().zip(labels).take(most).map(request).collect())
 }
 
 fn png(set: &ImageSet, index: usize) -> Result<Vec<u8>> {

@@ -11,25 +11,20 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
 use clap::Args;
-use layerwise::{
-    exit::{
-        self, Check, CostTable, Error as ExitError, Policy, PoolConfig, Reads, SavedExits, ServeConfig,
-        Signal, Thresholds, Verdict,
-    },
-    models::{Tapped, Vit},
+use layerwise::exit::{
+    self, Check, CostTable, Error as ExitError, Policy, PoolConfig, Reads, SavedExits, ServeConfig, Signal,
+    Thresholds, Verdict,
 };
-use layerwise_example_common::{
-    CommonFlags,
-    checkpoint::{load_vit, preprocess_of},
-    flags::ModelFlag,
-    interrupt, progress,
-};
+use layerwise_example_common::{CommonFlags, checkpoint::Checkpoint, flags::ModelFlag, interrupt, progress};
 use serde_json::json;
 
-use crate::http::{self, App};
+use crate::{
+    http::{self, App},
+    prepare::Prepare,
+};
 
 #[derive(Args)]
 pub(crate) struct ServeFlags {
@@ -37,16 +32,17 @@ pub(crate) struct ServeFlags {
     pub(crate) common: CommonFlags,
     #[command(flatten)]
     model: ModelFlag,
-    /// Largest softmax probability above which a sample leaves [default: what `calibrate --save` has written beside the model].
+    /// Largest softmax probability above which a sample leaves; of a model that answers with a number, how far that may have moved in the last
+    /// block [default: what `calibrate --save` has written beside the model].
     #[arg(long)]
     threshold: Option<f64>,
     /// Where to listen; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:8765")]
     address: SocketAddr,
-    /// Most images of a batch.
+    /// Most samples of a batch.
     #[arg(long, default_value_t = PoolConfig::default().max_batch)]
     max_batch: usize,
-    /// Milliseconds after which an image is not passed over any more.
+    /// Milliseconds after which a sample is not passed over any more.
     #[arg(long, default_value_t = 50)]
     max_wait: u64,
     /// Requests that may wait; one more is refused with status 503.
@@ -59,9 +55,14 @@ const GRACE: Duration = Duration::from_secs(5);
 
 pub(crate) fn serve(flags: &ServeFlags, device: &Device) -> Result<()> {
     let folder = &flags.model.model;
-    let (model, _) = load_vit(folder, device)?;
+    let (model, _) = Checkpoint::open(folder, device)?;
     let model = model.packed()?;
-    let policy = Switched(policy(flags.threshold, folder, &model)?);
+    let labels = model.labels();
+    ensure!(!labels.is_empty(), "{}: a model without a classifier, which has no answers", folder.display());
+    let prepare = Prepare::of(folder, &model, device)?;
+    let signal = if labels.len() == 1 { Signal::Change } else { Signal::MaxProbability };
+    let model = model.tapped();
+    let policy = Switched(policy(flags.threshold.map(|at| (signal, at)), folder, model.depth())?);
     policy.validate(model.depth())?;
     let pools = PoolConfig {
         max_batch: flags.max_batch,
@@ -71,16 +72,16 @@ pub(crate) fn serve(flags: &ServeFlags, device: &Device) -> Result<()> {
     // Room for full batches at several depths.
     let rows = ServeConfig::default().rows.max(flags.max_batch.saturating_mul(4));
     let (client, server) = exit::serve(ServeConfig { pools, queue: flags.queue, rows })?;
-    let config = model.config();
-    let shape = (1, config.num_channels, config.image_size, config.image_size);
-    let blank = Tensor::zeros(shape, DType::F32, device)?;
     let costs = CostTable::default();
-    costs.prepare(&model, &blank.into(), flags.max_batch)?;
+    let shapes = prepare.shapes(device)?;
+    let measured = costs.prepare(model, &shapes[0], flags.max_batch)?;
+    // Samples of other shapes cost more or less, but hardly in another proportion.
+    for shape in &shapes[1..] {
+        costs.keep(model, shape, (*measured).clone())?;
+    }
     let settings = json!({ "model": folder, "thresholds": policy.0, "max_batch": flags.max_batch, "max_wait_ms": flags.max_wait,
         "queue": flags.queue, "threads": rayon::current_num_threads() });
-    let preprocess = preprocess_of(folder, config)?;
-    let app = App::new(client, preprocess, config, device.clone(), settings)
-        .with_context(|| folder.display().to_string())?;
+    let app = App::new(client, prepare, labels, device.clone(), settings);
 
     let stop = interrupt::stop_flag()?;
     let listener =
@@ -94,7 +95,7 @@ pub(crate) fn serve(flags: &ServeFlags, device: &Device) -> Result<()> {
         let http = scope.spawn(move || http::run(app, listener, stops, GRACE));
         let ended = ended;
         // Until the last client is gone and answered.
-        let served = server.run(&model, &policy, &costs)?;
+        let served = server.run(model, &policy, &costs)?;
         drop(ended);
         http.join().map_err(|_| anyhow::anyhow!("the HTTP thread panicked"))??;
         progress::print(&format!("{served:#?}\n"));
@@ -111,11 +112,11 @@ impl Drop for Ended {
     }
 }
 
-fn policy(threshold: Option<f64>, folder: &Path, model: &Vit) -> Result<Thresholds> {
-    if let Some(threshold) = threshold {
-        return Ok(Thresholds::common(Signal::MaxProbability, threshold, model.depth()));
+fn policy(threshold: Option<(Signal, f64)>, folder: &Path, depth: usize) -> Result<Thresholds> {
+    if let Some((signal, threshold)) = threshold {
+        return Ok(Thresholds::common(signal, threshold, depth));
     }
-    let saved = SavedExits::load(folder, model.depth());
+    let saved = SavedExits::load(folder, depth);
     let help = "--threshold, or thresholds that `calibrate --save` writes beside the model";
     match saved {
         Err(ExitError::NotCalibrated { .. }) => saved.context(format!("no exits: expected {help}")),

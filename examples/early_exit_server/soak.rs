@@ -53,9 +53,9 @@ pub(crate) struct SoakFlags {
 enum Doing {
     /// Asks, and waits for the answer.
     Good,
-    /// Sends bytes that are no image.
+    /// Sends bytes that are neither an image nor a text.
     Garbage,
-    /// Sends half an image file.
+    /// Sends half an image file, or a text that ends within a character.
     Half,
     /// Sends more than is allowed.
     TooLarge,
@@ -63,7 +63,7 @@ enum Doing {
     Dropped,
     /// Announces a body, sends half of it, and goes away.
     HalfSent,
-    /// Sends its image in small pieces, and reads its answer byte by byte.
+    /// Sends its sample in small pieces, and reads its answer byte by byte.
     Slow,
 }
 
@@ -87,8 +87,8 @@ struct Seen {
     busy: usize,
     /// What must not be: each in words.
     wrong: Vec<String>,
-    /// The first answer to each image, with and without exits.
-    answers: HashMap<(usize, bool), (usize, usize)>,
+    /// The first answer to each sample, with and without exits.
+    answers: HashMap<(usize, bool), (Option<usize>, usize)>,
     /// Later answers that left after another layer: a certainty within rounding of the threshold.
     other_layer: usize,
 }
@@ -100,13 +100,13 @@ struct Sample {
 }
 
 pub(crate) fn soak(flags: &SoakFlags, device: &Device) -> Result<()> {
-    let images = requests(flags.asked.data.as_deref(), 500)?;
+    let requests = requests(flags.asked.data.as_deref(), 500)?;
     let connection = Connection::new(flags.asked.address);
     let mut before = connection.stats()?;
     let out = flags.common.out_folder(&format!("{NAME}/soak"))?;
     let default = if flags.common.preset == Preset::Smoke { 5. } else { 600. };
     let length = Duration::from_secs_f64(flags.seconds.unwrap_or(default));
-    let settings = json!({ "command": "soak", "server": before["settings"].take(), "preset": flags.common.preset, "data": flags.asked.data, "images": images.len(), "clients": flags.clients,
+    let settings = json!({ "command": "soak", "server": before["settings"].take(), "preset": flags.common.preset, "data": flags.asked.data, "samples": requests.len(), "clients": flags.clients,
         "seconds": length.as_secs_f64(), "of_a_hundred": OFTEN.map(|(doing, share)| json!([format!("{doing:?}"), share])) });
     let mut results = Results::new(NAME, settings, flags.common.seed, device);
 
@@ -115,9 +115,9 @@ pub(crate) fn soak(flags: &SoakFlags, device: &Device) -> Result<()> {
     let mut samples = Vec::new();
     thread::scope(|scope| -> Result<()> {
         for client in 0..flags.clients.get() {
-            let (seen, number, over, images) = (&seen, &number, &over, &images);
+            let (seen, number, over, requests) = (&seen, &number, &over, &requests);
             let seed = flags.common.seed.wrapping_add(client as u64);
-            scope.spawn(move || one_client(flags.asked.address, images, seed, (start, over, number), seen));
+            scope.spawn(move || one_client(flags.asked.address, requests, seed, (start, over, number), seen));
         }
         // The clients end, whatever happens to this.
         let watched = watch(&connection, start, length, &mut samples);
@@ -149,7 +149,7 @@ fn watch(connection: &Connection, start: Instant, length: Duration, samples: &mu
 
 fn one_client(
     address: SocketAddr,
-    images: &[Request],
+    samples: &[Request],
     seed: u64,
     (start, over, number): (Instant, &AtomicBool, &AtomicUsize),
     seen: &Mutex<Seen>,
@@ -165,11 +165,11 @@ fn one_client(
             here
         });
         let doing = drawn.map_or(Doing::Good, |(doing, _)| *doing);
-        let image = rng.random_range(0..images.len());
+        let sample = rng.random_range(0..samples.len());
         let exits = rng.random_bool(0.8);
         let id = number.fetch_add(1, Ordering::Relaxed);
         let asked = Instant::now();
-        let outcome = act(doing, address, &connection, (image, exits, id), &images[image].png);
+        let outcome = act(doing, address, &connection, (exits, id), &samples[sample]);
         let took = 1e3 * asked.elapsed().as_secs_f64();
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen.done.entry(doing).or_default() += 1;
@@ -181,14 +181,16 @@ fn one_client(
                 if doing == Doing::Good {
                     seen.latencies.push((start.elapsed().as_secs_f64(), took));
                 }
-                let now = (answer.class, answer.layer);
-                let first = *seen.answers.entry((image, exits)).or_insert(now);
+                let now = (answer.class(), answer.layer);
+                let first = *seen.answers.entry((sample, exits)).or_insert(now);
                 // After another layer the answer may be another one.
                 seen.other_layer += usize::from(first.1 != now.1);
                 if first.1 == now.1 && first.0 != now.0 {
                     let layer = now.1;
-                    let text =
-                        format!("image {image}, layer {layer}: class {} once and {} now", first.0, now.0);
+                    let text = format!(
+                        "sample {sample}, layer {layer}: class {:?} once and {:?} now",
+                        first.0, now.0
+                    );
                     seen.wrong.push(text);
                 }
             }
@@ -208,24 +210,26 @@ fn act(
     doing: Doing,
     address: SocketAddr,
     connection: &Connection,
-    (image, exits, id): (usize, bool, usize),
-    png: &[u8],
+    (exits, id): (bool, usize),
+    request: &Request,
 ) -> Result<Told> {
     let expect = |body: &[u8], status: u16| -> Result<Told> {
         let said = connection.send(body, exits, &id.to_string())?;
         ensure!(said.id == Some(id.to_string()), "the answer is of request {:?}", said.id);
         match said.status {
-            // What is no image does not come as far as the queue.
+            // What is no sample does not come as far as the queue.
             503 if status == 200 => Ok(Told::Busy),
             got if got != status => anyhow::bail!("status {got} instead of {status}: {}", said.body),
             200 => Ok(Told::Answer(serde_json::from_str(&said.body)?)),
             _ => Ok(Told::Nothing),
         }
     };
+    let body = request.body.as_slice();
     match doing {
-        Doing::Good => expect(png, 200),
-        Doing::Garbage => expect(format!("request {id} is about image {image}").as_bytes(), 400),
-        Doing::Half => expect(&png[..png.len() / 2], 400),
+        Doing::Good => expect(body, 200),
+        // No image and no UTF-8.
+        Doing::Garbage => expect(&[format!("request {id}").as_bytes(), b"\xff"].concat(), 400),
+        Doing::Half => expect(&request.half, 400),
         Doing::TooLarge => match expect(&vec![0; MAX_BODY + 1], 413) {
             // The server may close the connection before it has read everything.
             Err(error) if matches!(error.downcast_ref(), Some(ureq::Error::Io(_))) => Ok(Told::Nothing),
@@ -233,15 +237,15 @@ fn act(
         },
         Doing::Dropped => {
             let mut stream = TcpStream::connect(address)?;
-            stream.write_all(&raw(png, png.len(), exits, id))?;
+            stream.write_all(&raw(body, body.len(), exits, id))?;
             Ok(Told::Nothing)
         }
         Doing::HalfSent => {
             let mut stream = TcpStream::connect(address)?;
-            stream.write_all(&raw(&png[..png.len() / 2], png.len(), exits, id))?;
+            stream.write_all(&raw(&body[..body.len() / 2], body.len(), exits, id))?;
             Ok(Told::Nothing)
         }
-        Doing::Slow => slow(address, &raw(png, png.len(), exits, id), id),
+        Doing::Slow => slow(address, &raw(body, body.len(), exits, id), id),
     }
 }
 

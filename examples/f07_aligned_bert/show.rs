@@ -7,7 +7,7 @@ use layerwise::data::glue::Task;
 use layerwise_example_common::{
     Report, Results, Table,
     curves::mean_curve,
-    glue::Measured,
+    glue::{Exits, Measured},
     plots::{self, Panel, Series},
     progress,
     table::{decimals, percent},
@@ -26,7 +26,8 @@ pub(crate) fn show(out: &Path, results: &mut Results, tasks: &Tasks) -> Result<(
     let score = plots::write(&out.join("scores"), score, 3)?;
     let cos = plots::write(&out.join("cos"), cos, 3)?;
     let ratios = tasks.iter().map(|(task, models)| {
-        let series: Vec<Series> = models.iter().filter_map(|seeds| seeds.first()).map(exits_of).collect();
+        let series: Vec<Series> =
+            models.iter().filter_map(|seeds| seeds.first()).flat_map(exits_of).collect();
         let x = ("layers of the model / layers taken", None);
         plots::curves(task.name(), x, ("score", None), &series)
     });
@@ -41,7 +42,8 @@ pub(crate) fn show(out: &Path, results: &mut Results, tasks: &Tasks) -> Result<(
         )
         .figure(&score, "Score of the exit after each layer, means over seeds.")
         .figure(&cos, "Similarity of each layer to the last.")
-        .figure(&ratios, "Leaving where the largest probability is above a threshold, or, of a number, where the answer moved less than a threshold; the first seed.")
+        .figure(&ratios, "Leaving where the largest probability is above a threshold; of a number, where the answer moved less than a threshold, or where a learned gate says \
+            that it is close to the last layer's; the first seed.")
         .table(&layers, "Score after each layer in percent, means over seeds.")
         .table(&exits, "The boldest thresholds that cost at most a point of the score; the first seed. Thresholds were compared on the samples that they are scored on.")
         .close(results, out)
@@ -67,19 +69,22 @@ fn score_table(tasks: &Tasks) -> Table {
 
 /// What costs at most a point.
 fn exit_table(tasks: &Tasks) -> Table {
-    let mut table = Table::new(["task", "model", "threshold", "score", "points lost", "layer ratio"]);
+    let mut table =
+        Table::new(["task", "model", "signal", "threshold", "score", "points lost", "layer ratio"]);
     for (task, models) in tasks {
         for model in models.iter().filter_map(|seeds| seeds.first()) {
-            let full = model.score.last().copied().unwrap_or_default();
-            if let Some(exit) = model.within(0.01) {
-                table.row([
-                    task.name().to_owned(),
-                    model.name.clone(),
-                    decimals(exit.threshold, 4),
-                    percent(exit.score),
-                    decimals(100. * (full - exit.score), 1),
-                    decimals(exit.layer_ratio, 2),
-                ]);
+            for exits in &model.exits {
+                if let Some(exit) = exits.within(0.01) {
+                    table.row([
+                        task.name().to_owned(),
+                        model.name.clone(),
+                        exits.signal.to_owned(),
+                        decimals(exit.threshold, 4),
+                        percent(exit.score),
+                        decimals(100. * (exits.full - exit.score), 1),
+                        decimals(exit.layer_ratio, 2),
+                    ]);
+                }
             }
         }
     }
@@ -95,11 +100,17 @@ fn panels(tasks: &Tasks, label: &str, values: fn(&Measured) -> &Vec<f64>) -> Vec
     tasks.iter().map(panel).collect()
 }
 
-fn exits_of(model: &Measured) -> Series {
-    let mut points: Vec<(f64, f64)> = model.exits.iter().map(|exit| (exit.layer_ratio, exit.score)).collect();
-    points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    points.dedup();
-    Series::new(model.name.clone(), points)
+/// A curve for each signal.
+fn exits_of(model: &Measured) -> Vec<Series> {
+    let one = |exits: &Exits| {
+        let mut points: Vec<(f64, f64)> =
+            exits.leaving.iter().map(|exit| (exit.layer_ratio, exit.score)).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        points.dedup();
+        let signal = if model.exits.len() > 1 { format!(", {}", exits.signal) } else { String::new() };
+        Series::new(format!("{}{signal}", model.name), points)
+    };
+    model.exits.iter().map(one).collect()
 }
 
 fn name(seeds: &[Measured]) -> String {

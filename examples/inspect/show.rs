@@ -7,7 +7,6 @@ use layerwise::exit::LayerScores;
 use layerwise_example_common::{
     ModelResults, Report, Results, Table,
     curves::named,
-    input::Input,
     layers::Source,
     measures::NamedMeasure,
     plots::{self, Panel, Series},
@@ -36,7 +35,12 @@ pub(crate) struct Other {
 }
 
 /// Writes everything into `out`, and prints the tables.
-pub(crate) fn show(out: &Path, results: &mut Results, input: &Input, inspected: &Inspected) -> Result<()> {
+pub(crate) fn show(
+    out: &Path,
+    results: &mut Results,
+    input: &dyn Source,
+    inspected: &Inspected,
+) -> Result<()> {
     let Inspected { name, within, scores, other } = inspected;
     let inner = |named| {
         let matrix = within.iter().find(|matrix| matrix.named == named);

@@ -1,8 +1,12 @@
 //! Running examples as their users do.
 
+// Each test is a program of its own, and not every one starts a server.
+#![allow(dead_code)]
+
 use std::{
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
     sync::OnceLock,
 };
 
@@ -64,4 +68,29 @@ pub(crate) fn numbers(value: &Value) -> Vec<f64> {
 /// A path as an argument.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
+}
+
+/// A server that ends with the test.
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) address: String,
+}
+
+impl Server {
+    pub(crate) fn start(model: &Path, more: &[&str]) -> Result<Self, Box<dyn std::error::Error>> {
+        let mut command = Command::new(example("early_exit_server"));
+        command.args(["serve", "--address", "127.0.0.1:0", "--model", text(model)]).args(more);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().ok_or("its output")?).read_line(&mut line)?;
+        let address = line.trim().strip_prefix("listening on http://").ok_or(line.clone())?.to_owned();
+        Ok(Self { child, address })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

@@ -2,10 +2,133 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use layerwise_data::{Preprocess, Size};
-use layerwise_models::{Error as ModelError, Head, LoadOptions, Loaded, Vit, VitConfig};
+use layerwise_models::{Bert, Error as ModelError, Head, LoadOptions, Loaded, Tapped, Vit, VitConfig};
+use serde_json::{Value, json};
+
+use crate::{
+    encoded::{EncodedTexts, encoder_of, first, texts_of},
+    input::Input,
+    layers::Source,
+};
+
+/// A frozen model of one of the kinds that examples open, without a classifier where the checkpoint has none.
+#[derive(Clone, Debug)]
+pub enum Checkpoint {
+    /// A ViT or `DeiT`: takes images.
+    Vit(Vit),
+    /// A BERT: takes texts.
+    Bert(Bert),
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face folder, and returns the tensors, too, that the model has no use for; a pooler before no classifier
+    /// is none of those.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vit::load_with`].
+    pub fn open(folder: &Path, device: &Device) -> Result<(Self, Vec<String>)> {
+        match model_type(folder).as_deref() {
+            Some("bert") => {
+                let bert = headed(|options| Bert::load_with(folder, options, device))?;
+                Ok((Self::Bert(bert.model.frozen()), bert.unexpected))
+            }
+            Some("vit" | "deit") | None => {
+                let (model, unexpected) = load_vit(folder, device)?;
+                Ok((Self::Vit(model), unexpected))
+            }
+            Some(other) => {
+                bail!(
+                    "{}: model_type {other:?}, expected vit, deit or bert",
+                    folder.join("config.json").display()
+                )
+            }
+        }
+    }
+
+    /// Samples as the model takes them. For a ViT: a folder of images or of a data set, or, without one, the embedded digits. For a BERT: a text
+    /// file, one line a sample, or a folder of GLUE with the name of its task; of `one_width`, all texts are filled up to the longest.
+    ///
+    /// # Errors
+    ///
+    /// When it is none of these; the message names it.
+    pub fn samples(
+        &self,
+        folder: &Path,
+        input: Option<&Path>,
+        limit: Option<usize>,
+        one_width: bool,
+    ) -> Result<Box<dyn Source>> {
+        match self {
+            Self::Vit(vit) => Ok(Box::new(Input::open(input, limit, folder, vit.config())?)),
+            Self::Bert(bert) => {
+                let input = input.with_context(|| {
+                    format!("{}: a BERT, which takes texts; expected a text file", folder.display())
+                })?;
+                let texts = first(texts_of(input)?, limit.unwrap_or(usize::MAX))?;
+                let texts = EncodedTexts::new(encoder_of(folder, bert.config(), None)?, &texts)?;
+                Ok(Box::new(if one_width { texts.of_one_width() } else { texts }))
+            }
+        }
+    }
+
+    /// To run it.
+    #[must_use]
+    pub fn tapped(&self) -> &dyn Tapped {
+        match self {
+            Self::Vit(vit) => vit,
+            Self::Bert(bert) => bert,
+        }
+    }
+
+    /// The same model for serving.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    pub fn packed(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Vit(vit) => Self::Vit(vit.packed()?),
+            Self::Bert(bert) => Self::Bert(bert.packed()?),
+        })
+    }
+
+    /// What its samples are.
+    #[must_use]
+    pub fn takes(&self) -> &'static str {
+        match self {
+            Self::Vit(_) => "images",
+            Self::Bert(_) => "texts",
+        }
+    }
+
+    /// Names of the classes; one for a model that answers with a number, none without a classifier.
+    #[must_use]
+    pub fn labels(&self) -> Vec<String> {
+        match self {
+            Self::Vit(vit) => (0..vit.config().num_labels).map(|id| vit.config().label(id)).collect(),
+            Self::Bert(bert) => (0..bert.config().num_labels).map(|id| bert.config().label(id)).collect(),
+        }
+    }
+
+    /// The configuration, for `results.json`.
+    #[must_use]
+    pub fn config(&self) -> Value {
+        match self {
+            Self::Vit(vit) => json!(vit.config()),
+            Self::Bert(bert) => json!(bert.config()),
+        }
+    }
+}
+
+/// `model_type` in a folder's `config.json`, where that can be told; whoever loads the model says what is wrong.
+fn model_type(folder: &Path) -> Option<String> {
+    let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+    Some(config["model_type"].as_str()?.to_owned())
+}
 
 /// A frozen ViT or `DeiT`, without a classifier where the checkpoint has none, and the tensors that it has no use for; a pooler
 /// is none of those.
@@ -14,17 +137,26 @@ use layerwise_models::{Error as ModelError, Head, LoadOptions, Loaded, Vit, VitC
 ///
 /// As [`Vit::load_with`].
 pub fn load_vit(folder: &Path, device: &Device) -> Result<(Vit, Vec<String>)> {
-    let Loaded { model, mut unexpected, .. } = match Vit::load_with(folder, &LoadOptions::default(), device) {
-        Err(ModelError::Tensors { missing, shapes, .. })
-            if shapes.is_empty() && missing.iter().all(|name| name.starts_with("classifier.")) =>
-        {
-            let options = LoadOptions { head: Head::None, ..Default::default() };
-            Vit::load_with(folder, &options, device)?
-        }
-        loaded => loaded?,
-    };
+    let Loaded { model, mut unexpected, .. } = headed(|options| Vit::load_with(folder, options, device))?;
     unexpected.retain(|name| !name.starts_with("vit.pooler."));
     Ok((model.frozen(), unexpected))
+}
+
+/// Without a head where only that is missing.
+fn headed<M>(load: impl Fn(&LoadOptions) -> Result<Loaded<M>, ModelError>) -> Result<Loaded<M>> {
+    Ok(match load(&LoadOptions::default()) {
+        Err(ModelError::Tensors { missing, shapes, .. }) if shapes.is_empty() && only_head(&missing) => {
+            load(&LoadOptions { head: Head::None, ..Default::default() })?
+        }
+        loaded => loaded?,
+    })
+}
+
+/// A classifier, and perhaps the pooler before it.
+fn only_head(missing: &[String]) -> bool {
+    let classifier = |name: &String| name.starts_with("classifier.");
+    missing.iter().any(classifier)
+        && missing.iter().all(|name| classifier(name) || name.starts_with("bert.pooler."))
 }
 
 /// How a checkpoint's images are prepared: by its `preprocessor_config.json`, or by Hugging Face's defaults at the model's own size.

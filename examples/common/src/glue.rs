@@ -7,15 +7,15 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use clap::Args;
 use layerwise_data::{
-    Encoder, Error as DataError, Targets, TextSet,
+    Error as DataError, Targets, TextSet,
     glue::{Part, Task, load, load_file},
     metrics::Metric,
 };
-use layerwise_exit::{HeldOut, Signal, layer_ratio};
+use layerwise_exit::{Error as ExitError, Gate, HeldOut, Signal, layer_ratio};
 use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Tapped, tap};
 use layerwise_similarity::{Centring, Measure};
 use layerwise_train::{AdamWConfig, Schedule, TrainConfig};
@@ -23,8 +23,18 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    CommonFlags, Preset, checkpoint::model_names, files::create_folder, flags::RunsFlag, progress,
-    run::Interrupted, similarity::to_last, texts::Texts, training::trained, vision::Plan,
+    CommonFlags, Preset,
+    checkpoint::model_names,
+    encoded::{encoder_of, first},
+    files::create_folder,
+    flags::RunsFlag,
+    layers::Source,
+    progress,
+    run::Interrupted,
+    similarity::to_last,
+    texts::Texts,
+    training::trained,
+    vision::Plan,
 };
 
 /// Flags of the experiments that fine-tune a BERT.
@@ -48,7 +58,7 @@ pub struct GlueFlags {
     /// Largest learning rate [default: the preset's].
     #[arg(long, value_name = "RATE")]
     pub lr: Option<f64>,
-    /// Train on the first so many samples of a task only.
+    /// Train on the first so many samples of a task only [default: all; with --preset small 10000, with smoke 64].
     #[arg(long, value_name = "N")]
     pub train_limit: Option<NonZeroUsize>,
     /// Most tokens of a sample; the longer text of a pair is cut first [default: 256, or as many as the model has positions for].
@@ -62,7 +72,7 @@ pub fn glue_recipe(preset: Preset) -> TrainConfig {
     let (epochs, lr) = match preset {
         Preset::Smoke => (1, 5e-5),
         // Models of a third of BERT-base's width bear larger steps.
-        Preset::Small => (3, 5e-5),
+        Preset::Small => (3, 1e-4),
         Preset::Paper => (3, 2e-5),
     };
     TrainConfig {
@@ -76,11 +86,16 @@ pub fn glue_recipe(preset: Preset) -> TrainConfig {
     }
 }
 
-/// Most tokens of a sample, as in the paper.
-const TOKENS: usize = 256;
+/// Thresholds that exits are shown at.
+const STEPS: usize = 41;
+/// The gate of a task of numbers learns from every fifth sample held out.
+const GATE_EVERY: u32 = 5;
+/// How close an inner layer's number is to the last one's for the gate to call it right: a tenth of STS-B's scale.
+const CLOSE: f32 = 0.5;
 
-/// Samples that a smoke run takes of each part.
+/// Samples that a smoke run takes of each part, and a small one to train on.
 const SMOKE: usize = 64;
+const SMALL: usize = 10_000;
 
 /// A task and the checkpoint that is fine-tuned on it.
 #[derive(Debug)]
@@ -105,16 +120,29 @@ pub struct Measured {
     pub metrics: BTreeMap<String, Vec<f64>>,
     /// Sample-wise cosine to the last layer, mean over samples.
     pub cos_to_last: Vec<f64>,
-    /// What leaving early gives, from cautious to bold.
-    pub exits: Vec<Leaving>,
+    /// What leaving early gives, by what a sample's certainty is read from.
+    pub exits: Vec<Exits>,
     /// Seconds that its training steps took.
     pub train_s: f64,
+}
+
+/// Leaving by one signal.
+#[derive(Clone, Debug, Serialize)]
+pub struct Exits {
+    /// In words.
+    pub signal: &'static str,
+    /// On which this was tried.
+    pub samples: usize,
+    /// Their score after the last layer.
+    pub full: f64,
+    /// From cautious to bold.
+    pub leaving: Vec<Leaving>,
 }
 
 /// Leaving at one threshold.
 #[derive(Clone, Debug, Serialize)]
 pub struct Leaving {
-    /// On the largest probability; of numbers, on how far the answer moved.
+    /// On the signal.
     pub threshold: f64,
     /// Layers of the model over mean layers of a sample.
     pub layer_ratio: f64,
@@ -124,12 +152,11 @@ pub struct Leaving {
     pub histogram: Vec<usize>,
 }
 
-impl Measured {
+impl Exits {
     /// The boldest threshold that costs at most so much of the score.
     #[must_use]
     pub fn within(&self, lost: f64) -> Option<&Leaving> {
-        let full = self.score.last().copied().unwrap_or_default();
-        let cheap = self.exits.iter().filter(|exit| full - exit.score <= lost + 1e-12);
+        let cheap = self.leaving.iter().filter(|exit| self.full - exit.score <= lost + 1e-12);
         cheap.max_by(|a, b| a.layer_ratio.total_cmp(&b.layer_ratio))
     }
 }
@@ -150,32 +177,24 @@ impl<'a> Glue<'a> {
         let folder = flags.data.join(task.name());
         let ((train, train_file), (held_out, file)) =
             (part(task, &folder, Part::Train)?, part(task, &folder, Part::Dev)?);
-        let smoke = (flags.common.preset == Preset::Smoke).then_some(SMOKE);
-        let first = |set: TextSet, limit: Option<usize>| match limit {
-            Some(limit) if limit < set.len() => set.select(&(0..limit).collect::<Vec<_>>()),
-            _ => Ok(set),
+        let (most, most_held_out) = match flags.common.preset {
+            Preset::Smoke => (SMOKE, SMOKE),
+            Preset::Small => (SMALL, usize::MAX),
+            Preset::Paper => (usize::MAX, usize::MAX),
         };
-        let train = first(train, flags.train_limit.map(NonZeroUsize::get).or(smoke))?;
-        let held_out = first(held_out, smoke)?;
+        let train = first(train, flags.train_limit.map_or(most, NonZeroUsize::get))?;
+        let held_out = first(held_out, most_held_out)?;
         let config = BertConfig::from_hf(&flags.model)?;
-        let positions = config.max_position_embeddings;
-        let max_tokens = flags.max_tokens.map_or(TOKENS.min(positions), NonZeroUsize::get);
-        ensure!(
-            max_tokens <= positions,
-            "--max-tokens {max_tokens}: {} has positions for {positions}",
-            flags.model.display()
-        );
-        let encoder = Encoder::open(&flags.model, max_tokens)?;
-        encoder.check(config.vocab_size)?;
+        let encoder = encoder_of(&flags.model, &config, flags.max_tokens.map(NonZeroUsize::get))?;
+        let max_tokens = encoder.1;
         let name = task.name().to_lowercase().replace('-', "");
-        let data = Texts::new(&name, encoder, max_tokens, (&train, &held_out), device)?;
-        let [cut, held_out_cut] = data.truncated();
+        let data = Texts::new(&name, encoder, (&train, &held_out), device)?;
         progress::line(&format!(
             "{}: {} samples to train on ({train_file}), {} held out ({file}); {} longer than {max_tokens} tokens",
             task.name(),
             train.len(),
             held_out.len(),
-            cut + held_out_cut
+            data.train.truncated() + data.held_out.truncated()
         ));
         Ok(Self {
             flags,
@@ -204,9 +223,9 @@ impl<'a> Glue<'a> {
     /// What `results.json` says of the task.
     #[must_use]
     pub fn settings(&self) -> Value {
-        use layerwise_train::Samples;
-        json!({ "train_file": self.files[0], "held_out_file": self.files[1], "train_samples": self.data.len(),
-            "held_out_samples": self.data.held_out_len(), "truncated": self.data.truncated(),
+        let Texts { train, held_out, .. } = &self.data;
+        json!({ "train_file": self.files[0], "held_out_file": self.files[1], "train_samples": train.samples(),
+            "held_out_samples": held_out.samples(), "truncated": [train.truncated(), held_out.truncated()],
             "metrics": self.task.metrics() })
     }
 
@@ -252,42 +271,113 @@ impl<'a> Glue<'a> {
     }
 
     fn measure(&self, name: &str, model: &Bert, train_s: f64) -> Result<Measured> {
-        let (features, logits) = self.layers_of(model)?;
-        let targets = self.data.held_out_targets();
-        let score = |logits: &Tensor| score(self.task, logits, targets);
+        let all: Vec<usize> = (0..self.data.held_out.samples()).collect();
+        let (features, logits) = self.layers_of(model, &all)?;
+        let targets = self.data.held_out.targets();
         let mut metrics = BTreeMap::new();
         for metric in self.task.metrics() {
             let of = |logits| metric.score(logits, targets);
             metrics.insert(metric.name().to_owned(), logits.iter().map(of).collect::<Result<_, _>>()?);
         }
-        let signal = match targets {
-            Targets::Numbers(_) => Signal::Change,
-            _ => Signal::MaxProbability,
-        };
         Ok(Measured {
             name: name.to_owned(),
-            score: logits.iter().map(score).collect::<Result<_>>()?,
+            score: logits.iter().map(|logits| score(self.task, logits, targets)).collect::<Result<_>>()?,
             metrics,
             cos_to_last: to_last(&features, Measure::Cos(Centring::Samples))?,
-            exits: leaving(&logits, signal, score)?,
+            exits: match targets {
+                Targets::Numbers(numbers) => self.number_exits(model, &features, &logits, numbers)?,
+                _ => {
+                    let held_out = HeldOut::from_logits(Signal::MaxProbability, &logits)?;
+                    vec![self.exits("largest probability", &held_out, &logits, targets)?]
+                }
+            },
             train_s,
         })
     }
 
-    /// Features and logits of layers `1..=L`, in the order of the samples held out.
-    fn layers_of(&self, model: &Bert) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+    /// Two ways to leave where the answer is a number, on the samples that the gate has not learned from.
+    fn number_exits(
+        &self,
+        model: &Bert,
+        features: &[Tensor],
+        logits: &[Tensor],
+        numbers: &[f32],
+    ) -> Result<Vec<Exits>> {
+        let (learn, test): (Vec<u32>, Vec<u32>) =
+            (0..numbers.len() as u32).partition(|sample| sample % GATE_EVERY == 0);
+        let rows = |layers: &[Tensor], rows: &[u32]| -> Result<Vec<Tensor>> {
+            let rows = Tensor::new(rows, &self.device)?;
+            layers.iter().map(|layer| Ok(layer.index_select(&rows, 0)?)).collect()
+        };
+        let answers = rows(logits, &learn)?;
+        let answers = answers.iter().map(|z| z.flatten_all()?.to_vec1::<f32>());
+        let answers = answers.collect::<candle_core::Result<Vec<_>>>()?;
+        let learned = rows(features, &learn)?;
+        let (features, logits) = (rows(features, &test)?, rows(logits, &test)?);
+        let targets = Targets::Numbers(test.iter().map(|&sample| numbers[sample as usize]).collect());
+        let change = HeldOut::from_logits(Signal::Change, &logits)?;
+        let mut exits = vec![self.exits("change of the answer", &change, &logits, &targets)?];
+        let inner = answers.len() - 1;
+        let close = |answer: &Vec<f32>| -> Vec<bool> {
+            answer.iter().zip(&answers[inner]).map(|(inner, last)| (inner - last).abs() <= CLOSE).collect()
+        };
+        let right: Vec<Vec<bool>> = answers[..inner].iter().map(close).collect();
+        match Gate::fit(&learned[..inner], &right) {
+            Ok(gate) => {
+                let gated = HeldOut::from_features(model, Signal::Gate(gate), &features)?;
+                exits.push(self.exits("learned gate", &gated, &logits, &targets)?);
+            }
+            // All inner answers are close, or none: nothing to learn.
+            Err(ExitError::OneSided { .. } | ExitError::Empty) => {}
+            Err(error) => return Err(error).context("the learned gate"),
+        }
+        Ok(exits)
+    }
+
+    /// What leaving at each of some thresholds gives, of the logits of layers `1..=L`.
+    fn exits(
+        &self,
+        signal: &'static str,
+        held_out: &HeldOut,
+        logits: &[Tensor],
+        targets: &Targets,
+    ) -> Result<Exits> {
+        let depth = logits.len();
+        let all = Tensor::stack(logits, 0)?; // (L, samples, classes)
+        let (_, samples, classes) = all.dims3()?;
+        let all = all.reshape((depth * samples, classes))?;
+        let inner: Vec<usize> = (1..depth).collect();
+        let mut leaving = Vec::new();
+        for thresholds in held_out.path(&inner, STEPS)? {
+            let layers = held_out.exits(&thresholds)?;
+            let rows =
+                layers.iter().enumerate().map(|(sample, layer)| ((layer - 1) * samples + sample) as u32);
+            let answered = all.index_select(&Tensor::from_iter(rows, all.device())?, 0)?;
+            let histogram = held_out.outcome(&thresholds)?.histogram;
+            leaving.push(Leaving {
+                threshold: thresholds.at.values().next().copied().unwrap_or_default(),
+                layer_ratio: layer_ratio(&histogram),
+                score: score(self.task, &answered, targets)?,
+                histogram,
+            });
+        }
+        let full = score(self.task, &logits[depth - 1], targets)?;
+        Ok(Exits { signal, samples, full, leaving })
+    }
+
+    /// Features and logits of layers `1..=L` of some of the texts held out, in their order.
+    fn layers_of(&self, model: &Bert, texts: &[usize]) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
         let depth = model.depth();
         let (mut features, mut logits) = (vec![Vec::new(); depth], vec![Vec::new(); depth]);
         let mut order = Vec::new();
-        for batch in self.data.held_out_batches() {
+        for (batch, rows) in self.data.held_out.by_length(texts, &self.device) {
             if self.stop.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(Interrupted(
                     "stopped; what is trained is saved, and the same command goes on from there",
                 )
                 .into());
             }
-            let (batch, rows) = batch?;
-            tap::for_each_layer(model, &batch, Pass::EVAL, |layer, hidden| {
+            tap::for_each_layer(model, &batch?, Pass::EVAL, |layer, hidden| {
                 if layer > 0 {
                     let feature = model.feature(hidden)?;
                     logits[layer - 1].push(model.exit(layer, &feature, Pass::EVAL)?);
@@ -317,39 +407,13 @@ fn score(task: Task, logits: &Tensor, targets: &Targets) -> Result<f64> {
     Ok(scores.iter().sum::<f64>() / scores.len() as f64)
 }
 
-/// Thresholds that exits are shown at.
-const STEPS: usize = 41;
-
-/// What leaving at each of some thresholds gives, of the logits of layers `1..=L`.
-fn leaving(
-    logits: &[Tensor],
-    signal: Signal,
-    score: impl Fn(&Tensor) -> Result<f64>,
-) -> Result<Vec<Leaving>> {
-    let held_out = HeldOut::from_logits(signal, logits)?;
-    let depth = logits.len();
-    let all = Tensor::stack(logits, 0)?; // (L, samples, classes)
-    let (_, samples, classes) = all.dims3()?;
-    let all = all.reshape((depth * samples, classes))?;
-    let inner: Vec<usize> = (1..depth).collect();
-    let mut exits = Vec::new();
-    for thresholds in held_out.path(&inner, STEPS)? {
-        let layers = held_out.exits(&thresholds)?;
-        let rows = layers.iter().enumerate().map(|(sample, layer)| ((layer - 1) * samples + sample) as u32);
-        let answered = all.index_select(&Tensor::from_iter(rows, all.device())?, 0)?;
-        let histogram = held_out.outcome(&thresholds)?.histogram;
-        exits.push(Leaving {
-            threshold: thresholds.at.values().next().copied().unwrap_or_default(),
-            layer_ratio: layer_ratio(&histogram),
-            score: score(&answered)?,
-            histogram,
-        });
-    }
-    Ok(exits)
-}
-
-/// A part of a task and the name of its file.
-fn part(task: Task, folder: &Path, part: Part) -> Result<(TextSet, String)> {
+/// The official training or development part of a task, or, where the folder lacks it, the labelled sample of it, and the name of
+/// its file.
+///
+/// # Errors
+///
+/// When neither is there, or it is wrong.
+pub fn part(task: Task, folder: &Path, part: Part) -> Result<(TextSet, String)> {
     let name = match part {
         Part::Train => "train",
         _ => "dev",

@@ -190,4 +190,8 @@ impl Source for Images {
     fn classes(&self) -> &[String] {
         self.train.classes()
     }
+
+    fn settings(&self) -> Value {
+        json!(self.preprocess())
+    }
 }

@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 use layerwise_data::{Error, ImageSet, Preprocess, Split, cifar10, digits, idx, image_files, read_image};
 use layerwise_models::{Batch, VitConfig};
+use serde_json::{Value, json};
 
 use crate::{checkpoint::preprocess_of, layers::Source};
 
@@ -62,13 +63,6 @@ impl Input {
     #[must_use]
     pub fn preprocess(&self) -> &Preprocess {
         &self.preprocess
-    }
-
-    /// Names of the files, in the order of the rows; none for a data set.
-    #[must_use]
-    pub fn files(&self) -> Option<Vec<String>> {
-        let Kind::Files(files) = &self.kind else { return None };
-        Some(files.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into()).collect())
     }
 
     /// What the folder's settings made of an image must be what its model takes.
@@ -133,6 +127,15 @@ impl Source for Input {
             Kind::Files(_) => &[],
             Kind::Set(set) => set.classes(),
         }
+    }
+
+    fn settings(&self) -> Value {
+        json!(self.preprocess)
+    }
+
+    fn files(&self) -> Option<Vec<String>> {
+        let Kind::Files(files) = &self.kind else { return None };
+        Some(files.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into()).collect())
     }
 }
 

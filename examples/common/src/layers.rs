@@ -8,8 +8,9 @@ use std::{
 use anyhow::{Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use layerwise_exit::LayerScores;
-use layerwise_models::{Batch, Hidden, Pass, Tapped, Vit, tap};
+use layerwise_models::{Batch, Hidden, Pass, Tapped, tap};
 use layerwise_ops::cross_entropy;
+use serde_json::Value;
 
 use crate::{Progress, run::Interrupted};
 
@@ -33,6 +34,14 @@ pub trait Source {
 
     /// Names of the classes; none where labels are not known.
     fn classes(&self) -> &[String];
+
+    /// How samples are prepared, for `results.json`.
+    fn settings(&self) -> Value;
+
+    /// Names of the files, in the order of the rows, where each sample has one.
+    fn files(&self) -> Option<Vec<String>> {
+        None
+    }
 }
 
 /// Features `(samples, width)` of layers `0..=L` of the first `samples`, `at_once` at a time.
@@ -40,7 +49,7 @@ pub trait Source {
 /// # Errors
 ///
 /// [`Interrupted`] after Ctrl-C; when a state is not finite, naming layer and sample; what the samples or the model report.
-pub fn features<M: Tapped>(
+pub fn features<M: Tapped + ?Sized>(
     model: &M,
     from: &dyn Source,
     size: (usize, usize),
@@ -56,7 +65,7 @@ pub fn features<M: Tapped>(
 /// # Errors
 ///
 /// As [`features`], and what `see` reports.
-pub fn features_with<M: Tapped>(
+pub fn features_with<M: Tapped + ?Sized>(
     model: &M,
     from: &dyn Source,
     (samples, at_once): (usize, usize),
@@ -128,18 +137,18 @@ pub fn labelled(
 }
 
 /// Accuracy and loss of the exit after each layer `1..=L`, and its answers, `(L, samples)`; of [`features`] of the first samples.
-/// None without labels, or where the model has no head for these classes.
+/// None without labels, or where the model's `classes` are not these.
 ///
 /// # Errors
 ///
 /// When a label is no class.
-pub fn scores(
-    model: &Vit,
+pub fn scores<M: Tapped + ?Sized>(
+    (model, classes): (&M, usize),
     features: &[Tensor],
     from: &dyn Source,
 ) -> Result<Option<(LayerScores, Vec<Vec<u32>>)>> {
     match from.labels() {
-        Some(labels) if model.config().num_labels == from.classes().len() => {
+        Some(labels) if classes == from.classes().len() => {
             let samples = features[0].dim(0)?;
             score(model, features, &labels[..samples]).map(Some)
         }
@@ -152,7 +161,7 @@ pub fn scores(
 /// # Errors
 ///
 /// When labels do not fit the model's head.
-pub fn score<M: Tapped>(
+pub fn score<M: Tapped + ?Sized>(
     model: &M,
     features: &[Tensor],
     labels: &[u32],

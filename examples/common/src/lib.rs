@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod curves;
 pub mod cut;
 pub mod data_sets;
+pub mod encoded;
 pub mod exits;
 pub mod files;
 pub mod flags;

@@ -577,7 +577,7 @@ impl<'a> Vision<'a> {
         // Small images in large batches; those of a checkpoint need more memory each.
         let at_once = if model.config().tokens() > 100 { 16 } else { 100 };
         let features = features(model, from, (samples, at_once), &self.device, self.stop)?;
-        let scores = scores(model, &features, from)?;
+        let scores = scores((model, model.config().num_labels), &features, from)?;
         Ok((features, scores))
     }
 }
