@@ -30,7 +30,7 @@ pub(crate) enum Case {
     /// ViT-S, 197 tokens.
     #[value(name = "vit_384_197")]
     Vit384,
-    /// BERT-shaped, d = 384, 12 layers, 12 heads, 128 tokens with padding, dropout 0.1 when training.
+    /// BERT, d = 384, 12 layers, 12 heads, 128 tokens with padding, dropout 0.1 when training.
     #[value(name = "bert_384")]
     Bert384,
     /// GPT-shaped, causal, d = 256, 8 layers, 4 heads, 128 tokens, a vocabulary of 4,096.

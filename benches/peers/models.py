@@ -77,7 +77,7 @@ class Vit(nn.Module):
 
 
 class Bert(nn.Module):
-    """Post-norm, with dropout when it trains; the exits read the `[CLS]` state as it is, without a pooler or a norm."""
+    """Post-norm, with dropout when it trains; the exits read the `[CLS]` state through one pooler."""
 
     tokens, vocabulary, classes, p, exits_at_once = 128, 30522, 2, 0.1, True
 
@@ -89,7 +89,7 @@ class Bert(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.blocks = nn.ModuleList(Block(width, heads, 1e-12, post_norm=True, p=self.p) for _ in range(depth))
-        self.head = nn.Linear(width, self.classes)
+        self.pooler, self.head = nn.Linear(width, width), nn.Linear(width, self.classes)
 
     def inputs(self, batch):
         """Ids, and which of them are not padding: 128, 120, .. 72 tokens, then 128 again."""
@@ -111,7 +111,7 @@ class Bert(nn.Module):
         return features
 
     def logits(self, features):
-        return self.head(features)
+        return self.head(dropout(torch.tanh(self.pooler(features)), self.p, self.training))
 
 
 class Gpt(nn.Module):

@@ -4,7 +4,8 @@ mod common;
 
 use candle_core::{D, Device::Cpu, Tensor, Var};
 use candle_nn::Module;
-use layerwise_models::{Batch, Heads, Hidden, Params, Pass, Tapped, VitConfig};
+use layerwise_models::{Batch, Bert, BertConfig, Heads, Hidden, Params, Pass, Tapped, VitConfig};
+use layerwise_ops::init;
 use layerwise_testkit::{TinyStack, random, tiny_vit, tiny_vit_config};
 use layerwise_train::{
     Error, Gradients, Hooks, LayerWeights, Objective, TensorSamples, TrainConfig, audit, audit_gradients,
@@ -103,6 +104,38 @@ fn our_models_pass() -> Done {
     for heads in [Heads::Shared, Heads::PerLayer] {
         let vit = tiny_vit(VitConfig { heads, ..tiny_vit_config() }, 1);
         audited(&vit, vit.params(), &images, &LayerWeights::Linear.weights(3)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_parameter_of_a_bert_moves() -> Done {
+    let batch = Batch {
+        inputs: Tensor::new(&[[0u32, 6, 2, 3, 4], [0, 5, 1, 2, 6]], &Cpu)?,
+        mask: Some(Tensor::new(&[[1u8, 1, 1, 1, 1], [1, 1, 1, 1, 0]], &Cpu)?),
+        token_types: Some(Tensor::new(&[[0u32, 0, 0, 1, 1], [0, 0, 1, 1, 0]], &Cpu)?),
+    };
+    let classes = Tensor::new(&[2u32, 0], &Cpu)?;
+    let numbers = Tensor::new(&[2.5f32, -1.], &Cpu)?;
+    for (heads, num_labels, labels) in
+        [(Heads::Shared, 3, &classes), (Heads::PerLayer, 3, &classes), (Heads::Shared, 1, &numbers)]
+    {
+        let config = BertConfig {
+            vocab_size: 7,
+            hidden_size: 12,
+            num_hidden_layers: 3,
+            num_attention_heads: 3,
+            intermediate_size: 20,
+            max_position_embeddings: 5,
+            num_labels,
+            heads,
+            ..Default::default()
+        };
+        let bert = Bert::new(config, &mut init::rng(1), &Cpu)?;
+        audit(&bert, bert.params(), &batch, labels, &LayerWeights::Linear.weights(3)?, &[])?;
+        if heads == Heads::Shared {
+            audit(&bert, bert.params(), &batch, labels, &[0., 0., 1.], &[])?;
+        }
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! BERT.
 
+#[cfg(feature = "candle-transformers")]
+mod candle;
 mod config;
 mod embeddings;
 mod hf;
