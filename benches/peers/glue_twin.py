@@ -98,6 +98,14 @@ def loss(model, inputs, targets, aligned):
     return sum(2 * layer / (depth * (depth + 1)) * of(z) for layer, z in enumerate(answers, start=1))
 
 
+def prior(targets, classes):
+    """What the classifier starts with: the logarithm of how often each class is, or the mean of the numbers."""
+    if classes == 1:
+        return torch.tensor([sum(targets) / len(targets)])
+    counts = 1 + torch.bincount(torch.tensor(targets), minlength=classes)
+    return (counts / counts.sum()).log()
+
+
 def decays(name, parameter):
     return parameter.ndim > 1 and "LayerNorm" not in name and "embeddings" not in name
 
@@ -107,6 +115,8 @@ def tuned(args, task, seed, tokenizer, parts):
     torch.manual_seed(seed)
     classes = max(1, len(TASKS[task][1]))
     model = BertForSequenceClassification.from_pretrained(args.model, num_labels=classes).train()
+    with torch.no_grad():
+        model.classifier.bias.copy_(prior(targets, classes))
     named = list(model.named_parameters())
     groups = [
         {"params": [p for n, p in named if decays(n, p)], "weight_decay": DECAY},

@@ -46,6 +46,36 @@ pub enum Targets {
     Numbers(Vec<f32>),
 }
 
+impl Targets {
+    /// What is best said of a sample of which nothing is known: the logarithm of how often each class is, counted once more than it is, so that one that is never
+    /// there is rare, not impossible; or the mean of the numbers.
+    ///
+    /// ```
+    /// use layerwise_data::Targets;
+    ///
+    /// assert_eq!(Targets::Numbers(vec![1., 4.]).prior(), [2.5]);
+    /// let names = ["no", "yes"].map(String::from).to_vec();
+    /// let prior = Targets::Classes { labels: vec![1, 1, 0, 1], names }.prior();
+    /// assert!((prior[1].exp() - 4. / 6.).abs() < 1e-6);
+    /// ```
+    #[must_use]
+    pub fn prior(&self) -> Vec<f32> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Numbers(numbers) => {
+                let sum: f64 = numbers.iter().map(|&number| f64::from(number)).sum();
+                vec![(sum / numbers.len() as f64) as f32]
+            }
+            Self::Classes { labels, names } => {
+                let mut counts = vec![1f64; names.len()];
+                labels.iter().for_each(|&label| counts[label as usize] += 1.);
+                let all: f64 = counts.iter().sum();
+                counts.iter().map(|count| (count / all).ln() as f32).collect()
+            }
+        }
+    }
+}
+
 /// Texts and their targets, in memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextSet {

@@ -54,6 +54,16 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// What a classifier is to start with does not fit it.
+    #[error("{name} of {classes} classes cannot start as {outputs:?}: expected a finite number for each")]
+    Prior {
+        /// The parameter.
+        name: String,
+        /// Its classes.
+        classes: usize,
+        /// What it was to become.
+        outputs: Vec<f32>,
+    },
     /// A model or a variant of one that is not implemented.
     #[error("{what} is not supported; expected {expected}")]
     Unsupported {

@@ -453,6 +453,35 @@ fn classes_are_renamed_all_or_none() -> Result {
 }
 
 #[test]
+fn a_classifier_that_knows_nothing_says_what_it_was_told() -> Result {
+    let batch = common::pixels(2)?;
+    for heads in [Heads::Shared, Heads::PerLayer] {
+        let model = common::vit(VitConfig { heads, ..tiny() })?;
+        let before = tap::layer_logits(&model, &batch, Pass::EVAL)?;
+        let bias = |name: &str| model.params().get(name).map(|var| var.flatten_all()?.to_vec1::<f32>());
+        let biases: Vec<Vec<f32>> = ["exits.1.classifier.bias", "exits.2.classifier.bias", "classifier.bias"]
+            .iter()
+            .map(|name| bias(name).or_else(|| bias("classifier.bias")).ok_or("a bias")?.map_err(Into::into))
+            .collect::<Result<_>>()?;
+        let prior: Vec<f32> = (0..tiny().num_labels).map(|class| class as f32 - 7.5).collect();
+        let after = tap::layer_logits(&model.clone().with_prior(&prior)?, &batch, Pass::EVAL)?;
+        for ((before, after), bias) in before.iter().zip(&after).zip(&biases) {
+            for (before, after) in before.to_vec2::<f32>()?.iter().zip(after.to_vec2::<f32>()?) {
+                for class in 0..prior.len() {
+                    let moved = prior[class] - bias[class];
+                    assert!((after[class] - before[class] - moved).abs() < 1e-5);
+                }
+            }
+        }
+        for wrong in [&prior[1..], &[f32::NAN; 5], &[]] {
+            let error = model.clone().with_prior(wrong).unwrap_err().to_string();
+            assert!(error.contains("classifier.bias of 5 classes"), "{error}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_resized_model_shares_all_but_its_positions() -> Result {
     let model = common::vit(tiny())?;
     let (size, patch) = (tiny().image_size, tiny().patch_size);

@@ -240,6 +240,7 @@ impl<'a> Glue<'a> {
         let options = LoadOptions { head, heads: Some(plan.heads), ..Default::default() };
         let model = Bert::load_with(&self.flags.model, &options, &self.device)?.model;
         let model = model.with_labels(classes.iter().map(|name| (*name).to_owned()))?;
+        let model = model.with_prior(&self.data.train.targets().prior())?;
         let config =
             TrainConfig { objective: plan.objective.clone(), seed: plan.seed, ..Self::recipe(self.flags) };
         let name = self.run_name(plan);

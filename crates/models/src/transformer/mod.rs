@@ -14,7 +14,7 @@ use crate::{
     block::Block,
     builder::{Builder, Built},
     checkpoint::Checkpoint,
-    exits::{ExitShape, Exits},
+    exits::{ExitShape, Exits, is_head},
 };
 
 /// What tells one kind of transformer from another; implemented by configurations.
@@ -156,6 +156,27 @@ impl<K: Kind> Transformer<K> {
     pub fn with_labels(mut self, names: impl IntoIterator<Item = String>) -> Result<Self> {
         *self.config.fields().names = names.into_iter().enumerate().collect();
         self.config.validate()?;
+        Ok(self)
+    }
+
+    /// The same model, whose classifiers all say this of a sample of which they know nothing: their biases become `outputs`, one a class. Starts a fresh classifier
+    /// where it would get to first, so that features need not be spent on it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Prior`] unless there is one finite output a class.
+    pub fn with_prior(self, outputs: &[f32]) -> Result<Self> {
+        let finite = outputs.iter().all(|output| output.is_finite());
+        for (name, var) in self.params.iter().filter(|(name, _)| is_head(name) && name.ends_with(".bias")) {
+            if !finite || var.dims() != [outputs.len()] {
+                return Err(Error::Prior {
+                    name: name.to_owned(),
+                    classes: var.elem_count(),
+                    outputs: outputs.to_vec(),
+                });
+            }
+            var.set(&Tensor::new(outputs, var.device())?)?;
+        }
         Ok(self)
     }
 
