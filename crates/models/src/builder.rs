@@ -125,6 +125,15 @@ impl<'a> Builder<'a> {
         Ok(tensor)
     }
 
+    /// A parameter that was handed out before.
+    pub(crate) fn again(&self, name: &str) -> Result<Tensor> {
+        match self.params.get(name) {
+            Some(var) => Ok(var.as_tensor().clone()),
+            // It was not there, and `finish` says so.
+            None => Ok(Tensor::zeros((1, 1), DType::F32, &self.device)?),
+        }
+    }
+
     /// `name.weight` `(outputs, inputs)` and, on request, `name.bias` `(outputs)`.
     pub(crate) fn linear(
         &mut self,

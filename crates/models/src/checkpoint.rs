@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use crate::{Error, Result};
+use crate::{Error, Result, folder::CONFIG};
 
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -33,6 +33,47 @@ struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Range<usize>,
+    view: View,
+}
+
+/// What a parameter is of a tensor in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// All of it.
+    Whole,
+    /// One of so many equal groups of columns: of `(inputs, of x outputs)` the parameter is `(outputs, inputs)`, of a vector a piece.
+    Columns {
+        /// Which, from 0.
+        part: usize,
+        /// How many there are.
+        of: usize,
+    },
+}
+
+/// A tensor that is a parameter of the same name.
+pub(crate) fn whole(name: &str) -> Vec<(String, View)> {
+    vec![(name.to_owned(), View::Whole)]
+}
+
+impl View {
+    fn shape(self, shape: &[usize]) -> Vec<usize> {
+        match (self, shape) {
+            (Self::Columns { of, .. }, &[inputs, columns]) if columns.is_multiple_of(of) => {
+                vec![columns / of, inputs]
+            }
+            (Self::Columns { of, .. }, &[columns]) if columns.is_multiple_of(of) => vec![columns / of],
+            // As it is, or what fits no parameter.
+            _ => shape.to_vec(),
+        }
+    }
+
+    fn of(self, tensor: &Tensor) -> candle_core::Result<Tensor> {
+        let Self::Columns { part, of } = self else { return Ok(tensor.clone()) };
+        let last = tensor.rank() - 1;
+        let columns = tensor.dim(last)? / of;
+        let tensor = tensor.narrow(last, part * columns, columns)?;
+        if last == 1 { tensor.t()?.contiguous() } else { tensor.contiguous() }
+    }
 }
 
 #[derive(Deserialize)]
@@ -41,8 +82,8 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Reads the weights of `folder`; `rename` maps the file's tensor names to those of the parameters, or to nothing.
-    pub(crate) fn open(folder: &Path, rename: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    /// Reads the weights of `folder`; `read` maps the name of a tensor in the file to the parameters that are made of it.
+    pub(crate) fn open(folder: &Path, read: impl Fn(&str) -> Vec<(String, View)>) -> Result<Self> {
         if !folder.is_dir() {
             let source = std::io::Error::new(std::io::ErrorKind::NotFound, "expected the folder of a model");
             return Err(Error::Io { path: folder.to_owned(), source });
@@ -51,12 +92,12 @@ impl Checkpoint {
         let mut checkpoint =
             Self { path, files: Vec::new(), entries: BTreeMap::new(), aliases: BTreeMap::new() };
         for shard in shards {
-            checkpoint.add(shard, &rename)?;
+            checkpoint.add(shard, &read)?;
         }
         Ok(checkpoint)
     }
 
-    fn add(&mut self, path: PathBuf, rename: impl Fn(&str) -> Option<String>) -> Result<()> {
+    fn add(&mut self, path: PathBuf, parameters: impl Fn(&str) -> Vec<(String, View)>) -> Result<()> {
         let bytes = read(&path)?;
         let invalid = |source| Error::Safetensors { path: path.clone(), source };
         // Checks that header, shapes and offsets agree with each other and with the length of the file.
@@ -64,21 +105,23 @@ impl Checkpoint {
         let start = bytes.as_ptr() as usize;
         let mut views = tensors.tensors();
         views.sort_by(|(a, _), (b, _)| a.cmp(b));
-        for (original, view) in views {
-            let Some(name) = rename(&original) else { continue };
-            let offset = view.data().as_ptr() as usize - start;
-            let entry = Entry {
-                file: self.files.len(),
-                dtype: view.dtype(),
-                shape: view.shape().to_vec(),
-                bytes: offset..offset + view.data().len(),
-                original,
-            };
-            if let Some(first) = self.entries.get(&name) {
-                let (first, second) = (first.original.clone(), entry.original);
-                return Err(Error::Ambiguous { path, name, first, second });
+        for (original, tensor) in views {
+            let offset = tensor.data().as_ptr() as usize - start;
+            for (name, view) in parameters(&original) {
+                let entry = Entry {
+                    file: self.files.len(),
+                    dtype: tensor.dtype(),
+                    shape: tensor.shape().to_vec(),
+                    bytes: offset..offset + tensor.data().len(),
+                    original: original.clone(),
+                    view,
+                };
+                if let Some(first) = self.entries.get(&name) {
+                    let (first, second) = (first.original.clone(), entry.original);
+                    return Err(Error::Ambiguous { path, name, first, second });
+                }
+                self.entries.insert(name, entry);
             }
-            self.entries.insert(name, entry);
         }
         self.files.push((path, bytes));
         Ok(())
@@ -99,7 +142,7 @@ impl Checkpoint {
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.entry(name).map(|entry| entry.shape.clone())
+        self.entry(name).map(|entry| entry.view.shape(&entry.shape))
     }
 
     /// Lets `name` mean what `of` means, unless the file has a tensor of that name.
@@ -135,7 +178,7 @@ impl Checkpoint {
         if let Some((index, &value)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
             return Err(Error::NotFinite { path: path.clone(), name: name(), index, value });
         }
-        Ok(tensor.to_device(device)?)
+        Ok(entry.view.of(&tensor)?.to_device(device)?)
     }
 }
 
@@ -166,4 +209,13 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 /// The JSON of `path`.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_slice(&read(path)?).map_err(|source| Error::Json { path: path.to_owned(), source })
+}
+
+/// What `convert` makes of a folder's `config.json`.
+pub(crate) fn config<H: serde::de::DeserializeOwned, C>(
+    folder: &Path,
+    convert: impl FnOnce(H) -> Result<C>,
+) -> Result<C> {
+    let path = folder.join(CONFIG);
+    convert(read_json(&path)?).map_err(|error| error.in_file(path))
 }

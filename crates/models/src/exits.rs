@@ -45,6 +45,8 @@ pub(crate) struct Exits {
     dropout: f64,
     /// Layers `1..=L`; empty when the model has no head.
     heads: Vec<Linear>,
+    /// Whether every token has an answer, and not the first alone.
+    every_token: bool,
     /// Layers `1..=L`, of a model that only answers; empty for others.
     packed: Vec<PackedExit>,
 }
@@ -56,6 +58,8 @@ pub struct ExitShape<'a> {
     pub(crate) width: usize,
     /// 0: no head.
     pub(crate) labels: usize,
+    /// Name of the table of words that is the head, too, without a bias; `None` for a head of its own.
+    pub(crate) table: Option<&'a str>,
     /// Name and epsilon of the final norm; `None` for a model without.
     pub(crate) norm: Option<(&'a str, f64)>,
     /// Name of the pooler, a linear map and a tanh; `None` for a model without.
@@ -85,7 +89,19 @@ impl Exits {
         let pooler = shape.pooler.map(|name| b.linear(name, (width, width), true, shape.init)).transpose()?;
         let dropout = shape.dropout;
         if labels == 0 {
-            return Ok(Self { norms, pooler, dropout, heads: Vec::new(), packed: Vec::new() });
+            return Ok(Self {
+                norms,
+                pooler,
+                dropout,
+                heads: Vec::new(),
+                every_token: false,
+                packed: Vec::new(),
+            });
+        }
+        if let Some(table) = shape.table {
+            let table = Linear::new(b.again(table)?, None);
+            let heads = vec![table; depth];
+            return Ok(Self { norms, pooler, dropout, heads, every_token: true, packed: Vec::new() });
         }
         let mut head = |name: &str| b.linear(name, (width, labels), true, shape.init);
         let last = head(HEAD)?;
@@ -95,7 +111,7 @@ impl Exits {
                 *inner = head(&head_name(i + 1))?;
             }
         }
-        Ok(Self { norms, pooler, dropout, heads, packed: Vec::new() })
+        Ok(Self { norms, pooler, dropout, heads, every_token: false, packed: Vec::new() })
     }
 
     /// Logits `(rows, labels)` of the exit after block `layer`, on features `(rows, width)`.
@@ -120,9 +136,9 @@ impl Exits {
         Some(pooler.forward(feature).and_then(|xs| xs.tanh()).map_err(Error::from))
     }
 
-    /// Lays norms and heads out for answering, as they are now; not behind a pooler.
+    /// Lays norms and heads out for answering from the first token, as they are now; not behind a pooler, nor a head that every token has.
     pub(crate) fn pack(&mut self) -> Result<()> {
-        if self.pooler.is_some() {
+        if self.pooler.is_some() || self.every_token {
             return Ok(());
         }
         let exits = self.norms.iter().zip(&self.heads).map(|(norm, head)| {
@@ -149,6 +165,7 @@ impl Exits {
             pooler: self.pooler.as_ref().map(Linear::detached),
             dropout: self.dropout,
             heads: self.heads.iter().map(Linear::detached).collect(),
+            every_token: self.every_token,
             packed: self.packed.clone(),
         }
     }

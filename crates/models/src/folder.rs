@@ -7,7 +7,7 @@ use safetensors::{Dtype, View};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Error, Params, Result, checkpoint,
+    Error, Result, checkpoint,
     whole_file::{Complete, sync_folder},
 };
 
@@ -17,7 +17,7 @@ pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const LAYERWISE: &str = "layerwise.json";
 const WEIGHTS: &str = "model.safetensors";
 
-/// Writes weights (as f32, under the names that `rename` gives them), configuration and, if there is one, `layerwise.json`; equal bytes for equal models.
+/// Writes weights (as f32), configuration and, if there is one, `layerwise.json`; equal bytes for equal models.
 ///
 /// All are complete under temporary names before the first takes its place; each file is whole at any moment. A kill between two
 /// renames leaves weights and configuration of different models where they differ: save another model into another folder.
@@ -25,12 +25,11 @@ pub(crate) fn save(
     folder: &Path,
     config: &impl Serialize,
     layerwise: Option<&impl Serialize>,
-    params: &Params,
-    rename: impl Fn(&str) -> String,
+    tensors: &[(String, Tensor)],
 ) -> Result<()> {
     let at = |source| Error::Io { path: folder.to_owned(), source };
     fs::create_dir_all(folder).map_err(at)?;
-    let mut files = vec![(WEIGHTS, weights(params, rename)?), (CONFIG, json(config)?)];
+    let mut files = vec![(WEIGHTS, weights(tensors)?), (CONFIG, json(config)?)];
     match layerwise {
         // First, so that what others have added to it (when to leave early) is gone before the weights that it was made for.
         Some(layerwise) => files.insert(0, (LAYERWISE, json(layerwise)?)),
@@ -97,9 +96,9 @@ impl View for Values {
     }
 }
 
-fn weights(params: &Params, rename: impl Fn(&str) -> String) -> Result<Vec<u8>> {
-    let named = |(name, var): (&str, &candle_core::Var)| Ok((rename(name), Values::new(var)?));
-    let tensors = params.iter().map(named).collect::<Result<Vec<_>>>()?;
+fn weights(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+    let named = tensors.iter().map(|(name, tensor)| Ok((name, Values::new(tensor)?)));
+    let tensors = named.collect::<Result<Vec<_>>>()?;
     // Version 4 of Python's transformers refuses files that do not say which framework's layout they have.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize(tensors, Some(metadata))

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Activation, Batch, Error, ExitNorm, Heads, Hidden, Params, Pass, Result, Tapped,
     builder::{Builder, Built, Init},
-    checkpoint::{self, Checkpoint},
+    checkpoint::{self, Checkpoint, whole},
     exits::{ExitShape, Exits, HEAD, head_name},
     folder::{self, CONFIG},
     layers::Linear,
@@ -148,7 +148,7 @@ impl Mlp {
             return Err(Error::Unsupported { what, expected: "\"layerwise_mlp\"" }.in_file(path));
         }
         config.validate().map_err(|error| error.in_file(path))?;
-        let checkpoint = Checkpoint::open(folder, |name| Some(name.to_owned()))?;
+        let checkpoint = Checkpoint::open(folder, whole)?;
         Ok(Self::build(config, Builder::file(&checkpoint, None, device))?.0)
     }
 
@@ -160,7 +160,7 @@ impl Mlp {
     /// [`Error::Io`] when the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let saved = Saved { model_type: MODEL_TYPE.to_owned(), config: self.config.clone() };
-        folder::save(folder, &saved, None::<&()>, &self.params, str::to_owned)
+        folder::save(folder, &saved, None::<&()>, &self.params.renamed(str::to_owned))
     }
 
     /// The first `depth` blocks under the head of that exit, sharing their parameters with this model.
@@ -194,6 +194,7 @@ impl Mlp {
             depth: layers,
             width,
             labels: classes,
+            table: None,
             norm: None,
             pooler: None,
             dropout: 0.,

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 
 /// Trainable parameters, in order of their names.
 ///
@@ -26,6 +26,11 @@ impl Params {
     /// Names and parameters, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.0.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// The values, off the graph, under the names that `rename` gives them.
+    pub(crate) fn renamed(&self, rename: impl Fn(&str) -> String) -> Vec<(String, Tensor)> {
+        self.iter().map(|(name, var)| (rename(name), var.as_detached_tensor())).collect()
     }
 
     /// The same values in memory of their own.

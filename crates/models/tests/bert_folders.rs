@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{fs, process::Command};
+use std::fs;
 
 use candle_core::{DType, Device::Cpu, Tensor};
 use common::{Result, change_config, change_weights, tiny_bert, values, words};
@@ -115,37 +115,22 @@ fn a_cut_model_is_the_exit_it_was_cut_at() -> Result {
 
 #[test]
 fn python_reads_what_we_write() -> Result {
-    let Some(python) = layerwise_testkit::from_env("LAYERWISE_PYTHON") else { return Ok(()) };
-    let folder = tempfile::tempdir()?;
-    let (inputs, out) = (folder.path().join("inputs.safetensors"), folder.path().join("out.safetensors"));
-    let batch = words()?;
+    let (batch, folder) = (words()?, tempfile::tempdir()?);
     let tensors =
         [("ids", Some(&batch.inputs)), ("mask", batch.mask.as_ref()), ("types", batch.token_types.as_ref())];
     let tensors =
         tensors.into_iter().filter_map(|(name, xs)| Some((name.to_owned(), xs?.to_dtype(DType::I64).ok()?)));
-    common::write_tensors(&inputs, tensors.collect())?;
-    let mut models = Vec::new();
+    let mut want = common::Tensors::new();
     for (name, num_labels, heads) in
         [("shared", 5, Heads::Shared), ("own", 2, Heads::PerLayer), ("number", 1, Heads::Shared)]
     {
         let model = common::bert(BertConfig { num_labels, heads, ..tiny_bert() })?;
-        models.push((format!("{name}_cut"), model.cut(2)?));
-        models.push((name.to_owned(), model));
+        for (name, model) in [(format!("{name}_cut"), model.cut(2)?), (name.to_owned(), model)] {
+            model.save(&folder.path().join(&name))?;
+            want.insert(name, tap::forward(&model, &batch, Pass::EVAL)?);
+        }
     }
-    let script = common::fixtures().join("load_hf.py");
-    let mut command = Command::new(python);
-    command.arg(script).args([&inputs, &out]);
-    for (name, model) in &models {
-        model.save(&folder.path().join(name))?;
-        command.arg(folder.path().join(name));
-    }
-    let output = command.output()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let logits = common::read_tensors(&out)?;
-    for (name, model) in &models {
-        assert_close(&tap::forward(model, &batch, Pass::EVAL)?, &logits[name], 1e-5)?;
-    }
-    Ok(())
+    common::assert_python_agrees(tensors.collect(), folder.path(), &want)
 }
 
 #[test]

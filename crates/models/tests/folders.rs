@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use candle_core::{DType, Device::Cpu, Tensor};
 use common::{Result, change_weights, saved, tiny, tiny_mlp, values};
@@ -11,7 +11,6 @@ use layerwise_models::{
     Tapped, Vit, VitConfig, tap,
 };
 use layerwise_ops::init;
-use layerwise_testkit::assert_close;
 use proptest::{
     prelude::any,
     prop_assert_eq,
@@ -512,12 +511,10 @@ fn a_resized_model_shares_all_but_its_positions() -> Result {
 
 #[test]
 fn transformers_reads_what_we_save() -> Result {
-    let Some(python) = layerwise_testkit::from_env("LAYERWISE_PYTHON") else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name);
     let batch = common::pixels(3)?;
     let pixels = BTreeMap::from([("pixels".to_owned(), batch.inputs.clone())]);
-    common::write_tensors(&at("pixels.safetensors"), pixels)?;
     let mut want = BTreeMap::new();
     let mut save = |name: &str, model: &Vit| -> Result {
         model.save(&at(name))?;
@@ -545,19 +542,7 @@ fn transformers_reads_what_we_save() -> Result {
     let inner = |(name, _): (&str, &_)| name.starts_with("exits.");
     assert!(!shared.cut(2)?.params().iter().any(inner) && !own.cut(1)?.params().iter().any(inner));
 
-    let output = Command::new(python)
-        .env("HF_HUB_OFFLINE", "1")
-        .arg(common::fixtures().join("load_hf.py"))
-        .args([at("pixels.safetensors"), at("logits.safetensors")])
-        .args(want.keys().map(|name| at(name)))
-        .output()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let got = common::read_tensors(&at("logits.safetensors"))?;
-    for (name, want) in &want {
-        // Both sides sum at most 48 terms in f32, 3 blocks deep: typically sqrt(48) * 6e-8 each, 1e-6 in all.
-        assert_close(&got[name], want, 1e-5).map_err(|error| format!("{name}: {error}"))?;
-    }
-    Ok(())
+    common::assert_python_agrees(pixels, folder.path(), &want)
 }
 
 fn every_exit() -> impl Iterator<Item = (ExitNorm, Heads)> {

@@ -6,7 +6,7 @@ mod common;
 use candle_core::{DType, Device::Cpu, Result, Tensor};
 use common::{pixels, shake, tiny, tiny_mlp};
 use layerwise_models::{
-    Batch, BertConfig, ExitNorm, Heads, MlpConfig, Params, Pass, Tapped, Vit, VitConfig, tap,
+    Batch, BertConfig, ExitNorm, Gpt2Config, Heads, MlpConfig, Params, Pass, Tapped, Vit, VitConfig, tap,
 };
 use layerwise_ops::{CrossEntropy, cross_entropy, init};
 
@@ -29,6 +29,17 @@ fn every_bert_parameter_learns() -> common::Result {
         let model = common::bert(BertConfig { heads, num_labels, ..common::tiny_bert() })?;
         // As many tokens as there are positions and segments, so that each row of a table has its turn somewhere.
         all_learn(&model, model.params(), &common::words()?, &format!("{heads:?} {num_labels}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_gpt2_parameter_learns() -> common::Result {
+    // As many tokens as there are positions; words that no text has learn as the head's.
+    let batch = Tensor::from_iter((0..18u32).map(|i| i * 5 % 31), &Cpu)?.reshape((2, 9))?.into();
+    for exit_norm in [ExitNorm::Shared, ExitNorm::Raw, ExitNorm::PerLayer] {
+        let model = common::gpt2(Gpt2Config { exit_norm, ..common::tiny_gpt2() })?;
+        all_learn(&model, model.params(), &batch, &format!("{exit_norm:?}"))?;
     }
     Ok(())
 }

@@ -3,8 +3,9 @@ use layerwise_ops::embedding;
 
 use super::BertConfig;
 use crate::{
-    Batch, Error, Hidden, Pass, Result,
+    Batch, Hidden, Pass, Result,
     builder::{Builder, Init},
+    ids::{self, fits, within},
     layers::LayerNorm,
     transformer::Embed,
 };
@@ -41,27 +42,16 @@ impl Embeddings {
 
 impl Embed<BertConfig> for Embeddings {
     fn forward(&self, batch: &Batch, config: &BertConfig, pass: Pass) -> Result<Hidden> {
-        let ids = &batch.inputs;
-        let longest = config.max_position_embeddings;
-        let (rows, tokens) = match *ids.dims() {
-            [rows, tokens] if ids.dtype() == DType::U32 && (1..=longest).contains(&tokens) => (rows, tokens),
-            _ => return Err(unexpected(ids, format!("U32 (rows, 1 to {longest} tokens)"))),
-        };
-        within("inputs", ids, config.vocab_size)?;
-        let fits = |xs: &Tensor, dtype| match xs.dims() == [rows, tokens] && xs.dtype() == dtype {
-            true => Ok(()),
-            false => Err(unexpected(xs, format!("{dtype:?} ({rows}, {tokens})"))),
-        };
-        batch.mask.as_ref().map(|mask| fits(mask, DType::U8)).transpose()?;
+        let (rows, tokens) = ids::checked(batch, config.max_position_embeddings, config.vocab_size)?;
         let types = match &batch.token_types {
             Some(types) => {
-                fits(types, DType::U32)?;
+                fits(types, DType::U32, (rows, tokens))?;
                 within("token_types", types, config.type_vocab_size)?;
                 embedding(types, &self.types)?
             }
             None => self.types.narrow(0, 0, 1)?.unsqueeze(0)?,
         };
-        let xs = embedding(ids, &self.words)?.broadcast_add(&types)?;
+        let xs = embedding(&batch.inputs, &self.words)?.broadcast_add(&types)?;
         let xs = xs.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?;
         let xs = self.norm.forward(&xs)?;
         Ok(Hidden { xs: pass.dropout(&xs, self.dropout, 0, 0)?, mask: batch.mask.clone() })
@@ -76,14 +66,4 @@ impl Embed<BertConfig> for Embeddings {
             dropout: self.dropout,
         }
     }
-}
-
-fn unexpected(found: &Tensor, expected: String) -> Error {
-    Error::Inputs { found: format!("{:?} {:?}", found.dtype(), found.dims()), expected }
-}
-
-/// Whether every id is below `limit`; one from another tokenizer may not be.
-fn within(field: &'static str, ids: &Tensor, limit: usize) -> Result<()> {
-    let largest = ids.flatten_all()?.max(0)?.to_scalar::<u32>()? as usize;
-    if largest < limit { Ok(()) } else { Err(Error::Id { field, id: largest, limit }) }
 }

@@ -18,9 +18,9 @@ use crate::{
     Error, ExitNorm, Result, Transformer,
     block::{Block, BlockSettings},
     builder::{Builder, Init},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, View},
     exits::ExitShape,
-    transformer::{Fields, Kind},
+    transformer::{Classifier, Fields, Kind},
 };
 
 const POOLER: &str = "bert.pooler.dense";
@@ -72,10 +72,12 @@ impl Kind for BertConfig {
     fn fields(&mut self) -> Fields<'_> {
         Fields {
             depth: &mut self.num_hidden_layers,
-            labels: &mut self.num_labels,
-            names: &mut self.id2label,
             exit_norm: None,
-            heads: &mut self.heads,
+            classifier: Some(Classifier {
+                labels: &mut self.num_labels,
+                names: &mut self.id2label,
+                heads: &mut self.heads,
+            }),
         }
     }
 
@@ -112,6 +114,7 @@ impl Kind for BertConfig {
             depth: self.num_hidden_layers,
             width: self.hidden_size,
             labels: self.num_labels,
+            table: None,
             norm: None,
             pooler: (self.pooler || self.num_labels > 0).then_some(POOLER),
             dropout: self.classifier_dropout.unwrap_or(self.hidden_dropout_prob),
@@ -130,7 +133,7 @@ impl Kind for BertConfig {
         self.to_hf()
     }
 
-    fn rename(name: &str) -> Option<String> {
-        hf::rename(name)
+    fn read(name: &str) -> Vec<(String, View)> {
+        hf::rename(name).map(|name| (name, View::Whole)).into_iter().collect()
     }
 }

@@ -6,7 +6,7 @@ use candle_core::Device;
 use layerwise_ops::init;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
-use super::{Fields, Kind, Transformer};
+use super::{Classifier, Fields, Kind, Transformer, no_classifier};
 use crate::{
     Error, ExitNorm, Heads, Loaded, Result,
     builder::{Builder, Fresh},
@@ -60,7 +60,7 @@ impl<K: Kind> Transformer<K> {
     /// The model of a Hugging Face folder: `config.json`, `model.safetensors` (or shards under an index), and
     /// `layerwise.json` if there is one.
     ///
-    /// Takes Python's `ViTForImageClassification`, `DeiTForImageClassification` and `BertForSequenceClassification`; of models with
+    /// Takes Python's `ViTForImageClassification`, `DeiTForImageClassification`, `BertForSequenceClassification` and `GPT2LMHeadModel`; of models with
     /// another head or none, the rest under [`Head::Fresh`] and [`Head::None`]. Weights of 16 and 64 bits become f32.
     /// Tensors that the model has no use for are reported to `tracing`; [`load_with`](Self::load_with) returns their names.
     ///
@@ -77,14 +77,14 @@ impl<K: Kind> Transformer<K> {
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load); [`Error::Unsupported`] for an [`ExitNorm`] of a model whose blocks end in a norm.
+    /// As [`load`](Self::load); [`Error::Unsupported`] for an [`ExitNorm`] of a model whose blocks end in a norm, and for a head
+    /// of a model that has no classifier of its own.
     pub fn load_with(folder: &Path, options: &LoadOptions, device: &Device) -> Result<Loaded<Self>> {
         let saved: LayerwiseJson = folder::read_layerwise(folder)?;
-        let mut checkpoint = Checkpoint::open(folder, K::rename)?;
+        let mut checkpoint = Checkpoint::open(folder, K::read)?;
         let mut config = K::from_hf(folder, &checkpoint)?;
-        let Fields { depth, labels, names, exit_norm, heads } = config.fields();
+        let Fields { depth, exit_norm, classifier } = config.fields();
         let depth = *depth;
-        *heads = options.heads.unwrap_or(saved.heads);
         let wanted = options.exit_norm.unwrap_or(saved.exit_norm);
         match exit_norm {
             Some(exit_norm) => *exit_norm = wanted,
@@ -102,21 +102,30 @@ impl<K: Kind> Transformer<K> {
         {
             start_alike(&mut checkpoint, depth, norm_name, last);
         }
-        if *heads == Heads::PerLayer && saved.heads != Heads::PerLayer {
-            start_alike(&mut checkpoint, depth, head_name, HEAD);
-        }
         let mut fresh = None::<Fresh>;
-        let mut relabel = |to| {
-            *labels = to;
-            names.clear();
-        };
-        match options.head {
-            Head::Checkpoint => {}
-            Head::Fresh { labels, seed } => {
-                relabel(labels);
-                fresh = Some(Fresh { wanted: is_head, if_missing: is_pooler, rng: init::rng(seed) });
+        match classifier {
+            Some(Classifier { labels, names, heads }) => {
+                *heads = options.heads.unwrap_or(saved.heads);
+                if *heads == Heads::PerLayer && saved.heads != Heads::PerLayer {
+                    start_alike(&mut checkpoint, depth, head_name, HEAD);
+                }
+                let mut relabel = |to| {
+                    *labels = to;
+                    names.clear();
+                };
+                match options.head {
+                    Head::Checkpoint => {}
+                    Head::Fresh { labels, seed } => {
+                        relabel(labels);
+                        fresh = Some(Fresh { wanted: is_head, if_missing: is_pooler, rng: init::rng(seed) });
+                    }
+                    Head::None => relabel(0),
+                }
             }
-            Head::None => relabel(0),
+            None if options.head != Head::Checkpoint || options.heads.is_some() => {
+                return Err(no_classifier(&format!("{:?}, heads {:?}", options.head, options.heads)));
+            }
+            None => {}
         }
         let (model, built) = Self::build(config, Builder::file(&checkpoint, fresh.as_mut(), device))?;
         let loaded = Loaded { model, unexpected: built.unexpected, fresh: built.fresh };
@@ -136,11 +145,11 @@ impl<K: Kind> Transformer<K> {
     /// [`Error::Io`] when the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let mut config = self.config.clone();
-        let Fields { exit_norm, heads, .. } = config.fields();
+        let Fields { exit_norm, classifier, .. } = config.fields();
         let exit_norm = exit_norm.map_or_else(ExitNorm::default, |norm| *norm);
-        let layerwise = LayerwiseJson { exit_norm, heads: *heads, exits: None };
-        let name = |name: &str| self.config.original(name);
-        folder::save(folder, &self.config.to_hf(), Some(&layerwise), &self.params, name)
+        let heads = classifier.map_or_else(Heads::default, |classifier| *classifier.heads);
+        let layerwise = LayerwiseJson { exit_norm, heads, exits: None };
+        folder::save(folder, &self.config.to_hf(), Some(&layerwise), &self.config.written(&self.params)?)
     }
 
     /// The model's first `depth` blocks, under the norm and the head of that exit: an ordinary, shallower model.

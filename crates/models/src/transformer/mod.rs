@@ -13,7 +13,7 @@ use crate::{
     Batch, Error, ExitNorm, Heads, Hidden, Params, Pass, Result, Tapped,
     block::Block,
     builder::{Builder, Built},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, View},
     exits::{ExitShape, Exits, is_head},
 };
 
@@ -43,12 +43,17 @@ pub trait Kind: Clone + Debug {
     /// What Python's `transformers` reads.
     fn to_hf(&self) -> Value;
 
-    /// Our name of a tensor in a file; `None` for one that is no weight.
-    fn rename(name: &str) -> Option<String>;
+    /// The parameters that are made of a tensor in a file; none of one that is no weight.
+    fn read(name: &str) -> Vec<(String, View)>;
 
-    /// The name of a tensor of ours in a file.
-    fn original(&self, name: &str) -> String {
-        name.to_owned()
+    /// The tensors of a file.
+    fn written(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+        Ok(params.renamed(str::to_owned))
+    }
+
+    /// What the prediction reads of a state `(rows, tokens, width)`: the first token, `(rows, width)`.
+    fn feature(xs: &Tensor) -> CandleResult<Tensor> {
+        xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
     }
 }
 
@@ -56,10 +61,17 @@ pub trait Kind: Clone + Debug {
 #[derive(Debug)]
 pub struct Fields<'a> {
     pub(crate) depth: &'a mut usize,
-    pub(crate) labels: &'a mut usize,
-    pub(crate) names: &'a mut BTreeMap<usize, String>,
     /// `None` for a kind whose blocks end in a norm.
     pub(crate) exit_norm: Option<&'a mut ExitNorm>,
+    /// `None` for a kind that predicts words by their table.
+    pub(crate) classifier: Option<Classifier<'a>>,
+}
+
+/// Fields of a classifier.
+#[derive(Debug)]
+pub(crate) struct Classifier<'a> {
+    pub(crate) labels: &'a mut usize,
+    pub(crate) names: &'a mut BTreeMap<usize, String>,
     pub(crate) heads: &'a mut Heads,
 }
 
@@ -71,9 +83,9 @@ pub trait Embed<K>: Clone + Debug {
     fn detached(&self) -> Self;
 }
 
-/// A stack of transformer blocks, tapped after every one, that predicts from its first token; its parameters bear Hugging Face's names.
+/// A stack of transformer blocks, tapped after every one; its parameters bear Hugging Face's names.
 ///
-/// [`Vit`](crate::Vit) and [`Bert`](crate::Bert) are this with a configuration of theirs. A clone shares its weights with the original;
+/// [`Vit`](crate::Vit), [`Bert`](crate::Bert) and [`Gpt2`](crate::Gpt2) are this with a configuration of theirs. A clone shares its weights with the original;
 /// [`copied`](Self::copied) has its own.
 #[derive(Clone, Debug)]
 pub struct Transformer<K: Kind> {
@@ -152,9 +164,12 @@ impl<K: Kind> Transformer<K> {
     ///
     /// # Errors
     ///
-    /// [`Error::Labels`] unless there are as many names as classes.
+    /// [`Error::Labels`] unless there are as many names as classes; [`Error::Unsupported`] for a model without a classifier of its own.
     pub fn with_labels(mut self, names: impl IntoIterator<Item = String>) -> Result<Self> {
-        *self.config.fields().names = names.into_iter().enumerate().collect();
+        let Some(classifier) = self.config.fields().classifier else {
+            return Err(no_classifier("names of classes"));
+        };
+        *classifier.names = names.into_iter().enumerate().collect();
         self.config.validate()?;
         Ok(self)
     }
@@ -209,7 +224,7 @@ impl<K: Kind> Tapped for Transformer<K> {
     }
 
     fn feature(&self, hidden: &Hidden) -> CandleResult<Tensor> {
-        hidden.xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
+        K::feature(&hidden.xs)
     }
 
     fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> CandleResult<Tensor> {
@@ -222,4 +237,8 @@ impl<K: Kind> Tapped for Transformer<K> {
             None => Ok(self.exit(layer, &self.feature(hidden)?, Pass::EVAL)?.detach()),
         }
     }
+}
+
+fn no_classifier(what: &str) -> Error {
+    Error::Unsupported { what: what.to_owned(), expected: "a model with a classifier" }
 }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::VitConfig;
-use crate::{Error, Result, checkpoint, folder::CONFIG, labels};
+use crate::{Error, Result, checkpoint, labels};
 
 /// The keys of a `config.json` that matter here; the others are other people's business.
 #[derive(Deserialize)]
@@ -72,9 +72,7 @@ impl VitConfig {
     /// [`Error::InFile`] around what [`validate`](Self::validate) finds, an unknown activation, or another
     /// `model_type`; [`Error::Io`] and [`Error::Json`] when the file cannot be read.
     pub fn from_hf(folder: &Path) -> Result<Self> {
-        let path = folder.join(CONFIG);
-        let hf = checkpoint::read_json(&path)?;
-        convert(hf).map_err(|error| error.in_file(path))
+        checkpoint::config(folder, convert)
     }
 
     /// The `config.json` that Python's `transformers` reads.

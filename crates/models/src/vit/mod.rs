@@ -9,19 +9,19 @@ mod positions;
 
 use std::path::Path;
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 use layerwise_ops::NormPlace;
 use serde_json::Value;
 
 pub use self::config::VitConfig;
 use self::embeddings::Embeddings;
 use crate::{
-    Result, Transformer,
+    Params, Result, Transformer,
     block::{Block, BlockSettings},
     builder::{Builder, Init},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, View, whole},
     exits::ExitShape,
-    transformer::{Fields, Kind},
+    transformer::{Classifier, Fields, Kind},
 };
 
 /// Name of the positions of all tokens.
@@ -84,10 +84,12 @@ impl Kind for VitConfig {
     fn fields(&mut self) -> Fields<'_> {
         Fields {
             depth: &mut self.num_hidden_layers,
-            labels: &mut self.num_labels,
-            names: &mut self.id2label,
             exit_norm: Some(&mut self.exit_norm),
-            heads: &mut self.heads,
+            classifier: Some(Classifier {
+                labels: &mut self.num_labels,
+                names: &mut self.id2label,
+                heads: &mut self.heads,
+            }),
         }
     }
 
@@ -124,6 +126,7 @@ impl Kind for VitConfig {
             depth: self.num_hidden_layers,
             width: self.hidden_size,
             labels: self.num_labels,
+            table: None,
             norm: Self::FINAL_NORM.map(|name| (name, self.layer_norm_eps)),
             pooler: None,
             dropout: 0.,
@@ -143,11 +146,11 @@ impl Kind for VitConfig {
         self.to_hf()
     }
 
-    fn rename(name: &str) -> Option<String> {
-        Some(hf::rename(name))
+    fn read(name: &str) -> Vec<(String, View)> {
+        whole(&hf::rename(name))
     }
 
-    fn original(&self, name: &str) -> String {
-        hf::original(name, self)
+    fn written(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
+        Ok(params.renamed(|name| hf::original(name, self)))
     }
 }

@@ -8,7 +8,9 @@ use std::{
 };
 
 use candle_core::{Device::Cpu, Tensor, backprop::GradStore};
-use layerwise_models::{Batch, Bert, BertConfig, Mlp, MlpConfig, Params, Pass, Tapped, Vit, VitConfig, tap};
+use layerwise_models::{
+    Batch, Bert, BertConfig, Gpt2, Gpt2Config, Mlp, MlpConfig, Params, Pass, Tapped, Vit, VitConfig, tap,
+};
 use layerwise_ops::init;
 use layerwise_testkit::{assert_close, max_abs_diff};
 
@@ -166,6 +168,48 @@ pub(crate) fn assert_gradients(params: &Params, gradients: &GradStore, expected:
         assert!(relative <= 1e-3, "gradient of {name} is off by {relative:e}");
     }
     Ok(())
+}
+
+/// The models in `folder`, saved under the names of `want`, have these logits in Python's transformers, too.
+pub(crate) fn assert_python_agrees(inputs: Tensors, folder: &Path, want: &Tensors) -> Result {
+    let Some(python) = layerwise_testkit::from_env("LAYERWISE_PYTHON") else { return Ok(()) };
+    let at = |name: &str| folder.join(name);
+    write_tensors(&at("inputs.safetensors"), inputs)?;
+    let output = std::process::Command::new(python)
+        .env("HF_HUB_OFFLINE", "1")
+        .arg(fixtures().join("load_hf.py"))
+        .args([at("inputs.safetensors"), at("logits.safetensors")])
+        .args(want.keys().map(|name| at(name)))
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let got = read_tensors(&at("logits.safetensors"))?;
+    for (name, want) in want {
+        // Both sides sum at most 48 terms in f32, 3 blocks deep: typically sqrt(48) * 6e-8 each, 1e-6 in all.
+        assert_close(&got[name], want, 1e-5).map_err(|error| format!("{name}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Three blocks of odd sizes, without dropout.
+pub(crate) fn tiny_gpt2() -> Gpt2Config {
+    Gpt2Config {
+        vocab_size: 31,
+        n_positions: 9,
+        n_embd: 12,
+        n_layer: 3,
+        n_head: 3,
+        n_inner: Some(20),
+        resid_pdrop: 0.,
+        embd_pdrop: 0.,
+        attn_pdrop: 0.,
+        ..Gpt2Config::default()
+    }
+}
+
+pub(crate) fn gpt2(config: Gpt2Config) -> Result<Gpt2> {
+    let model = Gpt2::new(config, &mut init::rng(1), &Cpu)?;
+    shake(model.params())?;
+    Ok(model)
 }
 
 /// Largest absolute value.

@@ -1,0 +1,174 @@
+//! GPT-2s survive their folders: saved, loaded, cut, and read by others. What all models share is tested in `folders.rs`.
+
+mod common;
+
+use std::fs;
+
+use candle_core::{DType, Device::Cpu, Tensor};
+use common::{Result, change_config, change_weights, tiny_gpt2, values};
+use layerwise_models::{
+    Activation, Batch, Error, ExitNorm, Gpt2, Gpt2Config, Head, Heads, LoadOptions, Pass, Tapped, tap,
+};
+use layerwise_testkit::assert_close;
+
+fn words() -> candle_core::Result<Batch> {
+    Ok(Tensor::new(&[[2u32, 30, 7, 19, 3], [0, 4, 4, 3, 11]], &Cpu)?.into())
+}
+
+#[test]
+fn saving_and_loading_changes_nothing() -> Result {
+    let folder = tempfile::tempdir()?;
+    for exit_norm in [ExitNorm::Shared, ExitNorm::Raw, ExitNorm::PerLayer] {
+        let config = Gpt2Config {
+            exit_norm,
+            n_inner: None,
+            activation_function: Activation::Relu,
+            layer_norm_epsilon: 1e-6,
+            resid_pdrop: 0.1,
+            embd_pdrop: 0.2,
+            attn_pdrop: 0.3,
+            initializer_range: 0.0123,
+            eos_token_id: Some(30),
+            ..tiny_gpt2()
+        };
+        let model = common::gpt2(config)?;
+        model.save(folder.path())?;
+        let again = Gpt2::load_with(folder.path(), &LoadOptions::default(), &Cpu)?;
+        assert_eq!(again.model.config(), model.config());
+        assert_eq!(values(again.model.params())?, values(model.params())?);
+        assert!(again.unexpected.is_empty(), "{:?}", again.unexpected);
+    }
+    Ok(())
+}
+
+#[test]
+fn all_known_names_of_tensors_are_read() -> Result {
+    let folder = tempfile::tempdir()?;
+    let model = common::gpt2(tiny_gpt2())?;
+    for prefix in ["transformer.", ""] {
+        model.save(folder.path())?;
+        change_weights(folder.path(), |tensors| {
+            let named = |name: &str| format!("{prefix}{}", name.trim_start_matches("transformer."));
+            *tensors = std::mem::take(tensors).into_iter().map(|(name, xs)| (named(&name), xs)).collect();
+            // The head once more, buffers of old files, and what is nobody's.
+            let head = tensors[&named("wte.weight")].clone();
+            tensors.insert("lm_head.weight".to_owned(), head);
+            for (name, dtype) in [("bias", DType::U8), ("masked_bias", DType::F32)] {
+                let buffer = Tensor::ones((1, 1, 9, 9), dtype, &Cpu).unwrap();
+                tensors.insert(named(&format!("h.0.attn.{name}")), buffer);
+            }
+            tensors.insert("value_head.weight".to_owned(), Tensor::zeros(3, DType::F32, &Cpu).unwrap());
+        })?;
+        let loaded = Gpt2::load_with(folder.path(), &LoadOptions::default(), &Cpu)?;
+        assert_eq!(values(loaded.model.params())?, values(model.params())?);
+        assert_eq!(loaded.unexpected, ["value_head.weight"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cut_model_is_the_exit_it_was_cut_at() -> Result {
+    let (batch, folder) = (words()?, tempfile::tempdir()?);
+    for exit_norm in [ExitNorm::Shared, ExitNorm::PerLayer] {
+        let model = common::gpt2(Gpt2Config { exit_norm, ..tiny_gpt2() })?;
+        let want = tap::layer_logits(&model, &batch, Pass::EVAL)?;
+        for k in 1..=model.depth() {
+            model.cut(k)?.save(folder.path())?;
+            let loaded = Gpt2::load_with(folder.path(), &LoadOptions::default(), &Cpu)?;
+            assert!(loaded.unexpected.is_empty());
+            for model in [&model.cut(k)?, &model.packed()?.cut(k)?, &loaded.model] {
+                assert_close(&tap::forward(model, &batch, Pass::EVAL)?, &want[k - 1], 1e-6)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn python_reads_what_we_write() -> Result {
+    let (batch, folder) = (words()?, tempfile::tempdir()?);
+    let mut want = common::Tensors::new();
+    for (name, exit_norm) in [("shared", ExitNorm::Shared), ("own", ExitNorm::PerLayer)] {
+        let model = common::gpt2(Gpt2Config { exit_norm, ..tiny_gpt2() })?;
+        for (name, model) in [(format!("{name}_cut"), model.cut(2)?), (name.to_owned(), model)] {
+            model.save(&folder.path().join(&name))?;
+            want.insert(name, tap::forward(&model, &batch, Pass::EVAL)?);
+        }
+    }
+    let ids = common::Tensors::from([("ids".to_owned(), batch.inputs.to_dtype(DType::I64)?)]);
+    common::assert_python_agrees(ids, folder.path(), &want)
+}
+
+#[test]
+fn what_does_not_fit_is_said() -> Result {
+    let folder = tempfile::tempdir()?;
+    common::gpt2(tiny_gpt2())?.save(folder.path())?;
+    let load = |options: LoadOptions| Gpt2::load_with(folder.path(), &options, &Cpu).unwrap_err().to_string();
+    for options in [
+        LoadOptions { head: Head::None, ..LoadOptions::default() },
+        LoadOptions { head: Head::Fresh { labels: 2, seed: 0 }, ..LoadOptions::default() },
+        LoadOptions { heads: Some(Heads::PerLayer), ..LoadOptions::default() },
+    ] {
+        let text = load(options);
+        assert!(text.contains("expected a model with a classifier"), "{text}");
+    }
+    assert!(common::gpt2(tiny_gpt2())?.with_labels(["a".to_owned()]).is_err());
+    for (key, value, says) in [
+        ("model_type", "gpt_neo".into(), "model_type \"gpt_neo\" is not supported; expected \"gpt2\""),
+        ("tie_word_embeddings", false.into(), "tie_word_embeddings false is not supported"),
+        ("scale_attn_weights", false.into(), "scale_attn_weights"),
+        ("scale_attn_by_inverse_layer_idx", true.into(), "scale_attn_by_inverse_layer_idx"),
+        ("add_cross_attention", true.into(), "add_cross_attention is not supported"),
+        ("activation_function", "mish".into(), "mish"),
+        ("vocab_size", 0.into(), "vocab_size is 0, expected 1 to"),
+        ("n_positions", 0.into(), "n_positions is 0"),
+        ("n_inner", 0.into(), "n_inner is 0"),
+        ("attn_pdrop", 1.0.into(), "attn_pdrop is 1, expected a probability"),
+        ("n_head", 5.into(), "= 5 does not divide"),
+    ] {
+        let config = fs::read(folder.path().join(common::CONFIG))?;
+        change_config(folder.path(), key, value)?;
+        let error = Gpt2::load(folder.path(), &Cpu).unwrap_err();
+        assert!(matches!(&error, Error::InFile { .. }), "{key}: {error:?}");
+        let text = error.to_string();
+        assert!(text.contains(says) && text.contains(common::CONFIG), "{key}: {text}");
+        fs::write(folder.path().join(common::CONFIG), config)?;
+    }
+    // Tensors of other shapes than the configuration says, and missing ones, under the names of our parameters.
+    change_config(folder.path(), "n_embd", 15.into())?;
+    let text = Gpt2::load(folder.path(), &Cpu).unwrap_err().to_string();
+    assert!(text.contains("wte.weight\" has shape [31, 12], expected [31, 15]"), "{text}");
+    assert!(text.contains("h.0.attn.query.weight\" has shape [12, 12], expected [15, 15]"), "{text}");
+    change_config(folder.path(), "n_embd", 12.into())?;
+    change_weights(folder.path(), |tensors| {
+        tensors.remove("transformer.h.1.attn.c_attn.weight");
+        tensors.remove("transformer.wte.weight");
+        let odd = Tensor::zeros((12, 35), DType::F32, &Cpu).unwrap();
+        tensors.insert("transformer.h.2.attn.c_attn.weight".to_owned(), odd);
+    })?;
+    let text = Gpt2::load(folder.path(), &Cpu).unwrap_err().to_string();
+    for name in ["h.1.attn.query.weight", "h.1.attn.value.weight", "wte.weight"] {
+        assert!(text.contains(name), "{name}: {text}");
+    }
+    assert!(text.contains("h.2.attn.key.weight\" has shape [12, 35], expected [12, 12]"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn inputs_that_the_model_was_not_made_for() -> Result {
+    let model = common::gpt2(tiny_gpt2())?;
+    let of = |ids: &[u32]| Tensor::new(ids, &Cpu).and_then(|xs| xs.unsqueeze(0));
+    let mask = Some(Tensor::ones((2, 4), DType::U8, &Cpu)?);
+    let cases: [(Batch, &str); 5] = [
+        (of(&[2, 31, 3])?.into(), "inputs have the id 31, expected ids below 31"),
+        (of(&[2; 10])?.into(), "inputs are U32 [1, 10], expected U32 (rows, 1 to 9 tokens)"),
+        (of(&[])?.into(), "inputs are U32 [1, 0], expected"),
+        (Tensor::zeros((2, 3), DType::F32, &Cpu)?.into(), "inputs are F32 [2, 3], expected U32"),
+        (Batch { mask, ..words()? }, "inputs are U8 [2, 4], expected U8 (2, 5)"),
+    ];
+    for (batch, says) in cases {
+        let text = tap::forward(&model, &batch, Pass::EVAL).unwrap_err().to_string();
+        assert!(text.contains(says), "{text}, expected {says}");
+    }
+    Ok(())
+}
