@@ -18,3 +18,7 @@ pub(crate) fn in_f32<const N: usize>(
     }
     f(inputs)
 }
+
+pub(crate) fn is_half(xs: &Tensor) -> bool {
+    [DType::BF16, DType::F16].contains(&xs.dtype())
+}

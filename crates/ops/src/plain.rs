@@ -5,8 +5,8 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use crate::{
-    Attention, CrossEntropy, Dropout, FeedForward, Norm, NormPlace, Reduction, SelfAttention, dropout::Keep,
-    half::in_f32,
+    Attention, CrossEntropy, Dropout, ExitSummary, FeedForward, MultiExit, MultiExitLoss, Norm, NormPlace,
+    Reduction, SelfAttention, dropout::Keep, half::in_f32,
 };
 
 /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; two passes.
@@ -222,6 +222,73 @@ pub fn cross_entropy(
         Reduction::Sum => rows.sum_all(),
         Reduction::Mean => rows.sum_all()?.div(&weights.sum_all()?),
     }
+}
+
+/// Cross-entropies of exits under one head, with all logits of an exit at a time.
+///
+/// # Errors
+///
+/// When shapes do not fit.
+pub fn multi_exit_linear_cross_entropy(
+    features: &[Tensor],
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    targets: &Tensor,
+    row_weights: Option<&Tensor>,
+    config: &MultiExit,
+) -> Result<MultiExitLoss> {
+    let device = weight.device();
+    let ids = targets.to_vec1::<u32>()?;
+    let ignored = |id: u32| config.ignore_index == Some(id);
+    let kept = Tensor::from_iter(ids.iter().map(|&id| f64::from(u8::from(!ignored(id)))), device)?;
+    let row_weights = match row_weights {
+        Some(weights) => {
+            let weights = weights.detach().to_dtype(DType::F64)?;
+            kept.ne(0.)?.where_cond(&weights, &kept)?
+        }
+        None => kept,
+    };
+    let targets = Tensor::from_iter(ids.iter().map(|&id| if ignored(id) { 0 } else { id }), device)?;
+    let options = CrossEntropy { label_smoothing: config.label_smoothing, ..Default::default() };
+    let mut total = Tensor::zeros((), weight.dtype(), device)?;
+    let mut exits = Vec::new();
+    for (xs, &exit_weight) in features.iter().zip(&config.exit_weights) {
+        let logits = linear(xs, weight, bias)?;
+        let loss = cross_entropy(&logits, &targets, Some(&row_weights), &options)?;
+        exits.push(summary(&logits.detach(), &targets, &row_weights, &loss.detach())?);
+        if exit_weight != 0. {
+            total = (total + (loss * exit_weight)?)?;
+        }
+    }
+    Ok(MultiExitLoss { total, exits })
+}
+
+fn summary(logits: &Tensor, targets: &Tensor, weights: &Tensor, loss: &Tensor) -> Result<ExitSummary> {
+    let counted = weights.sum_all()?.to_scalar::<f64>()?;
+    let counts = weights.ne(0.)?;
+    let mean = |rows: &Tensor| -> Result<f64> {
+        let rows = rows.to_dtype(DType::F64)?;
+        let rows = counts.where_cond(&(&rows * weights)?, &rows.zeros_like()?)?;
+        Ok(rows.sum_all()?.to_scalar::<f64>()? / counted)
+    };
+    let p = softmax(&logits.to_dtype(DType::F64)?)?;
+    let (sorted, _) = p.sort_last_dim(false)?;
+    let at = |i: usize| -> Result<Tensor> {
+        if i < sorted.dim(1)? {
+            sorted.narrow(1, i, 1)?.squeeze(1)
+        } else {
+            sorted.narrow(1, 0, 1)?.squeeze(1)?.zeros_like()
+        }
+    };
+    // 0 ln 0 is 0.
+    let entropy = (&p * p.maximum(f64::MIN_POSITIVE)?.log()?)?.sum(1)?.neg()?;
+    Ok(ExitSummary {
+        cross_entropy: loss.to_dtype(DType::F64)?.to_scalar()?,
+        accuracy: mean(&logits.argmax(D::Minus1)?.eq(targets)?)?,
+        max_probability: mean(&at(0)?)?,
+        margin: mean(&(at(0)? - at(1)?)?)?,
+        entropy: mean(&entropy)?,
+    })
 }
 
 /// Cross-entropy of each row, `(n)`; `targets` is `(n, 1)`.

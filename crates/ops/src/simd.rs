@@ -144,6 +144,13 @@ pub(crate) fn splitmix(seed: u64, i: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// What [`peaks`] finds.
+#[derive(Clone, Copy)]
+pub(crate) struct Peaks {
+    pub(crate) max: f32,
+    pub(crate) second: f32,
+}
+
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 
 dispatched! {
@@ -217,6 +224,63 @@ dispatched! {
             *v *= scale;
         }
         (max, sum)
+    }
+
+    /// The two largest of a row, or twice the same if it is there twice; -inf for a second of one. A NaN is never larger.
+    fn peaks(x: &[f32]) -> Peaks {
+        let (mut max, mut second) = ([f32::NEG_INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+        let (sets, rest) = x.as_chunks::<LANES>();
+        for set in sets {
+            for j in 0..LANES {
+                let lower = if set[j] > max[j] { max[j] } else { set[j] };
+                second[j] = if lower > second[j] { lower } else { second[j] };
+                max[j] = if set[j] > max[j] { set[j] } else { max[j] };
+            }
+        }
+        let mut peaks = Peaks { max: f32::NEG_INFINITY, second: f32::NEG_INFINITY };
+        for &x in max.iter().chain(rest).chain(&second) {
+            if x > peaks.max {
+                peaks = Peaks { max: x, second: peaks.max };
+            } else if x > peaks.second {
+                peaks.second = x;
+            }
+        }
+        peaks
+    }
+
+    /// Turns a row into `exp(x - max)`, in place; returns their sum, and the sum of each times `x - max`.
+    fn exponentials(x: &mut [f32], max: f32) -> (f32, f32) {
+        let (mut sum, mut along) = ([0f32; LANES], [0f32; LANES]);
+        let (sets, rest) = x.as_chunks_mut::<LANES>();
+        for set in sets {
+            for j in 0..LANES {
+                // Far below the largest an exponential is 0, and 0 times -inf would be NaN.
+                let below = set[j] - max;
+                let e = exp(below);
+                set[j] = e;
+                sum[j] += e;
+                along[j] += if e > 0. { e * below } else { e };
+            }
+        }
+        let (mut total, mut total_along) = (sum.iter().sum::<f32>(), along.iter().sum::<f32>());
+        for x in rest {
+            let below = *x - max;
+            *x = exp(below);
+            total += *x;
+            total_along += if *x > 0. { *x * below } else { *x };
+        }
+        (total, total_along)
+    }
+
+    /// `x = factor x - less`.
+    fn scale(x: &mut [f32], factor: f32, less: f32) {
+        for x in x.iter_mut() {
+            *x = factor * *x - less;
+        }
+    }
+
+    fn sum(x: &[f32]) -> f32 {
+        lanes_sum([x], |[x]| x)
     }
 
     /// `d = p (g - <p, g>)`: backward of softmax, in place of `g`.
