@@ -6,6 +6,7 @@ use crate::{
     Error, Pass, Result,
     builder::{Builder, Init},
     layers::{LayerNorm, Linear},
+    tap::LinearExit,
 };
 
 /// Which norm stands between an inner layer and the head.
@@ -116,18 +117,32 @@ impl Exits {
 
     /// Logits `(rows, labels)` of the exit after block `layer`, on features `(rows, width)`.
     pub(crate) fn forward(&self, layer: usize, feature: &Tensor, pass: Pass) -> Result<Tensor> {
+        match layer.checked_sub(1).and_then(|i| self.packed.get(i)) {
+            Some(packed) => Ok(packed.forward(feature)?),
+            None => {
+                let (xs, head) = self.read(layer, feature, pass)?;
+                Ok(head.forward(&xs)?)
+            }
+        }
+    }
+
+    /// The same before the head's map.
+    pub(crate) fn linear(&self, layer: usize, feature: &Tensor, pass: Pass) -> Result<LinearExit> {
+        let (xs, head) = self.read(layer, feature, pass)?;
+        Ok(LinearExit { xs, weight: head.weight.clone(), bias: head.bias.clone() })
+    }
+
+    /// What the head of the exit after block `layer` reads of a feature, and the head.
+    fn read(&self, layer: usize, feature: &Tensor, pass: Pass) -> Result<(Tensor, &Linear)> {
         let Some(norm) = layer.checked_sub(1).and_then(|i| self.norms.get(i)) else {
             return Err(Error::Layer { layer, depth: self.norms.len() });
         };
         let head = self.heads.get(layer - 1).ok_or(Error::NoHead)?;
-        if let Some(packed) = self.packed.get(layer - 1) {
-            return Ok(packed.forward(feature)?);
-        }
         let xs = norm.as_ref().map(|norm| norm.forward(feature)).transpose()?;
         let xs = xs.as_ref().unwrap_or(feature);
         let pooled = self.pooled(xs).transpose()?;
         let xs = pooled.as_ref().unwrap_or(xs);
-        Ok(head.forward(&pass.dropout(xs, self.dropout, layer, SITE)?)?)
+        Ok((pass.dropout(xs, self.dropout, layer, SITE)?, head))
     }
 
     /// `tanh(x W^T + b)`, of a model with a pooler.

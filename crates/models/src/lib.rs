@@ -31,7 +31,7 @@ pub use gpt2::{Gpt2, Gpt2Config};
 pub use loaded::Loaded;
 pub use mlp::{Mlp, MlpConfig};
 pub use params::Params;
-pub use tap::{Batch, Hidden, Pass, Tapped};
+pub use tap::{Batch, Hidden, LinearExit, Pass, Tapped};
 pub use transformer::{Head, LoadOptions, Transformer};
 pub use vit::{Vit, VitConfig};
 pub use whole_file::write_whole;

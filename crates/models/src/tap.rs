@@ -110,6 +110,17 @@ impl Pass {
     }
 }
 
+/// An exit whose logits are `x W^T + b`, before they are computed: with a large head they need never be in memory at once.
+#[derive(Clone, Debug)]
+pub struct LinearExit {
+    /// What the head reads, `(rows, width)`: the feature behind exit norm or pooler, and dropout.
+    pub xs: Tensor,
+    /// `(classes, width)`; exits that share a head have the same tensor.
+    pub weight: Tensor,
+    /// `(classes)`.
+    pub bias: Option<Tensor>,
+}
+
 /// A stack of blocks under one head, runnable block by block.
 ///
 /// Training objectives, similarity, early exits and evaluation need no more than this of a model.
@@ -145,6 +156,16 @@ pub trait Tapped {
     ///
     /// When the feature does not fit the head.
     fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> Result<Tensor>;
+
+    /// [`exit`](Tapped::exit) up to its last map, for models whose exits end in a linear one; `None` for others.
+    ///
+    /// # Errors
+    ///
+    /// As [`exit`](Tapped::exit).
+    fn linear_exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> Result<Option<LinearExit>> {
+        let _ = (layer, feature, pass);
+        Ok(None)
+    }
 
     /// Logits of the exit after block `layer` on a state, without a graph: [`exit`](Tapped::exit) of the
     /// [`feature`](Tapped::feature), which a model that only answers may do at once.

@@ -103,10 +103,9 @@ fn a_clone_shares_its_weights_and_a_copy_does_not() -> common::Result {
 }
 
 fn all_learn(model: &impl Tapped, params: &Params, batch: &Batch, case: &str) -> Result<()> {
-    let rows = batch.rows()?;
-    let targets = Tensor::from_vec((0..rows as u32).map(|i| i % 3).collect(), rows, &Cpu)?;
     let mut loss = Tensor::zeros((), DType::F32, &Cpu)?;
     for logits in tap::layer_logits(model, batch, Pass::EVAL)? {
+        let targets = Tensor::from_iter((0..logits.dim(0)? as u32).map(|i| i % 3), &Cpu)?;
         loss = (loss + cross_entropy(&logits, &targets, None, &CrossEntropy::default())?)?;
     }
     let grads = loss.backward()?;

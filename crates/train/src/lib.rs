@@ -5,6 +5,7 @@ mod checkpoint;
 mod config;
 mod error;
 mod events;
+mod large_heads;
 mod loss;
 mod objective;
 mod optimiser;

@@ -1,8 +1,11 @@
 use candle_core::{D, DType, Tensor};
-use layerwise_models::{Batch, Pass, Tapped, tap::for_each_layer};
-use layerwise_ops::{CrossEntropy, cross_entropy, softmax};
+use layerwise_models::{Batch, LinearExit, Pass, Tapped, tap::for_each_layer};
+use layerwise_ops::{CrossEntropy, cross_entropy, linear, softmax};
 
-use crate::{Error, Result, Terms};
+use crate::{
+    Error, Result, Terms,
+    large_heads::{LargeHeads, MANY},
+};
 
 /// Loss of one batch.
 #[derive(Clone, Debug)]
@@ -45,6 +48,11 @@ pub fn loss<M: Tapped + ?Sized>(
     let config = CrossEntropy { label_smoothing, ..Default::default() };
     let distilled = terms.distillation.iter().any(|weight| *weight != 0.);
     let teaches = |layer: usize| layer == depth && (distilled || terms.balanced);
+    // Logits are wanted for more than cross-entropies, or are not those of classes.
+    let logits_wanted =
+        distilled || terms.balanced || !terms.cosine.is_empty() || labels.dtype() == DType::F32;
+    let weighed_exits = terms.cross_entropy.iter().filter(|weight| **weight != 0.).count();
+    let mut large = LargeHeads::default();
     let mut exits: Vec<Exit> = Vec::new();
     let mut features = Vec::new();
     for_each_layer(model, batch, pass, |layer, hidden| {
@@ -59,7 +67,16 @@ pub fn loss<M: Tapped + ?Sized>(
         }
         let feature = model.feature(hidden)?;
         if answers {
-            let logits = model.exit(layer, &feature, pass)?;
+            let exit = if logits_wanted { None } else { model.linear_exit(layer, &feature, pass)? };
+            let logits = match exit {
+                Some(exit) if exit.xs.dim(0)? * exit.weight.dim(0)? * weighed_exits > MANY => {
+                    check_labels(labels, exit.xs.dim(0)?, exit.weight.dim(0)?)?;
+                    large.add(layer, exit, of(&terms.cross_entropy, layer));
+                    return Ok(());
+                }
+                Some(LinearExit { xs, weight, bias }) => linear(&xs, &weight, bias.as_ref())?,
+                None => model.exit(layer, &feature, pass)?,
+            };
             if exits.is_empty() {
                 let (rows, classes) = logits.dims2()?;
                 check_labels(labels, rows, classes)?;
@@ -78,11 +95,7 @@ pub fn loss<M: Tapped + ?Sized>(
         }
         Ok::<_, Error>(())
     })?;
-    let Some(last) = exits.last() else {
-        return Err(candle_core::Error::msg("the model ran no layer").into());
-    };
-
-    let mut sum: Option<Tensor> = None;
+    let (mut sum, mut per_layer) = large.loss(labels, depth, label_smoothing)?;
     let mut add = |term: Tensor| {
         sum = Some(match &sum {
             Some(sum) => (sum + term)?,
@@ -91,8 +104,10 @@ pub fn loss<M: Tapped + ?Sized>(
         Ok::<_, Error>(())
     };
     let pull = |exit: &Exit| pull(&exit.logits, labels, label_smoothing);
-    let last_pull = if terms.balanced { pull(last)? } else { 0. };
-    let teacher = distilled.then(|| log_softmax(&last.logits.detach(), terms.temperature)).transpose()?;
+    let last = exits.last();
+    let last_pull = last.filter(|_| terms.balanced).map(pull).transpose()?.unwrap_or_default();
+    let teacher = last.filter(|_| distilled);
+    let teacher = teacher.map(|last| log_softmax(&last.logits.detach(), terms.temperature)).transpose()?;
     for exit in &exits {
         let (mut hard, soft) = (of(&terms.cross_entropy, exit.layer), of(&terms.distillation, exit.layer));
         if hard != 0. {
@@ -115,7 +130,6 @@ pub fn loss<M: Tapped + ?Sized>(
     let Some(total) = sum else {
         return Err(candle_core::Error::msg("the model ran no layer").into());
     };
-    let mut per_layer = vec![None; depth];
     for exit in &exits {
         per_layer[exit.layer - 1] = Some(exit.error.to_dtype(DType::F64)?.to_scalar::<f64>()?);
     }

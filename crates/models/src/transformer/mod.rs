@@ -15,6 +15,7 @@ use crate::{
     builder::{Builder, Built},
     checkpoint::{Checkpoint, View},
     exits::{ExitShape, Exits, is_head},
+    tap::LinearExit,
 };
 
 /// What tells one kind of transformer from another; implemented by configurations.
@@ -229,6 +230,10 @@ impl<K: Kind> Tapped for Transformer<K> {
 
     fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> CandleResult<Tensor> {
         self.exits.forward(layer, feature, pass).map_err(Error::into_candle)
+    }
+
+    fn linear_exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> CandleResult<Option<LinearExit>> {
+        self.exits.linear(layer, feature, pass).map(Some).map_err(Error::into_candle)
     }
 
     fn answer(&self, layer: usize, hidden: &Hidden) -> CandleResult<Tensor> {
