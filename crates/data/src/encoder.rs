@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use tokenizers::{Tokenizer, TruncationParams};
 
-use crate::{Error, Result, Text, error::format};
+use crate::{Error, Result, Text, error::format, vocabulary};
 
 /// A Hugging Face tokenizer: texts to ids.
 #[derive(Clone, Debug)]
@@ -34,9 +34,6 @@ pub struct Padded {
     /// `(rows, tokens)`, u32.
     pub types: Tensor,
 }
-
-/// How far a model's vocabulary may be beyond its tokenizer's: tables are filled up to round numbers.
-const SPARE: usize = 1024;
 
 impl Encoder {
     /// The `tokenizer.json` of a model's folder, or that file.
@@ -75,11 +72,7 @@ impl Encoder {
     ///
     /// [`Error::Vocabulary`] when ids are beyond the table, or far below its end.
     pub fn check(&self, vocabulary: usize) -> Result<()> {
-        let pieces = self.tokenizer.get_vocab(true).into_values().max().map_or(0, |last| last as usize + 1);
-        if (pieces..=pieces + SPARE).contains(&vocabulary) {
-            return Ok(());
-        }
-        Err(Error::Vocabulary { path: self.path.clone(), pieces, vocabulary })
+        vocabulary::check(&self.tokenizer, &self.path, vocabulary)
     }
 
     /// The id that [`pad`](Self::pad) fills up with.

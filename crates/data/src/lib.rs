@@ -2,6 +2,7 @@
 
 mod augment;
 mod batches;
+mod bpe;
 mod buckets;
 pub mod cifar10;
 mod digits;
@@ -28,11 +29,13 @@ mod set;
 mod shards;
 mod split;
 mod text;
-#[cfg(feature = "images")]
+mod token_blocks;
+mod vocabulary;
 mod whole_file;
 
 pub use augment::{Augment, mirror, rotate, shift};
 pub use batches::{Batches, epoch_order};
+pub use bpe::{ByteBpe, END_OF_TEXT, TextStream};
 pub use buckets::bucketed_order;
 pub use digits::digits;
 pub use encoder::{Encoded, Encoder, Padded};
@@ -47,4 +50,5 @@ pub use resize::resize;
 pub use set::{ImageSet, Shape};
 pub use shards::missing_shards;
 pub use split::Split;
-pub use text::{Targets, Text, TextSet, text_lines};
+pub use text::{Targets, Text, TextSet, text_file, text_lines};
+pub use token_blocks::TokenBlocks;

@@ -186,3 +186,21 @@ pub fn text_lines(path: &Path) -> Result<TextSet> {
     }
     TextSet::new(texts, Targets::None)
 }
+
+/// A file as one text, plain or `.gz`; a mark at its beginning and what ends its lines besides `\n` are taken away.
+///
+/// # Errors
+///
+/// [`Error::Format`] naming file and line of what is no UTF-8; [`Error::Empty`] for a file without text; [`Error::Io`].
+pub fn text_file(path: &Path) -> Result<String> {
+    let lines = Lines::read(path)?;
+    let mut text = String::new();
+    for line in lines.iter() {
+        text.push_str(line?.1);
+        text.push('\n');
+    }
+    if text.trim().is_empty() {
+        return Err(Error::Empty { what: path.display().to_string() });
+    }
+    Ok(text)
+}

@@ -1,0 +1,98 @@
+//! Byte-level pairs: ids are those of Python's transformers on real text; `fixtures/bpe_hf.py` wrote the oracle.
+
+use std::{fs, path::Path};
+
+use candle_core::{Device::Cpu, safetensors};
+use layerwise_data::{ByteBpe, END_OF_TEXT, Error, TokenBlocks, text_file};
+use layerwise_testkit::from_env;
+
+type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+#[test]
+fn ids_of_real_text_are_transformers() -> Result {
+    let Some(shared) = from_env("LAYERWISE_SHARED") else { return Ok(()) };
+    let bpe = ByteBpe::open(&shared.join("data/gpt2-tokenizer"))?;
+    assert_eq!((bpe.vocabulary(), bpe.end_of_text()), (50_257, Some(50_256)));
+    bpe.check(50_257)?;
+    let text = text_file(&shared.join("data/text/wikitext-2/wiki.test.raw.gz"))?;
+    let ids = bpe.ids(&text)?;
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gpt2_ids.safetensors");
+    let expected = safetensors::load(fixture, &Cpu)?;
+    assert_eq!(ids.len() as u32, expected["length"].to_vec1::<u32>()?[0]);
+    assert_eq!(ids[..4000], expected["first"].to_vec1::<u32>()?);
+    assert_eq!(ids[ids.len() - 4000..], expected["last"].to_vec1::<u32>()?);
+    assert_eq!(bpe.text(&ids)?, text);
+    // Pieces of words of several bytes, spaces in rows, lines without words, quotes and marks.
+    let odd = "  Ünïcödé ☃☃\n\n\n  don't \t we'll\r\n<|endoftext|> 1234567 !?!   ";
+    let ids = bpe.ids(odd)?;
+    assert_eq!(ids, expected["odd"].to_vec1::<u32>()?);
+    assert_eq!(bpe.text(&ids)?, odd);
+    let mut stream = bpe.stream();
+    let mut streamed = String::new();
+    for id in ids {
+        streamed += &stream.push(id)?.unwrap_or_default();
+    }
+    assert_eq!(streamed, odd);
+    Ok(())
+}
+
+#[test]
+fn what_is_learned_is_kept() -> Result {
+    let text = "the cat sat on the mat; the cat sat on the hat. ".repeat(40);
+    let bpe = ByteBpe::train(text.split_inclusive(". "), 300)?;
+    assert!((258..=300).contains(&bpe.vocabulary()), "{}", bpe.vocabulary());
+    let ids = bpe.ids(&text)?;
+    assert!(ids.len() * 3 < text.len() && bpe.text(&ids)? == text);
+    assert_eq!(bpe.ids(END_OF_TEXT)?, [bpe.end_of_text().ok_or("no mark")?]);
+    // Any bytes, seen or not.
+    let unseen = "Ω\u{0}\u{10ffff} zebra";
+    assert_eq!(bpe.text(&bpe.ids(unseen)?)?, unseen);
+    let folder = tempfile::tempdir()?;
+    bpe.save(folder.path())?;
+    let again = ByteBpe::open(folder.path())?;
+    assert_eq!((again.ids(&text)?, again.end_of_text()), (ids, bpe.end_of_text()));
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_is_said() -> Result {
+    let folder = tempfile::tempdir()?;
+    let open = || ByteBpe::open(folder.path()).unwrap_err();
+    assert!(matches!(open(), Error::NotFound { .. }));
+    fs::write(folder.path().join("vocab.json"), "{")?;
+    assert!(open().to_string().contains("vocab.json and merges.txt"));
+    fs::write(folder.path().join("merges.txt"), "a b\n")?;
+    assert!(
+        matches!(open(), Error::Format { .. }) && open().to_string().contains("vocab.json"),
+        "{}",
+        open()
+    );
+    fs::write(folder.path().join("tokenizer.json"), "[]")?;
+    assert!(matches!(open(), Error::Format { .. }) && open().to_string().contains("tokenizer.json"));
+    let bpe = ByteBpe::train(["a"], 257)?;
+    assert!(matches!(bpe.check(50_257), Err(Error::Vocabulary { pieces: 257, vocabulary: 50_257, .. })));
+    let text = bpe.text(&[0, 257]).unwrap_err().to_string();
+    assert!(text.contains("an id is 257") && text.contains("257 pieces"), "{text}");
+    assert!(ByteBpe::train(["a"], 256).unwrap_err().to_string().contains("vocabulary is 256"));
+
+    let path = folder.path().join("text.txt");
+    fs::write(&path, b"\xef\xbb\xbfone\r\n\ntwo")?;
+    assert_eq!(text_file(&path)?, "one\n\ntwo\n");
+    for (content, says) in [(&b"a\n\xff"[..], "line 2: not UTF-8"), (b"\n \n", "no samples")] {
+        fs::write(&path, content)?;
+        let text = text_file(&path).unwrap_err().to_string();
+        assert!(text.contains("text.txt") && text.contains(says), "{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn blocks_that_are_not_there() -> Result {
+    let blocks = TokenBlocks::new((0..10).collect(), 3)?;
+    assert_eq!((blocks.len(), blocks.tokens()), (3, 3));
+    assert!(matches!(blocks.batch(&[3], &Cpu), Err(Error::Index { index: 3, len: 3 })));
+    assert!(matches!(blocks.batch(&[], &Cpu), Err(Error::Empty { .. })));
+    assert!(matches!(TokenBlocks::new(vec![1, 2, 3], 3), Err(Error::Empty { .. })));
+    assert!(matches!(TokenBlocks::new(vec![1], 0), Err(Error::Setting { field: "tokens", .. })));
+    Ok(())
+}
