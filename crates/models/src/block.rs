@@ -1,8 +1,8 @@
-use candle_core::Result;
+use candle_core::{Error, Result, Tensor, bail};
 use layerwise_ops::{Activation, Attention, FeedForward, NormPlace, SelfAttention};
 
 use crate::{
-    Hidden, Pass,
+    Hidden, KvCache, Pass,
     layers::{LayerNorm, Linear},
 };
 
@@ -65,6 +65,53 @@ impl Block {
         };
         let xs = layerwise_ops::self_attention(&hidden.xs, &attend)?;
         Ok(Hidden { xs: layerwise_ops::feed_forward(&xs, &feed)?, mask: hidden.mask.clone() })
+    }
+
+    /// The next tokens of some texts, text after text, `(all new tokens, width)` to the same: each text has its cache, and how many of the tokens
+    /// are its. Of blocks whose norms stand first.
+    pub(crate) fn next(
+        &self,
+        layer: usize,
+        xs: &Tensor,
+        texts: &mut [(&mut KvCache, usize)],
+    ) -> Result<Tensor> {
+        let BlockSettings { norms, heads, causal, activation, .. } = self.settings;
+        let (rows, _) = xs.dims2()?;
+        if texts.iter().map(|(_, count)| count).sum::<usize>() != rows
+            || norms != NormPlace::Before
+            || !causal
+        {
+            bail!(
+                "block {layer}: {rows} states for {:?} new tokens",
+                texts.iter().map(|(_, n)| n).collect::<Vec<_>>()
+            )
+        }
+        let xs = xs.detach();
+        let normed = self.attention_norm.forward(&xs)?.detach();
+        let [queries, keys, values] = [&self.query, &self.key, &self.value]
+            .map(|map| Ok::<_, Error>(map.affine().forward(&normed)?.detach()));
+        let (queries, keys, values) = (queries?, keys?, values?);
+        let attention = Attention { causal, ..Attention::full(heads) };
+        let (mut seen, mut first) = (Vec::with_capacity(texts.len()), 0);
+        for (cache, count) in texts {
+            let of = |xs: &Tensor| xs.narrow(0, first, *count);
+            let [keys, values] = cache.push(layer, &of(&keys)?, &of(&values)?)?;
+            seen.push(
+                layerwise_ops::attention(&of(&queries)?.unsqueeze(0)?, &keys, &values, &attention)?
+                    .squeeze(0)?,
+            );
+            first += *count;
+        }
+        let seen = if seen.len() == 1 { seen.swap_remove(0) } else { Tensor::cat(&seen, 0)? };
+        let xs = (xs + self.attention_output.affine().forward(&seen)?.detach())?;
+        let feed = FeedForward {
+            norm: self.feed_norm.norm(norms),
+            up: self.up.affine(),
+            down: self.down.affine(),
+            activation,
+            dropout: None,
+        };
+        Ok(layerwise_ops::feed_forward(&xs, &feed)?.detach())
     }
 
     /// The same storage, recording no graph.

@@ -151,9 +151,17 @@ impl Exits {
         Some(pooler.forward(feature).and_then(|xs| xs.tanh()).map_err(Error::from))
     }
 
-    /// Lays norms and heads out for answering from the first token, as they are now; not behind a pooler, nor a head that every token has.
+    /// Lays norms and heads out for answering, as they are now; not behind a pooler.
     pub(crate) fn pack(&mut self) -> Result<()> {
-        if self.pooler.is_some() || self.every_token {
+        if self.pooler.is_some() {
+            return Ok(());
+        }
+        if self.every_token {
+            // One for all exits.
+            if let Some(mut head) = self.heads.first().cloned() {
+                head.pack()?;
+                self.heads.fill(head);
+            }
             return Ok(());
         }
         let exits = self.norms.iter().zip(&self.heads).map(|(norm, head)| {
@@ -170,7 +178,7 @@ impl Exits {
     }
 
     pub(crate) fn is_packed(&self) -> bool {
-        !self.packed.is_empty()
+        !self.packed.is_empty() || self.heads.first().is_some_and(Linear::is_packed)
     }
 
     /// The same storage, recording no graph.

@@ -20,6 +20,10 @@ impl Linear {
         Affine { weight: &self.weight, bias: self.bias.as_ref(), packed: self.packed.as_ref() }
     }
 
+    pub(crate) fn is_packed(&self) -> bool {
+        self.packed.is_some()
+    }
+
     /// Lays the weight out for products, as it is now.
     pub(crate) fn pack(&mut self) -> Result<()> {
         self.packed = Packed::new(&self.weight)?;
@@ -27,7 +31,7 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        layerwise_ops::linear(xs, &self.weight, self.bias.as_ref())
+        self.affine().forward(xs)
     }
 
     /// The same storage, recording no graph.

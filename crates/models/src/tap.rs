@@ -3,6 +3,8 @@
 use candle_core::Tensor;
 use layerwise_ops::Dropout;
 
+use crate::KvCache;
+
 type Result<T, E = candle_core::Error> = std::result::Result<T, E>;
 
 /// What a model is fed: images, token ids or feature rows, with what belongs to them.
@@ -191,6 +193,31 @@ pub trait Tapped {
         let pick = |xs: &Tensor| xs.contiguous()?.index_select(rows, 0);
         Ok(Hidden { xs, mask: hidden.mask.as_ref().map(pick).transpose()? })
     }
+}
+
+/// A stack whose tokens see none behind them, so that a text is read token by token: block by block, with what earlier tokens have left there. No graph.
+pub trait Decoder: Tapped {
+    /// For a text of which nothing was read.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    fn cache(&self) -> Result<KvCache>;
+
+    /// `h^0` of the next tokens of some texts, text after text: `(all new tokens, width)`. Each text has its ids, at least one, and the place of the first.
+    ///
+    /// # Errors
+    ///
+    /// For no ids, one that is not in the vocabulary, or one beyond the last position.
+    fn embed_next(&self, texts: &[(&[u32], usize)]) -> Result<Tensor>;
+
+    /// Runs block `layer` on states `xs` `(all new tokens, width)` of some texts, text after text: each has its cache, which remembers them, and how many of
+    /// the tokens are its.
+    ///
+    /// # Errors
+    ///
+    /// When the numbers do not add up, or a text would have more tokens than the model has positions for.
+    fn block_next(&self, layer: usize, xs: &Tensor, texts: &mut [(&mut KvCache, usize)]) -> Result<Tensor>;
 }
 
 /// Runs the stack and calls `f` with each layer's state as soon as it is there: `h^0` (layer 0), then `h^1 .. h^L`.

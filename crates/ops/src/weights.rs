@@ -3,8 +3,9 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use crate::{
-    gemm::{Mat, Threads},
-    host::{has_kernel, with_slices},
+    gemm::{Mat, MatMut, Threads},
+    host::{has_kernel, with_slices, with_values},
+    linear::{linear, start},
     panels::Panels,
 };
 
@@ -74,6 +75,36 @@ impl std::fmt::Debug for Packed {
 }
 
 impl Affine<'_> {
+    /// `x W^T + b` over the last dimension of `xs`; of a weight that is laid out, without a graph.
+    ///
+    /// # Errors
+    ///
+    /// When the shapes do not fit.
+    pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let Some(packed) = self.packed.filter(|_| has_kernel(xs)) else {
+            return linear(xs, self.weight, self.bias);
+        };
+        let (outputs, inputs) = self.weight.dims2()?;
+        self.check("affine", "the map", (outputs, inputs))?;
+        if xs.dims().last() != Some(&inputs) {
+            bail!("affine: xs {:?}, weight {:?}", xs.dims(), self.weight.dims())
+        }
+        let (xs, bias) = (xs.contiguous()?, self.bias.map(Tensor::contiguous).transpose()?);
+        let values: Vec<&Tensor> = [&xs].into_iter().chain(&bias).collect();
+        let y = with_values(&values, |values| {
+            let mut y = vec![0.; xs.elem_count() / inputs * outputs];
+            let mut out = MatMut::rows(&mut y, outputs);
+            let add = start(&mut out, values.get(1).copied());
+            packed.0.product(out, add, Mat::rows(values[0], inputs), 1., Threads::All);
+            Ok(y)
+        })?;
+        let mut dims = xs.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = outputs;
+        }
+        Tensor::from_vec(y, dims, xs.device())
+    }
+
     pub(crate) fn check(&self, operation: &str, name: &str, (outputs, inputs): (usize, usize)) -> Result<()> {
         let bias = self.bias.map(Tensor::dims);
         if self.weight.dims() != [outputs, inputs] || bias.is_some_and(|bias| bias != [outputs]) {

@@ -1,9 +1,9 @@
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use layerwise_ops::embedding;
 
 use super::{Gpt2Config, POSITIONS, WORDS};
 use crate::{
-    Batch, Hidden, Pass, Result,
+    Batch, Error, Hidden, Pass, Result,
     builder::{Builder, Init},
     ids,
     transformer::Embed,
@@ -27,6 +27,36 @@ impl Embeddings {
             positions: b.tensor(POSITIONS, (config.n_positions, config.n_embd), normal)?,
             dropout: config.embd_pdrop,
         })
+    }
+}
+
+impl Embeddings {
+    pub(crate) fn device(&self) -> &Device {
+        self.words.device()
+    }
+
+    /// Of the next tokens of some texts, text after text, each with the place of its first: `(all tokens, width)`, no graph.
+    pub(crate) fn next(&self, texts: &[(&[u32], usize)], config: &Gpt2Config) -> Result<Tensor> {
+        let longest = config.n_positions;
+        let (mut ids, mut places) = (Vec::new(), Vec::new());
+        for (text, from) in texts {
+            if text.is_empty() || from + text.len() > longest {
+                let found = format!("{} tokens from place {from}", text.len());
+                return Err(Error::Inputs {
+                    found,
+                    expected: format!("at least one, before place {longest}"),
+                });
+            }
+            ids.extend_from_slice(text);
+            places.extend((*from..from + text.len()).map(|place| place as u32));
+        }
+        if ids.is_empty() {
+            return Err(Error::Inputs { found: "no text".into(), expected: "texts".into() });
+        }
+        let (ids, places) = (Tensor::new(ids, self.device())?, Tensor::new(places, self.device())?);
+        ids::within("inputs", &ids, config.vocab_size)?;
+        let rows = embedding(&ids, &self.words.detach())? + embedding(&places, &self.positions.detach())?;
+        Ok(rows?.detach())
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 pub use self::config::Gpt2Config;
 use self::embeddings::Embeddings;
 use crate::{
-    Heads, Params, Result, Transformer,
+    Decoder, Error, Heads, KvCache, Params, Result, Transformer,
     block::{Block, BlockSettings},
     builder::{Builder, Init},
     checkpoint::{Checkpoint, View},
@@ -118,5 +118,28 @@ impl Kind for Gpt2Config {
 
     fn feature(xs: &Tensor) -> CandleResult<Tensor> {
         xs.flatten(0, 1)?.contiguous()
+    }
+}
+
+impl Decoder for Gpt2 {
+    fn cache(&self) -> CandleResult<KvCache> {
+        let Gpt2Config { n_layer, n_embd, n_positions, .. } = self.config;
+        KvCache::new(n_layer, n_embd, n_positions, self.embeddings.device())
+    }
+
+    fn embed_next(&self, texts: &[(&[u32], usize)]) -> CandleResult<Tensor> {
+        self.embeddings.next(texts, &self.config).map_err(Error::into_candle)
+    }
+
+    fn block_next(
+        &self,
+        layer: usize,
+        xs: &Tensor,
+        texts: &mut [(&mut KvCache, usize)],
+    ) -> CandleResult<Tensor> {
+        let Some(block) = layer.checked_sub(1).and_then(|i| self.blocks.get(i)) else {
+            return Err(Error::Layer { layer, depth: self.blocks.len() }.into_candle());
+        };
+        block.next(layer, xs, texts)
     }
 }
