@@ -113,6 +113,7 @@ fn what_does_not_fit_is_said() -> Result {
         assert!(text.contains("expected a model with a classifier"), "{text}");
     }
     assert!(common::gpt2(tiny_gpt2())?.with_labels(["a".to_owned()]).is_err());
+    assert!(common::gpt2(tiny_gpt2())?.with_prior(&[0.; 31]).is_err());
     for (key, value, says) in [
         ("model_type", "gpt_neo".into(), "model_type \"gpt_neo\" is not supported; expected \"gpt2\""),
         ("tie_word_embeddings", false.into(), "tie_word_embeddings false is not supported"),

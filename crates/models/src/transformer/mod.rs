@@ -180,10 +180,14 @@ impl<K: Kind> Transformer<K> {
     ///
     /// # Errors
     ///
-    /// [`Error::Prior`] unless there is one finite output a class.
+    /// [`Error::Prior`] unless there is one finite output a class; [`Error::Unsupported`] for a model without a classifier of its own.
     pub fn with_prior(self, outputs: &[f32]) -> Result<Self> {
         let finite = outputs.iter().all(|output| output.is_finite());
-        for (name, var) in self.params.iter().filter(|(name, _)| is_head(name) && name.ends_with(".bias")) {
+        let biases = || self.params.iter().filter(|(name, _)| is_head(name) && name.ends_with(".bias"));
+        if biases().next().is_none() {
+            return Err(no_classifier("what a classifier starts with"));
+        }
+        for (name, var) in biases() {
             if !finite || var.dims() != [outputs.len()] {
                 return Err(Error::Prior {
                     name: name.to_owned(),
