@@ -58,6 +58,9 @@ def samples(folder, task, part):
     if isinstance(columns[0], str):
         head, *rows = rows
         columns = [head.index(name) for name in columns]
+    if task == "QQP":
+        # Some rows of the official files are cut short, and left out by others, too.
+        rows = [row for row in rows if len(row) > max(columns)]
     target = (lambda word: labels.index(word)) if labels else float
     return [target(row[columns[0]]) for row in rows], [[row[at].strip() for row in rows] for at in columns[1:]]
 

@@ -132,8 +132,8 @@ fn calibrate(flags: &Flags, device: &Device) -> Result<()> {
     let mut results = Results::new(NAME, settings, flags.common.seed, device);
 
     let packed = model.packed()?;
-    let one = input.batch(0..1, device)?;
-    let costs = CostTable::default().prepare(packed.tapped(), &one, BATCH)?;
+    let batch = input.batch(0..BATCH.min(input.samples()), device)?;
+    let costs = CostTable::default().prepare(packed.tapped(), &batch, BATCH)?;
     let observed = Observed::new(packed.tapped(), &*input, &labels, &parts, device)?;
 
     let chosen = Chosen {

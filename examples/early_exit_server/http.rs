@@ -135,14 +135,14 @@ enum Switch {
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Answer {
     #[serde(flatten)]
-    pub(crate) said: Said,
+    pub(crate) says: Says,
     /// The layer after which the sample left.
     pub(crate) layer: usize,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(untagged)]
-pub(crate) enum Said {
+pub(crate) enum Says {
     /// By a model with classes.
     Class { class: usize, label: String, probability: f64 },
     /// By a model of a number.
@@ -152,9 +152,9 @@ pub(crate) enum Said {
 impl Answer {
     /// The class, where there are classes.
     pub(crate) fn class(&self) -> Option<usize> {
-        match self.said {
-            Said::Class { class, .. } => Some(class),
-            Said::Number { .. } => None,
+        match self.says {
+            Says::Class { class, .. } => Some(class),
+            Says::Number { .. } => None,
         }
     }
 }
@@ -229,12 +229,12 @@ impl App {
         let logits = logits.map_err(|error| Failure::internal(error.to_string()))?;
         let layer = exited.layer[0];
         if let [number] = logits[..] {
-            return Ok(Answer { said: Said::Number { number: f64::from(number) }, layer });
+            return Ok(Answer { says: Says::Number { number: f64::from(number) }, layer });
         }
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let class = logits.iter().position(|&x| x == largest).unwrap_or(0);
         let probability = 1. / logits.iter().map(|x| f64::from(x - largest).exp()).sum::<f64>();
-        Ok(Answer { said: Said::Class { class, label: self.0.labels[class].clone(), probability }, layer })
+        Ok(Answer { says: Says::Class { class, label: self.0.labels[class].clone(), probability }, layer })
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use image::{ImageFormat, Rgb, RgbImage};
 use layerwise::data::{ImageSet, Targets, Text};
 use layerwise_example_common::{
-    encoded::{task_of, texts_of},
+    encoded::{first, task_of, texts_of},
     input::test_set,
 };
 
@@ -33,7 +33,7 @@ pub(crate) fn requests(data: Option<&Path>, most: usize) -> Result<Vec<Request>>
 }
 
 fn of_texts(folder: &Path, most: usize) -> Result<Vec<Request>> {
-    let set = texts_of(folder)?;
+    let set = first(texts_of(folder)?, most)?;
     let Targets::Classes { labels, .. } = set.targets() else {
         bail!("{}: numbers to tell; expected a task with classes", folder.display())
     };
@@ -46,7 +46,7 @@ fn of_texts(folder: &Path, most: usize) -> Result<Vec<Request>> {
         let half = [&body.as_bytes()[..body.len() / 2], b"\xe2\x82"].concat();
         Request { half, body: body.into_bytes(), label: *label as usize }
     };
-    Ok(set.texts().iter().zip(labels).take(most).map(request).collect())
+    Ok(set.texts().iter().zip(labels).map(request).collect())
 }
 
 fn png(set: &ImageSet, index: usize) -> Result<Vec<u8>> {

@@ -35,6 +35,7 @@ pub struct ByteBpe {
 /// Text that comes token by token: characters of several bytes are kept until they are whole.
 pub struct TextStream<'a> {
     path: &'a Path,
+    tokenizer: &'a Tokenizer,
     #[allow(clippy::type_complexity, reason = "the tokenizers' own")]
     stream: tokenizers::tokenizer::DecodeStream<
         'a,
@@ -57,8 +58,15 @@ impl ByteBpe {
             ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| folder.join(name));
         if whole.is_file() {
             let bytes = std::fs::read(&whole).map_err(io(&whole))?;
-            let tokenizer =
-                Tokenizer::from_bytes(bytes).map_err(|error| format(&whole, error.to_string()))?;
+            let bad = |error: tokenizers::Error| format(&whole, error.to_string());
+            let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(bad)?;
+            // What the file says of samples is nothing to a corpus.
+            tokenizer.with_truncation(None).map_err(bad)?;
+            tokenizer.with_padding(None);
+            let by_bytes = matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)));
+            if !by_bytes || tokenizer.get_normalizer().is_some() {
+                return Err(format(&whole, "expected pairs of bytes, as GPT-2 has them, and no normaliser"));
+            }
             return Ok(Self { path: whole, tokenizer });
         }
         if !vocabulary.is_file() || !merges.is_file() {
@@ -141,9 +149,8 @@ impl ByteBpe {
     ///
     /// [`Error::Setting`] for an id that there is not.
     pub fn text(&self, ids: &[u32]) -> Result<String> {
-        if let Some(id) = ids.iter().find(|id| self.tokenizer.id_to_token(**id).is_none()) {
-            let expected = format!("one of the tokenizer's {} pieces", self.vocabulary());
-            return Err(Error::Setting { field: "an id", value: id.to_string(), expected });
+        if let Some(&id) = ids.iter().find(|id| self.tokenizer.id_to_token(**id).is_none()) {
+            return Err(no_piece(id, &self.tokenizer));
         }
         self.tokenizer.decode(ids, false).map_err(|error| format(&self.path, error.to_string()))
     }
@@ -151,7 +158,11 @@ impl ByteBpe {
     /// For text that comes token by token.
     #[must_use]
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { path: &self.path, stream: self.tokenizer.decode_stream(false) }
+        TextStream {
+            path: &self.path,
+            tokenizer: &self.tokenizer,
+            stream: self.tokenizer.decode_stream(false),
+        }
     }
 
     /// Ids that there are: all below this number.
@@ -181,8 +192,11 @@ impl TextStream<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::Format`] for what the tokenizer cannot do.
+    /// [`Error::Setting`] for an id that there is not; [`Error::Format`] for what the tokenizer cannot do.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
+        if self.tokenizer.id_to_token(id).is_none() {
+            return Err(no_piece(id, self.tokenizer));
+        }
         self.stream.step(id).map_err(|error| format(self.path, error.to_string()))
     }
 }
@@ -212,6 +226,11 @@ fn parts(text: &str) -> Vec<&str> {
     parts
 }
 
+fn no_piece(id: u32, tokenizer: &Tokenizer) -> Error {
+    let expected = format!("one of the tokenizer's {} pieces", vocabulary::pieces(tokenizer));
+    Error::Setting { field: "an id", value: id.to_string(), expected }
+}
+
 /// How GPT-2 cuts texts before pairs are joined: no space is put before the first word.
 fn pieces() -> ByteLevel {
     ByteLevel::default().add_prefix_space(false)
@@ -222,4 +241,21 @@ fn byte_level(model: BPE) -> Tokenizer {
     tokenizer.with_pre_tokenizer(Some(pieces()));
     tokenizer.with_decoder(Some(pieces()));
     tokenizer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_have_the_ids_of_the_whole() -> Result<()> {
+        let odd = "  and\n\n the \u{a0} end\r\n (it  is); \t'tis 12 34\n= ☃ ";
+        let text: String = (0..1500).map(|i| odd.repeat(1 + i % 3)).collect();
+        assert!(text.len() > 4 * PART && parts(&text).len() > 3);
+        let bpe = ByteBpe::train(odd.split_inclusive(' ').cycle().take(400), 290)?;
+        let whole =
+            bpe.tokenizer.encode_fast(text.as_str(), false).map_err(|e| format(&bpe.path, e.to_string()))?;
+        assert_eq!(bpe.ids(&text)?, whole.get_ids());
+        Ok(())
+    }
 }

@@ -64,11 +64,15 @@ impl Targets {
             Self::None => Vec::new(),
             Self::Numbers(numbers) => {
                 let sum: f64 = numbers.iter().map(|&number| f64::from(number)).sum();
-                vec![(sum / numbers.len() as f64) as f32]
+                vec![(sum / numbers.len().max(1) as f64) as f32]
             }
             Self::Classes { labels, names } => {
                 let mut counts = vec![1f64; names.len()];
-                labels.iter().for_each(|&label| counts[label as usize] += 1.);
+                for &label in labels {
+                    if let Some(count) = counts.get_mut(label as usize) {
+                        *count += 1.;
+                    }
+                }
                 let all: f64 = counts.iter().sum();
                 counts.iter().map(|count| (count / all).ln() as f32).collect()
             }

@@ -44,13 +44,27 @@ fn what_is_learned_is_kept() -> Result {
     let ids = bpe.ids(&text)?;
     assert!(ids.len() * 3 < text.len() && bpe.text(&ids)? == text);
     assert_eq!(bpe.ids(END_OF_TEXT)?, [bpe.end_of_text().ok_or("no mark")?]);
+    assert!(bpe.stream().push(300).unwrap_err().to_string().contains("an id is 300"));
     // Any bytes, seen or not.
     let unseen = "Ω\u{0}\u{10ffff} zebra";
     assert_eq!(bpe.text(&bpe.ids(unseen)?)?, unseen);
     let folder = tempfile::tempdir()?;
     bpe.save(folder.path())?;
     let again = ByteBpe::open(folder.path())?;
-    assert_eq!((again.ids(&text)?, again.end_of_text()), (ids, bpe.end_of_text()));
+    assert_eq!((again.ids(&text)?, again.end_of_text()), (ids.clone(), bpe.end_of_text()));
+    // What a file says of the length of samples is nothing to a corpus.
+    let path = folder.path().join("tokenizer.json");
+    let mut file: serde_json::Value = serde_json::from_slice(&fs::read(&path)?)?;
+    file["truncation"] = serde_json::json!(
+        { "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0 });
+    file["padding"] = serde_json::json!({ "strategy": { "Fixed": 4096 }, "direction": "Right",
+        "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": END_OF_TEXT });
+    fs::write(&path, file.to_string())?;
+    assert_eq!(ByteBpe::open(folder.path())?.ids(&text)?, ids);
+    file["pre_tokenizer"] = serde_json::json!({ "type": "WhitespaceSplit" });
+    fs::write(&path, file.to_string())?;
+    let text = ByteBpe::open(folder.path()).unwrap_err().to_string();
+    assert!(text.contains("tokenizer.json") && text.contains("pairs of bytes"), "{text}");
     Ok(())
 }
 

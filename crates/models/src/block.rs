@@ -2,7 +2,7 @@ use candle_core::{Error, Result, Tensor, bail};
 use layerwise_ops::{Activation, Attention, FeedForward, NormPlace, SelfAttention};
 
 use crate::{
-    Hidden, KvCache, Pass,
+    Hidden, Next, Pass,
     layers::{LayerNorm, Linear},
 };
 
@@ -67,25 +67,15 @@ impl Block {
         Ok(Hidden { xs: layerwise_ops::feed_forward(&xs, &feed)?, mask: hidden.mask.clone() })
     }
 
-    /// The next tokens of some texts, text after text, `(all new tokens, width)` to the same: each text has its cache, and how many of the tokens
-    /// are its. Of blocks whose norms stand first.
-    pub(crate) fn next(
-        &self,
-        layer: usize,
-        xs: &Tensor,
-        texts: &mut [(&mut KvCache, usize)],
-    ) -> Result<Tensor> {
+    /// The next tokens of some texts, text after text, `(all new tokens, width)` to the same. Of causal blocks whose norms stand first.
+    pub(crate) fn next(&self, layer: usize, xs: &Tensor, texts: &mut [Next<'_>]) -> Result<Tensor> {
         let BlockSettings { norms, heads, causal, activation, .. } = self.settings;
         let (rows, _) = xs.dims2()?;
-        if texts.iter().map(|(_, count)| count).sum::<usize>() != rows
-            || norms != NormPlace::Before
-            || !causal
-        {
-            bail!(
-                "block {layer}: {rows} states for {:?} new tokens",
-                texts.iter().map(|(_, n)| n).collect::<Vec<_>>()
-            )
+        let counts: Vec<usize> = texts.iter().map(|text| text.count).collect();
+        if counts.iter().sum::<usize>() != rows {
+            bail!("block {layer}: {rows} states for {counts:?} new tokens")
         }
+        texts.iter().try_for_each(|text| text.cache.check(layer, text.from, text.count))?;
         let xs = xs.detach();
         let normed = self.attention_norm.forward(&xs)?.detach();
         let [queries, keys, values] = [&self.query, &self.key, &self.value]
@@ -93,7 +83,7 @@ impl Block {
         let (queries, keys, values) = (queries?, keys?, values?);
         let attention = Attention { causal, ..Attention::full(heads) };
         let (mut seen, mut first) = (Vec::with_capacity(texts.len()), 0);
-        for (cache, count) in texts {
+        for Next { cache, count, .. } in texts {
             let of = |xs: &Tensor| xs.narrow(0, first, *count);
             let [keys, values] = cache.push(layer, &of(&keys)?, &of(&values)?)?;
             seen.push(

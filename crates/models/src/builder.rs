@@ -102,12 +102,13 @@ impl<'a> Builder<'a> {
                 self.started_fresh.push(name.to_owned());
                 Some(Var::from_tensor(&init.values(&mut fresh.rng, &shape, &self.device)?)?)
             }
-            Source::File { checkpoint, .. } => match checkpoint.shape(name) {
-                Some(found) if found == shape.dims() => {
-                    Some(Var::from_tensor(&checkpoint.tensor(name, &self.device)?)?)
-                }
-                found => self.mismatch(name, found, &shape),
-            },
+            Source::File { checkpoint, .. } if checkpoint.fits(name, shape.dims()) => {
+                Some(Var::from_tensor(&checkpoint.tensor(name, &self.device)?)?)
+            }
+            Source::File { checkpoint, .. } => {
+                let found = checkpoint.shape(name);
+                self.mismatch(name, found, &shape)
+            }
             Source::Model(params) => match params.get(name) {
                 Some(var) if var.shape() == &shape => Some(var.clone()),
                 var => {

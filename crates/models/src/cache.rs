@@ -1,8 +1,20 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+/// The next tokens of a text.
+#[derive(Debug)]
+pub struct Next<'a> {
+    /// What the tokens before have left, and these leave.
+    pub cache: &'a mut KvCache,
+    /// Place of the first of them in the text, from 0.
+    pub from: usize,
+    /// How many they are.
+    pub count: usize,
+}
+
 /// Keys and values of one text's tokens in every block: what was read need not be read again.
 ///
-/// Blocks may be behind one another: a token that has left early has not been through the later ones.
+/// Blocks may be behind one another: tokens that have left early have not been through the later ones, and go through them, in their order and without gaps, before a later one
+/// does.
 #[derive(Debug)]
 pub struct KvCache {
     blocks: Vec<Slots>,
@@ -30,14 +42,10 @@ impl KvCache {
         Ok(Self { blocks: (0..depth).map(slots).collect::<Result<_>>()?, longest })
     }
 
-    /// Tokens that have been through block `layer`, from 1.
-    ///
-    /// # Panics
-    ///
-    /// When there is no such block.
+    /// Tokens that have been through block `layer`, from 1; 0 where there is no such block.
     #[must_use]
     pub fn len(&self, layer: usize) -> usize {
-        self.blocks[layer - 1].len
+        self.blocks.get(layer.wrapping_sub(1)).map_or(0, |slots| slots.len)
     }
 
     /// Most tokens of a text.
@@ -51,14 +59,30 @@ impl KvCache {
         self.blocks.iter_mut().for_each(|slots| slots.len = slots.len.min(len));
     }
 
+    /// Whether block `layer` may be given `count` tokens from place `from` on.
+    pub(crate) fn check(&self, layer: usize, from: usize, count: usize) -> Result<()> {
+        let (len, longest, depth) = (self.len(layer), self.longest, self.blocks.len());
+        if layer == 0 || layer > depth {
+            bail!("block {layer}: a cache of {depth} blocks")
+        }
+        if from != len {
+            bail!(
+                "block {layer}: tokens from place {from} on, expected {len}: those before have been there, and no others"
+            )
+        }
+        if count > longest - len {
+            bail!("a text of {} tokens, the model has positions for {longest}", len.saturating_add(count))
+        }
+        Ok(())
+    }
+
     /// Adds keys and values `(tokens, width)` to those of block `layer`, and returns all, `(1, all tokens, width)`; views that the next call may change.
     pub(crate) fn push(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<[Tensor; 2]> {
-        let longest = self.longest;
-        let slots = &mut self.blocks[layer - 1];
+        let (longest, depth) = (self.longest, self.blocks.len());
+        let Some(slots) = self.blocks.get_mut(layer.wrapping_sub(1)) else {
+            bail!("block {layer}: a cache of {depth} blocks")
+        };
         let len = slots.len + keys.dim(0)?;
-        if len > longest {
-            bail!("a text of {len} tokens, the model has positions for {longest}")
-        }
         let room = slots.keys.dim(0)?;
         if len > room {
             let more = (len.max(2 * room)).min(longest) - room;

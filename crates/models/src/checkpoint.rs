@@ -67,6 +67,14 @@ impl View {
         }
     }
 
+    /// Whether a tensor of this shape can be cut so.
+    fn cuts(self, shape: &[usize]) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::Columns { of, .. } => shape.last().is_some_and(|columns| columns.is_multiple_of(of)),
+        }
+    }
+
     fn of(self, tensor: &Tensor) -> candle_core::Result<Tensor> {
         let Self::Columns { part, of } = self else { return Ok(tensor.clone()) };
         let last = tensor.rank() - 1;
@@ -143,6 +151,12 @@ impl Checkpoint {
 
     pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.entry(name).map(|entry| entry.view.shape(&entry.shape))
+    }
+
+    /// Whether the tensor `name` is there, and of this shape.
+    pub(crate) fn fits(&self, name: &str, shape: &[usize]) -> bool {
+        self.entry(name)
+            .is_some_and(|entry| entry.view.cuts(&entry.shape) && entry.view.shape(&entry.shape) == shape)
     }
 
     /// Lets `name` mean what `of` means, unless the file has a tensor of that name.

@@ -25,10 +25,14 @@ pub enum Error {
         expected: &'static str,
     },
     /// The attention heads do not share the width evenly.
-    #[error("num_attention_heads = {heads} does not divide hidden_size = {width}")]
+    #[error("{heads_field} = {heads} does not divide {width_field} = {width}")]
     HeadsDivideWidth {
+        /// Its field.
+        heads_field: &'static str,
         /// Number of heads.
         heads: usize,
+        /// Its field.
+        width_field: &'static str,
         /// Width of the model.
         width: usize,
     },
@@ -41,7 +45,7 @@ pub enum Error {
         image: usize,
     },
     /// An activation that no model here has.
-    #[error("hidden_act = {name:?} is not supported; known are gelu, gelu_new, relu and silu")]
+    #[error("activation {name:?} is not supported; known are gelu, gelu_new, relu and silu")]
     Activation {
         /// Its name in the configuration.
         name: String,

@@ -25,7 +25,7 @@ mod whole_file;
 
 pub use activation::Activation;
 pub use bert::{Bert, BertConfig};
-pub use cache::KvCache;
+pub use cache::{KvCache, Next};
 pub use error::{Error, Result, ShapeMismatch};
 pub use exits::{ExitNorm, Heads};
 pub use flops::Flops;

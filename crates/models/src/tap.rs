@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use layerwise_ops::Dropout;
 
-use crate::KvCache;
+use crate::{KvCache, Next};
 
 type Result<T, E = candle_core::Error> = std::result::Result<T, E>;
 
@@ -211,13 +211,13 @@ pub trait Decoder: Tapped {
     /// For no ids, one that is not in the vocabulary, or one beyond the last position.
     fn embed_next(&self, texts: &[(&[u32], usize)]) -> Result<Tensor>;
 
-    /// Runs block `layer` on states `xs` `(all new tokens, width)` of some texts, text after text: each has its cache, which remembers them, and how many of
-    /// the tokens are its.
+    /// Runs block `layer` on states `xs` `(all new tokens, width)` of some texts, text after text; their caches remember them.
     ///
     /// # Errors
     ///
-    /// When the numbers do not add up, or a text would have more tokens than the model has positions for.
-    fn block_next(&self, layer: usize, xs: &Tensor, texts: &mut [(&mut KvCache, usize)]) -> Result<Tensor>;
+    /// When the numbers do not add up, tokens before have not been through this block, or a text would have more tokens than the model has positions for;
+    /// no cache has changed then.
+    fn block_next(&self, layer: usize, xs: &Tensor, texts: &mut [Next<'_>]) -> Result<Tensor>;
 }
 
 /// Runs the stack and calls `f` with each layer's state as soon as it is there: `h^0` (layer 0), then `h^1 .. h^L`.

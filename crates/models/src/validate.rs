@@ -16,8 +16,15 @@ pub(crate) fn sizes(fields: &[(&'static str, usize, usize)]) -> Result<()> {
     }
 }
 
-pub(crate) fn heads_divide(heads: usize, width: usize) -> Result<()> {
-    if width.is_multiple_of(heads) { Ok(()) } else { Err(Error::HeadsDivideWidth { heads, width }) }
+/// Number of heads and width, each with its field.
+pub(crate) fn heads_divide(
+    (heads_field, heads): (&'static str, usize),
+    (width_field, width): (&'static str, usize),
+) -> Result<()> {
+    match width.is_multiple_of(heads) {
+        true => Ok(()),
+        false => Err(Error::HeadsDivideWidth { heads_field, heads, width_field, width }),
+    }
 }
 
 pub(crate) fn dropouts(fields: &[(&'static str, f64)]) -> Result<()> {

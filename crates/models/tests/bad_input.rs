@@ -27,7 +27,7 @@ fn a_config_that_is_wrong() -> Result {
         json!(ids.map(|id| (id.to_string(), "name")).into_iter().collect::<HashMap<_, _>>())
     };
     let cases = [
-        ("hidden_act", json!("mish"), vec!["hidden_act", "\"mish\"", "gelu_new"]),
+        ("hidden_act", json!("mish"), vec!["activation", "\"mish\"", "gelu_new"]),
         ("image_size", json!(0), vec!["image_size is 0, expected 1 to 32768"]),
         ("patch_size", json!(0), vec!["patch_size is 0, expected 1 to"]),
         ("num_channels", json!(0), vec!["num_channels is 0, expected 1 to"]),

@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{Device::Cpu, Tensor};
 use common::{Result, tiny_gpt2};
-use layerwise_models::{Batch, Decoder, Gpt2, Gpt2Config, KvCache, Pass, Tapped, tap};
+use layerwise_models::{Batch, Decoder, Gpt2, Gpt2Config, KvCache, Next, Pass, Tapped, tap};
 use layerwise_testkit::assert_close;
 use rand::Rng;
 
@@ -12,8 +12,9 @@ use rand::Rng;
 fn next(gpt2: &Gpt2, texts: &[(&[u32], usize)], caches: &mut [KvCache]) -> Result<Vec<Tensor>> {
     let mut states = vec![gpt2.embed_next(texts)?];
     for layer in 1..=gpt2.depth() {
-        let mut parts: Vec<(&mut KvCache, usize)> =
-            caches.iter_mut().zip(texts).map(|(cache, (ids, _))| (cache, ids.len())).collect();
+        let part =
+            |(cache, (ids, from)): (_, &(&[u32], usize))| Next { cache, from: *from, count: ids.len() };
+        let mut parts: Vec<Next<'_>> = caches.iter_mut().zip(texts).map(part).collect();
         states.push(gpt2.block_next(layer, &states[layer - 1], &mut parts)?);
     }
     Ok(states)
@@ -83,12 +84,16 @@ fn blocks_may_be_behind_one_another() -> Result {
     let mut waiting = Vec::new();
     for at in 0..20 {
         let state = gpt2.embed_next(&[(&ids[at..=at], at)])?;
-        waiting.push(gpt2.block_next(1, &state, &mut [(&mut cache, 1)])?);
+        waiting.push(gpt2.block_next(1, &state, &mut [Next { cache: &mut cache, from: at, count: 1 }])?);
     }
     assert_eq!((cache.len(1), cache.len(2)), (20, 0));
-    let state = gpt2.block_next(2, &Tensor::cat(&waiting, 0)?, &mut [(&mut cache, 20)])?;
+    let state = gpt2.block_next(
+        2,
+        &Tensor::cat(&waiting, 0)?,
+        &mut [Next { cache: &mut cache, from: 0, count: 20 }],
+    )?;
     assert_close(&state, &whole[2].xs.squeeze(0)?.narrow(0, 0, 20)?, 1e-5)?;
-    let state = gpt2.block_next(3, &state, &mut [(&mut cache, 20)])?;
+    let state = gpt2.block_next(3, &state, &mut [Next { cache: &mut cache, from: 0, count: 20 }])?;
     assert_close(&state, &whole[3].xs.squeeze(0)?.narrow(0, 0, 20)?, 1e-5)?;
 
     let mut caches = [cache];
@@ -132,13 +137,36 @@ fn what_does_not_fit_is_said() -> Result {
     assert!(embed(&[(&[1; 3], 7)]).contains("3 tokens from place 7"));
     assert!(embed(&[(&[31], 0)]).contains("the id 31, expected ids below 31"));
     let (mut cache, state) = (gpt2.cache()?, gpt2.embed_next(&[(&[1, 2, 3], 0)])?);
-    let mut block =
-        |layer, count| gpt2.block_next(layer, &state, &mut [(&mut cache, count)]).map_err(|e| e.to_string());
-    assert!(block(1, 2).unwrap_err().contains("3 states for [2] new tokens"));
-    assert!(block(4, 3).unwrap_err().contains('4'));
-    for _ in 0..3 {
-        block(1, 3)?;
+    let mut block = |layer, from, count| {
+        gpt2.block_next(layer, &state, &mut [Next { cache: &mut cache, from, count }])
+            .map_err(|e| e.to_string())
+    };
+    assert!(block(1, 0, 2).unwrap_err().contains("3 states for [2] new tokens"));
+    assert!(block(4, 0, 3).unwrap_err().contains('4'));
+    for from in [0, 3, 6] {
+        block(1, from, 3)?;
     }
-    assert!(block(1, 3).unwrap_err().contains("12 tokens, the model has positions for 9"));
+    assert!(block(1, 9, 3).unwrap_err().contains("12 tokens, the model has positions for 9"));
+    // A gap, and tokens that were read before.
+    block(2, 0, 3)?;
+    for from in [6, 0] {
+        let text = block(2, from, 3).unwrap_err();
+        assert!(text.contains(&format!("from place {from} on, expected 3")), "{text}");
+    }
+    // One text too long: the other one's cache is as it was.
+    let (mut short, mut long) = (gpt2.cache()?, gpt2.cache()?);
+    gpt2.block_next(
+        1,
+        &gpt2.embed_next(&[(&[1; 8], 0)])?,
+        &mut [Next { cache: &mut long, from: 0, count: 8 }],
+    )?;
+    let mut both =
+        [Next { cache: &mut short, from: 0, count: 1 }, Next { cache: &mut long, from: 8, count: 2 }];
+    assert!(gpt2.block_next(1, &state, &mut both).is_err());
+    assert_eq!((short.len(1), long.len(1), long.len(0), long.len(9)), (0, 8, 0, 0));
+    // Another model's cache.
+    let mut cut = gpt2.cut(2)?.cache()?;
+    let text = gpt2.block_next(3, &state, &mut [Next { cache: &mut cut, from: 0, count: 3 }]);
+    assert!(text.unwrap_err().to_string().contains("a cache of 2 blocks"));
     Ok(())
 }

@@ -472,6 +472,8 @@ fn a_classifier_that_knows_nothing_says_what_it_was_told() -> Result {
                 }
             }
         }
+        let packed = model.packed()?.with_prior(&prior).unwrap_err().to_string();
+        assert!(packed.contains("a model that is not packed"), "{packed}");
         for wrong in [&prior[1..], &[f32::NAN; 5], &[]] {
             let error = model.clone().with_prior(wrong).unwrap_err().to_string();
             assert!(error.contains("classifier.bias of 5 classes"), "{error}");

@@ -125,7 +125,9 @@ fn what_does_not_fit_is_said() -> Result {
         ("n_positions", 0.into(), "n_positions is 0"),
         ("n_inner", 0.into(), "n_inner is 0"),
         ("attn_pdrop", 1.0.into(), "attn_pdrop is 1, expected a probability"),
-        ("n_head", 5.into(), "= 5 does not divide"),
+        ("n_head", 5.into(), "n_head = 5 does not divide n_embd = 12"),
+        ("n_embd", i64::MAX.into(), "n_embd is 9223372036854775807"),
+        ("n_positions", i64::MAX.into(), "n_positions is 9223372036854775807"),
     ] {
         let config = fs::read(folder.path().join(common::CONFIG))?;
         change_config(folder.path(), key, value)?;
@@ -145,6 +147,11 @@ fn what_does_not_fit_is_said() -> Result {
         tensors.remove("transformer.h.1.attn.c_attn.weight");
         tensors.remove("transformer.wte.weight");
         let odd = Tensor::zeros((12, 35), DType::F32, &Cpu).unwrap();
+        // As large as one of the three that it should be.
+        let third = Tensor::zeros((12, 12), DType::F32, &Cpu).unwrap();
+        tensors.insert("transformer.h.0.attn.c_attn.weight".to_owned(), third);
+        let vector = Tensor::zeros(11, DType::F32, &Cpu).unwrap();
+        tensors.insert("transformer.h.0.attn.c_attn.bias".to_owned(), vector);
         tensors.insert("transformer.h.2.attn.c_attn.weight".to_owned(), odd);
     })?;
     let text = Gpt2::load(folder.path(), &Cpu).unwrap_err().to_string();
@@ -152,6 +159,8 @@ fn what_does_not_fit_is_said() -> Result {
         assert!(text.contains(name), "{name}: {text}");
     }
     assert!(text.contains("h.2.attn.key.weight\" has shape [12, 35], expected [12, 12]"), "{text}");
+    assert!(text.contains("h.0.attn.key.weight\" has shape [4, 12], expected [12, 12]"), "{text}");
+    assert!(text.contains("h.0.attn.key.bias\" has shape [11], expected [12]"), "{text}");
     Ok(())
 }
 

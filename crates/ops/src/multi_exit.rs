@@ -109,6 +109,13 @@ pub fn multi_exit_linear_cross_entropy(
         let (id, classes) = (ids[row], shape.classes);
         bail!("multi_exit_linear_cross_entropy: row {row} has label {id}, there are {classes} classes")
     }
+    if ids.is_empty() {
+        let nothing = Sums::default().over(0.);
+        return Ok(MultiExitLoss {
+            total: Tensor::new(f32::NAN, weight.device())?,
+            exits: vec![nothing; features.len()],
+        });
+    }
     let inputs: Vec<&Tensor> = features.iter().chain([weight]).chain(bias).collect();
     if !inputs.iter().all(|xs| has_kernel(xs)) {
         return crate::plain::multi_exit_linear_cross_entropy(
@@ -291,6 +298,9 @@ impl Chunks<'_> {
                 continue;
             }
             let g = Mat::rows(z, classes);
+            // What nothing is learned from may be anything, and 0 times a NaN is one.
+            let idle = x.chunks_exact_mut(width).zip(part).filter(|(_, at)| at.slope == 0.);
+            idle.for_each(|(x, _)| x.fill(0.));
             if let Some(dw) = &mut dw {
                 gemm(MatMut::rows(dw, width), true, g.t(), Mat::rows(x, width), part.len(), 1., Threads::All);
             }

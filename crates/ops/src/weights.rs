@@ -75,13 +75,14 @@ impl std::fmt::Debug for Packed {
 }
 
 impl Affine<'_> {
-    /// `x W^T + b` over the last dimension of `xs`; of a weight that is laid out, without a graph.
+    /// `x W^T + b` over the last dimension of `xs`; of a weight that is laid out, and nothing on a graph, by that layout.
     ///
     /// # Errors
     ///
     /// When the shapes do not fit.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let Some(packed) = self.packed.filter(|_| has_kernel(xs)) else {
+        let tracked = xs.track_op() || self.bias.is_some_and(Tensor::track_op);
+        let Some(packed) = self.packed.filter(|_| has_kernel(xs) && !tracked) else {
             return linear(xs, self.weight, self.bias);
         };
         let (outputs, inputs) = self.weight.dims2()?;

@@ -201,6 +201,19 @@ fn rows_that_count_nothing() -> Result<()> {
     let loss = multi_exit_linear_cross_entropy(&features, &weight, None, &targets, None, &config(512))?;
     assert!(loss.total.to_scalar::<f32>()?.is_nan() && loss.exits[0].cross_entropy.is_nan());
     assert!(loss.exits[1].cross_entropy.is_finite());
+    // An exit of weight 0 is summed up only, whatever it is.
+    for chunk in [1, 512] {
+        let idle = MultiExit { exit_weights: vec![0., 1.], chunk, ..Default::default() };
+        let loss = multi_exit_linear_cross_entropy(&features, &weight, None, &targets, None, &idle)?;
+        let gradients = loss.total.backward()?;
+        let values = gradients.get(&weight).expect("a gradient").flatten_all()?.to_vec1::<f32>()?;
+        assert!(loss.exits[0].cross_entropy.is_nan() && values.iter().all(|x| x.is_finite()), "{values:?}");
+    }
+    // No rows at all.
+    let none = [random(1, &[0, 2]), random(1, &[0, 2])];
+    let targets = Tensor::new(&[] as &[u32], &Cpu)?;
+    let loss = multi_exit_linear_cross_entropy(&none, &weight, None, &targets, None, &config(512))?;
+    assert!(loss.total.to_scalar::<f32>()?.is_nan() && loss.exits[1].accuracy.is_nan());
     // A mean over nothing is NaN, and nothing is to be learned from it.
     let nothing = Tensor::new(&[9u32, 9], &Cpu)?;
     let loss = multi_exit_linear_cross_entropy(&features, &weight, None, &nothing, None, &config(512))?;

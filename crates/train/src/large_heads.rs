@@ -25,7 +25,11 @@ struct Head {
 impl LargeHeads {
     pub(crate) fn add(&mut self, layer: usize, exit: LinearExit, weight: f64) {
         let LinearExit { xs, weight: head, bias } = exit;
-        let at = self.0.iter().position(|other| other.weight.id() == head.id());
+        let same = |other: &Head| {
+            other.weight.id() == head.id()
+                && other.bias.as_ref().map(Tensor::id) == bias.as_ref().map(Tensor::id)
+        };
+        let at = self.0.iter().position(same);
         let at = at.unwrap_or_else(|| {
             let (exits, layers, weights) = (Vec::new(), Vec::new(), Vec::new());
             self.0.push(Head { weight: head, bias, exits, layers, weights });

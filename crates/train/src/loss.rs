@@ -49,8 +49,7 @@ pub fn loss<M: Tapped + ?Sized>(
     let distilled = terms.distillation.iter().any(|weight| *weight != 0.);
     let teaches = |layer: usize| layer == depth && (distilled || terms.balanced);
     // Logits are wanted for more than cross-entropies, or are not those of classes.
-    let logits_wanted =
-        distilled || terms.balanced || !terms.cosine.is_empty() || labels.dtype() == DType::F32;
+    let logits_wanted = distilled || terms.balanced || labels.dtype() == DType::F32;
     let weighed_exits = terms.cross_entropy.iter().filter(|weight| **weight != 0.).count();
     let mut large = LargeHeads::default();
     let mut exits: Vec<Exit> = Vec::new();
@@ -72,23 +71,29 @@ pub fn loss<M: Tapped + ?Sized>(
                 Some(exit) if exit.xs.dim(0)? * exit.weight.dim(0)? * weighed_exits > MANY => {
                     check_labels(labels, exit.xs.dim(0)?, exit.weight.dim(0)?)?;
                     large.add(layer, exit, of(&terms.cross_entropy, layer));
-                    return Ok(());
+                    None
                 }
-                Some(LinearExit { xs, weight, bias }) => linear(&xs, &weight, bias.as_ref())?,
-                None => model.exit(layer, &feature, pass)?,
+                Some(LinearExit { xs, weight, bias }) => Some(linear(&xs, &weight, bias.as_ref())?),
+                None => Some(model.exit(layer, &feature, pass)?),
             };
-            if exits.is_empty() {
-                let (rows, classes) = logits.dims2()?;
-                check_labels(labels, rows, classes)?;
-                if distilled && labels.dtype() == DType::F32 {
-                    return Err(setting("distillation", "numbers", "classes, which probabilities are of"));
+            if let Some(logits) = logits {
+                if exits.is_empty() {
+                    let (rows, classes) = logits.dims2()?;
+                    check_labels(labels, rows, classes)?;
+                    if distilled && labels.dtype() == DType::F32 {
+                        return Err(setting(
+                            "distillation",
+                            "numbers",
+                            "classes, which probabilities are of",
+                        ));
+                    }
                 }
+                let error = match labels.dtype() {
+                    DType::F32 => (logits.squeeze(1)? - labels)?.sqr()?.mean_all()?,
+                    _ => cross_entropy(&logits, labels, None, &config)?,
+                };
+                exits.push(Exit { layer, logits, error });
             }
-            let error = match labels.dtype() {
-                DType::F32 => (logits.squeeze(1)? - labels)?.sqr()?.mean_all()?,
-                _ => cross_entropy(&logits, labels, None, &config)?,
-            };
-            exits.push(Exit { layer, logits, error });
         }
         if !terms.cosine.is_empty() {
             features.push(feature);

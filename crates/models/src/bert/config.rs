@@ -95,7 +95,10 @@ impl BertConfig {
             ("type_vocab_size", self.type_vocab_size, MAX_SIZE),
             ("num_labels", self.num_labels.max(1), MAX_SIZE),
         ])?;
-        validate::heads_divide(self.num_attention_heads, self.hidden_size)?;
+        validate::heads_divide(
+            ("num_attention_heads", self.num_attention_heads),
+            ("hidden_size", self.hidden_size),
+        )?;
         validate::dropouts(&[
             ("hidden_dropout_prob", self.hidden_dropout_prob),
             ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),

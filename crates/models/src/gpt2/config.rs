@@ -67,7 +67,7 @@ impl Gpt2Config {
     /// Width of the blocks' inner MLP layer.
     #[must_use]
     pub fn inner(&self) -> usize {
-        self.n_inner.unwrap_or(4 * self.n_embd)
+        self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))
     }
 
     /// Operations for a sample of so many tokens, each of which has an answer.
@@ -102,7 +102,7 @@ impl Gpt2Config {
             ("n_head", self.n_head, MAX_SIZE),
             ("n_inner", self.inner(), 4 * MAX_SIZE),
         ])?;
-        validate::heads_divide(self.n_head, self.n_embd)?;
+        validate::heads_divide(("n_head", self.n_head), ("n_embd", self.n_embd))?;
         validate::dropouts(&[
             ("resid_pdrop", self.resid_pdrop),
             ("embd_pdrop", self.embd_pdrop),

@@ -40,7 +40,7 @@ impl Embeddings {
         let longest = config.n_positions;
         let (mut ids, mut places) = (Vec::new(), Vec::new());
         for (text, from) in texts {
-            if text.is_empty() || from + text.len() > longest {
+            if text.is_empty() || from.saturating_add(text.len()) > longest {
                 let found = format!("{} tokens from place {from}", text.len());
                 return Err(Error::Inputs {
                     found,

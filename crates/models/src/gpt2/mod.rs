@@ -13,7 +13,7 @@ use serde_json::Value;
 pub use self::config::Gpt2Config;
 use self::embeddings::Embeddings;
 use crate::{
-    Decoder, Error, Heads, KvCache, Params, Result, Transformer,
+    Decoder, Error, Heads, KvCache, Next, Params, Result, Transformer,
     block::{Block, BlockSettings},
     builder::{Builder, Init},
     checkpoint::{Checkpoint, View},
@@ -131,12 +131,7 @@ impl Decoder for Gpt2 {
         self.embeddings.next(texts, &self.config).map_err(Error::into_candle)
     }
 
-    fn block_next(
-        &self,
-        layer: usize,
-        xs: &Tensor,
-        texts: &mut [(&mut KvCache, usize)],
-    ) -> CandleResult<Tensor> {
+    fn block_next(&self, layer: usize, xs: &Tensor, texts: &mut [Next<'_>]) -> CandleResult<Tensor> {
         let Some(block) = layer.checked_sub(1).and_then(|i| self.blocks.get(i)) else {
             return Err(Error::Layer { layer, depth: self.blocks.len() }.into_candle());
         };

@@ -187,6 +187,10 @@ impl<K: Kind> Transformer<K> {
         if biases().next().is_none() {
             return Err(no_classifier("what a classifier starts with"));
         }
+        if self.exits.is_packed() {
+            let what = "another start of a classifier that is laid out".to_owned();
+            return Err(Error::Unsupported { what, expected: "a model that is not packed" });
+        }
         for (name, var) in biases() {
             if !finite || var.dims() != [outputs.len()] {
                 return Err(Error::Prior {

@@ -97,7 +97,10 @@ impl VitConfig {
             ("intermediate_size", self.intermediate_size, MAX_SIZE),
             ("num_labels", self.num_labels.max(1), MAX_SIZE),
         ])?;
-        validate::heads_divide(self.num_attention_heads, self.hidden_size)?;
+        validate::heads_divide(
+            ("num_attention_heads", self.num_attention_heads),
+            ("hidden_size", self.hidden_size),
+        )?;
         let (patch, image) = (self.patch_size, self.image_size);
         if image % patch != 0 {
             return Err(Error::PatchDividesImage { patch, image });
