@@ -56,9 +56,10 @@ fn tasks_are_trained_measured_and_found_again() -> Done {
             let learned = if name == "aligned" { &score[..] } else { &score[DEPTH - 1..] };
             assert!(learned.iter().all(|score| *score > 0.9), "{name}: {score:?}");
             let exits = seed["exits"].as_array().ok_or("exits")?;
-            // Of numbers a gate has learned from a fifth of the samples.
+            // Of numbers a gate has learned from a fifth of the samples, if there was something to learn: aligned, all layers say the same;
+            // trained for the last, inner ones say 2.5, whatever they read.
             let (ways, samples) = if metrics.len() == 1 { (1, 24.) } else { (2, 19.) };
-            assert!(exits.len() == ways || name == "standard", "{name}: {exits:?}");
+            assert!(exits.len() == ways || name == "aligned", "{name}: {exits:?}");
             for exits in exits {
                 assert_eq!(exits["samples"], samples);
                 let leaving = exits["leaving"].as_array().ok_or("leaving")?;
@@ -283,7 +284,7 @@ fn checkpoint(folder: &Path, words: usize) -> Done<std::path::PathBuf> {
     Ok(model)
 }
 
-/// Reviews of films that are good or bad, and pairs of these that say the same or not.
+/// Reviews of films that are good or bad, and pairs that say as much of one, more or less.
 fn tasks(folder: &Path) -> Done<std::path::PathBuf> {
     let data = folder.join("glue");
     for task in ["SST-2", "STS-B"] {
@@ -296,7 +297,9 @@ fn tasks(folder: &Path) -> Done<std::path::PathBuf> {
             let (word, article) = (["bad", "good"][i % 2], ["a", "the"][i / 2 % 2]);
             let rest = if i % 3 == 0 { "" } else { " the film" };
             writeln!(reviews, "{article} {word} film{rest}\t{}", i % 2)?;
-            writeln!(pairs, "{article} film{rest}\t{article} {word} film\t{}", [1., 4.][i % 2])?;
+            let (word, score) = [("bad ", 1.), ("good ", 4.), ("", 2.5)][i % 3];
+            let rest = if i / 3 % 2 == 0 { "" } else { " the film" };
+            writeln!(pairs, "{article} film{rest}\t{article} {word}film\t{score}")?;
         }
         fs::write(data.join(format!("SST-2/{part}.tsv")), reviews)?;
         fs::write(data.join(format!("STS-B/{part}.tsv")), pairs)?;
