@@ -1,4 +1,4 @@
-"""Writes the tables of `vision.md` and `exits.md` from the results beside them, `vision/*/*.json` and `exits/*/*.json`.
+"""Writes the tables of `vision.md`, `exits.md` and `glue.md` from the results beside them, in the folders of the same names.
 
     python3 docs/experiments/tables.py            # rewrites what stands between `<!-- NAME -->` and `<!-- /NAME -->`
     python3 docs/experiments/tables.py --check    # fails when a table is not what the results say
@@ -8,6 +8,7 @@ Standard library only.
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -232,17 +233,86 @@ def soak(name):
     return table(["", ""], rows)
 
 
+def glue(at):
+    """Tasks of all results of a checkpoint, and their trainings by name: a list of seeds for each."""
+    tasks = {}
+    for path in sorted((HERE / "glue" / at).glob("*.json")):
+        for task, entry in json.loads(path.read_text())["tasks"].items():
+            for seeds in entry["models"]:
+                tasks.setdefault(task, {}).setdefault(seeds[0]["name"], []).extend(seeds)
+    return {task: tasks[task] for task in GLUE if task in tasks}
+
+
+def mean(seeds, key):
+    return [statistics.mean(values) for values in zip(*(of[key] for of in seeds))]
+
+
+def glue_layers(at, key, write):
+    rows = [[task, name, len(seeds), *map(write, mean(seeds, key))] for task, models in glue(at).items() for name, seeds in models.items()]
+    return table(["task", "training", "seeds", *range(1, len(rows[0]) - 2)], rows)
+
+
+def glue_claim(at):
+    """What the paper says of aligned models, task by task."""
+    rows = []
+    for task, models in glue(at).items():
+        standard, aligned = mean(models["standard"], "score"), mean(models["aligned"], "score")
+        inner = [round(100 * (a - b), 6) for a, b in zip(aligned[:-1], standard[:-1])]
+        counts = [sum(d > 0 for d in inner), sum(d == 0 for d in inner), sum(d < 0 for d in inner)]
+        near = lambda score: next(layer for layer, value in enumerate(score, start=1) if value >= score[-1] - 0.02)
+        rows.append([task, " / ".join(map(str, counts)), f"{statistics.mean(inner):+.1f}", f"{100 * (aligned[-1] - standard[-1]):+.1f}", near(standard), near(aligned)])
+    header = ["task", "inner layers above / equal / below", "mean of inner layers, points", "last layer, points"]
+    return table([*header, "first layer within 2 points of the last: standard", "aligned"], rows)
+
+
+def glue_exits(at):
+    rows = []
+    for task, models in glue(at).items():
+        for name, seeds in models.items():
+            for exits in seeds[0]["exits"]:
+                cheap = [exit for exit in exits["leaving"] if exits["full"] - exit["score"] <= 0.01 + 1e-12]
+                if not cheap:
+                    continue
+                best = max(cheap, key=lambda exit: exit["layer_ratio"])
+                rows.append([task, name, exits["signal"], percent(exits["full"]), percent(best["score"]), hundredths(best["layer_ratio"])])
+    return table(["task", "training", "leaves by", "score without exits", "with exits", "layers, times fewer"], rows)
+
+
+def lines_of(path):
+    return [json.loads(line) for line in (HERE / "glue" / path).read_text().splitlines() if line.startswith("{")]
+
+
+def glue_time(at):
+    rows = []
+    for of in lines_of(f"{at}/time.jsonl"):
+        mine, theirs = list(of["ours"].values()), list(of["PyTorch"].values())
+        ratios = [a / b for a, b in zip(mine, theirs)]
+        middle = [statistics.median(values) for values in (mine, theirs, ratios)]
+        rows.append([of["threads"], of["task"], of["objective"], f"{middle[0]:.1f}", f"{middle[1]:.1f}", f"{middle[2]:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"])
+    return table(["threads", "task", "objective", "ours, s", "PyTorch, s", "ours / PyTorch"], rows)
+
+
+def seeds_of(run):
+    if "tasks" in run:
+        return max(len(seeds) for task in run["tasks"].values() for seeds in task["models"])
+    return len({name.rsplit("seed ", 1)[1] for name in run["models"] if "seed " in name} or {str(run["seed"])})
+
+
+def models_of(run):
+    tasks = run.get("tasks", {}).values()
+    return [*run["models"].values(), *(model for task in tasks for seeds in task["models"] for model in seeds)]
+
+
 def runs(pages):
     rows = []
     for path in sorted((HERE / pages).glob("*/*.json")):
         run = json.loads(path.read_text())
-        seeds = {name.rsplit("seed ", 1)[1] for name in run["models"] if "seed " in name} or {str(run["seed"])}
         machine = run["machine"]
         commit = run["commit"] or "-"
         commit = commit[:7] + commit[40:]  # `-dirty`, where files differed
-        trained = [model["train_s"] for model in run["models"].values() if "train_s" in model]
+        trained = [model["train_s"] for model in models_of(run) if "train_s" in model]
         rows.append([
-            f"[{path.parent.name}, `{path.stem}`]({pages}/{path.parent.name}/{path.name})", f"`{commit}`", len(seeds),
+            f"[{path.parent.name}, `{path.stem}`]({pages}/{path.parent.name}/{path.name})", f"`{commit}`", seeds_of(run),
             f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores", f"{sum(trained) / 60:.0f}" if trained else "-", f"{run['wall_s'] / 60:.1f}",
         ])
     header = ["results", "commit", "seeds", "machine, threads", "minutes of training steps of its models", "minutes of the last call"]
@@ -274,7 +344,17 @@ EXITS = {
     "soak": (soak, f"{TUNED}/soak.json"),
     "runs": (runs, "exits"),
 }
-PAGES = {"vision.md": VISION, "exits.md": EXITS}
+GLUE = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"]
+CHECKPOINTS = ["minilm6"]
+GLUE_PAGE = {
+    **{f"scores {at}": (glue_layers, at, "score", percent) for at in CHECKPOINTS},
+    **{f"cos {at}": (glue_layers, at, "cos_to_last", hundredths) for at in CHECKPOINTS},
+    **{f"claim {at}": (glue_claim, at) for at in CHECKPOINTS},
+    **{f"exits {at}": (glue_exits, at) for at in CHECKPOINTS},
+    "time": (glue_time, "minilm6"),
+    "runs": (runs, "glue"),
+}
+PAGES = {"vision.md": VISION, "exits.md": EXITS, "glue.md": GLUE_PAGE}
 
 
 def main():

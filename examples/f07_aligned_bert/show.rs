@@ -7,7 +7,7 @@ use layerwise::data::glue::Task;
 use layerwise_example_common::{
     Report, Results, Table,
     curves::mean_curve,
-    glue::{Exits, Measured},
+    glue::Measured,
     plots::{self, Panel, Series},
     progress,
     table::{decimals, percent},
@@ -27,7 +27,7 @@ pub(crate) fn show(out: &Path, results: &mut Results, tasks: &Tasks) -> Result<(
     let cos = plots::write(&out.join("cos"), cos, 3)?;
     let ratios = tasks.iter().map(|(task, models)| {
         let series: Vec<Series> =
-            models.iter().filter_map(|seeds| seeds.first()).flat_map(exits_of).collect();
+            models.iter().filter_map(|seeds| seeds.first()).map(exits_of).collect();
         let x = ("layers of the model / layers taken", None);
         plots::curves(task.name(), x, ("score", None), &series)
     });
@@ -42,8 +42,8 @@ pub(crate) fn show(out: &Path, results: &mut Results, tasks: &Tasks) -> Result<(
         )
         .figure(&score, "Score of the exit after each layer, means over seeds.")
         .figure(&cos, "Similarity of each layer to the last.")
-        .figure(&ratios, "Leaving where the largest probability is above a threshold; of a number, where the answer moved less than a threshold, or where a learned gate says \
-            that it is close to the last layer's; the first seed.")
+        .figure(&ratios, "Leaving where the largest probability is above a threshold; of a number, where a learned gate says that it is close to the last layer's (or, without \
+            one, where it moved less than a threshold); the first seed.")
         .table(&layers, "Score after each layer in percent, means over seeds.")
         .table(&exits, "The boldest thresholds that cost at most a point of the score; the first seed. Thresholds were compared on the samples that they are scored on.")
         .close(results, out)
@@ -100,17 +100,13 @@ fn panels(tasks: &Tasks, label: &str, values: fn(&Measured) -> &Vec<f64>) -> Vec
     tasks.iter().map(panel).collect()
 }
 
-/// A curve for each signal.
-fn exits_of(model: &Measured) -> Vec<Series> {
-    let one = |exits: &Exits| {
-        let mut points: Vec<(f64, f64)> =
-            exits.leaving.iter().map(|exit| (exit.layer_ratio, exit.score)).collect();
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        points.dedup();
-        let signal = if model.exits.len() > 1 { format!(", {}", exits.signal) } else { String::new() };
-        Series::new(format!("{}{signal}", model.name), points)
-    };
-    model.exits.iter().map(one).collect()
+/// By the last of its signals: of a number the gate, where there is one.
+fn exits_of(model: &Measured) -> Series {
+    let leaving = model.exits.last().map_or(&[][..], |exits| &exits.leaving);
+    let mut points: Vec<(f64, f64)> = leaving.iter().map(|exit| (exit.layer_ratio, exit.score)).collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    points.dedup();
+    Series::new(model.name.clone(), points)
 }
 
 fn name(seeds: &[Measured]) -> String {
