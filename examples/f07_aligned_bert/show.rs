@@ -26,8 +26,7 @@ pub(crate) fn show(out: &Path, results: &mut Results, tasks: &Tasks) -> Result<(
     let score = plots::write(&out.join("scores"), score, 3)?;
     let cos = plots::write(&out.join("cos"), cos, 3)?;
     let ratios = tasks.iter().map(|(task, models)| {
-        let series: Vec<Series> =
-            models.iter().filter_map(|seeds| seeds.first()).map(exits_of).collect();
+        let series: Vec<Series> = models.iter().filter_map(|seeds| seeds.first()).map(exits_of).collect();
         let x = ("layers of the model / layers taken", None);
         plots::curves(task.name(), x, ("score", None), &series)
     });
