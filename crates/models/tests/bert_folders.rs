@@ -2,13 +2,9 @@
 
 mod common;
 
-use std::fs;
-
 use candle_core::{DType, Device::Cpu, Tensor};
 use common::{Result, change_config, change_weights, tiny_bert, values, words};
-use layerwise_models::{
-    Activation, Bert, BertConfig, Error, ExitNorm, Head, Heads, LoadOptions, Pass, Tapped, tap,
-};
+use layerwise_models::{Activation, Bert, BertConfig, ExitNorm, Head, Heads, LoadOptions, Pass, Tapped, tap};
 use layerwise_testkit::assert_close;
 
 #[test]
@@ -150,13 +146,7 @@ fn what_does_not_fit_is_said() -> Result {
         ("classifier_dropout", 1.0.into(), "classifier_dropout is 1, expected a probability"),
         ("num_attention_heads", 5.into(), "num_attention_heads = 5 does not divide hidden_size = 12"),
     ] {
-        let config = fs::read(folder.path().join(common::CONFIG))?;
-        change_config(folder.path(), key, value)?;
-        let error = Bert::load(folder.path(), &Cpu).unwrap_err();
-        assert!(matches!(&error, Error::InFile { .. }), "{key}: {error:?}");
-        let text = error.to_string();
-        assert!(text.contains(says) && text.contains(common::CONFIG), "{key}: {text}");
-        fs::write(folder.path().join(common::CONFIG), config)?;
+        common::assert_config_refused(folder.path(), (key, value), says, || Bert::load(folder.path(), &Cpu))?;
     }
     // A vocabulary that is another one's.
     change_config(folder.path(), "vocab_size", 40.into())?;

@@ -2,12 +2,10 @@
 
 mod common;
 
-use std::fs;
-
 use candle_core::{DType, Device::Cpu, Tensor};
 use common::{Result, change_config, change_weights, tiny_gpt2, values};
 use layerwise_models::{
-    Activation, Batch, Error, ExitNorm, Gpt2, Gpt2Config, Head, Heads, LoadOptions, Pass, Tapped, tap,
+    Activation, Batch, ExitNorm, Gpt2, Gpt2Config, Head, Heads, LoadOptions, Pass, Tapped, tap,
 };
 use layerwise_testkit::assert_close;
 
@@ -129,13 +127,7 @@ fn what_does_not_fit_is_said() -> Result {
         ("n_embd", i64::MAX.into(), "n_embd is 9223372036854775807"),
         ("n_positions", i64::MAX.into(), "n_positions is 9223372036854775807"),
     ] {
-        let config = fs::read(folder.path().join(common::CONFIG))?;
-        change_config(folder.path(), key, value)?;
-        let error = Gpt2::load(folder.path(), &Cpu).unwrap_err();
-        assert!(matches!(&error, Error::InFile { .. }), "{key}: {error:?}");
-        let text = error.to_string();
-        assert!(text.contains(says) && text.contains(common::CONFIG), "{key}: {text}");
-        fs::write(folder.path().join(common::CONFIG), config)?;
+        common::assert_config_refused(folder.path(), (key, value), says, || Gpt2::load(folder.path(), &Cpu))?;
     }
     // Tensors of other shapes than the configuration says, and missing ones, under the names of our parameters.
     change_config(folder.path(), "n_embd", 15.into())?;

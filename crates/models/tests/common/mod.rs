@@ -9,7 +9,8 @@ use std::{
 
 use candle_core::{Device::Cpu, Tensor, backprop::GradStore};
 use layerwise_models::{
-    Batch, Bert, BertConfig, Gpt2, Gpt2Config, Mlp, MlpConfig, Params, Pass, Tapped, Vit, VitConfig, tap,
+    Batch, Bert, BertConfig, Error, Gpt2, Gpt2Config, Mlp, MlpConfig, Params, Pass, Tapped, Vit, VitConfig,
+    tap,
 };
 use layerwise_ops::init;
 use layerwise_testkit::{assert_close, max_abs_diff};
@@ -127,6 +128,22 @@ pub(crate) fn change_config(folder: &Path, key: &str, value: serde_json::Value) 
         value => config.insert(key.to_owned(), value),
     };
     Ok(fs::write(file, serde_json::to_vec(&config)?)?)
+}
+
+/// With this in its `config.json` a folder is refused, in these words and with the file's name; then it is as it was.
+pub(crate) fn assert_config_refused<M>(
+    folder: &Path,
+    (key, value): (&str, serde_json::Value),
+    says: &str,
+    load: impl Fn() -> std::result::Result<M, Error>,
+) -> Result {
+    let config = fs::read(folder.join(CONFIG))?;
+    change_config(folder, key, value)?;
+    let error = load().err().ok_or_else(|| format!("{key}: it was loaded"))?;
+    assert!(matches!(&error, Error::InFile { .. }), "{key}: {error:?}");
+    let text = error.to_string();
+    assert!(text.contains(says) && text.contains(CONFIG), "{key}: {text}");
+    Ok(fs::write(folder.join(CONFIG), config)?)
 }
 
 /// Names, shapes and values of parameters.
