@@ -181,6 +181,14 @@ pub enum Error {
         /// Rows of the inputs.
         rows: usize,
     },
+    /// A prompt that cannot be read.
+    #[error("prompt {prompt}: {source}")]
+    Prompt {
+        /// Which one, from 0.
+        prompt: usize,
+        /// What is wrong with it.
+        source: candle_core::Error,
+    },
     /// Keys of another number than the samples.
     #[error("{keys} keys for {samples} samples; expected one a sample")]
     Keys {

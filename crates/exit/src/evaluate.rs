@@ -1,5 +1,6 @@
 use candle_core::{DType, Tensor};
-use layerwise_models::{Batch, Pass, Tapped, tap};
+use layerwise_models::{Batch, Hidden, LinearExit, Pass, Tapped, tap};
+use layerwise_ops::{MultiExit, multi_exit_linear_cross_entropy};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -17,8 +18,8 @@ pub struct LayerScores {
 
 /// Scores every exit of `model` on labelled batches: layer-wise accuracy and loss.
 ///
-/// Labels are `(rows)`, u32. How the samples are cut into batches matters only to the last digits: a matrix product of another
-/// height may sum in another order. One exit's logits are in memory at a time;
+/// Labels are `(rows)`, u32, one for each row of the model's feature. How the samples are cut into batches matters only to the last digits: a matrix product of another
+/// height may sum in another order. One exit's logits are in memory at a time, or, of a head of many words, those of some rows;
 /// pass a frozen model, or a batch's graph stays until its last layer.
 ///
 /// # Errors
@@ -34,9 +35,16 @@ pub fn evaluate<M: Tapped + ?Sized>(
     let mut samples = 0;
     for batch in batches {
         let (batch, labels) = batch?;
-        let labels = labels.to_vec1::<u32>()?;
+        let ids = labels;
+        let labels = ids.to_vec1::<u32>()?;
         tap::for_each_layer(model, &batch, Pass::EVAL, |layer, hidden| {
             let Some(l) = layer.checked_sub(1) else { return Ok(()) };
+            if let Some(exit) = large(model, layer, hidden)? {
+                let (right, loss) = of_rows(layer, &exit, &ids)?;
+                hits[l] += right;
+                losses[l] += loss;
+                return Ok(());
+            }
             let logits = model.answer(layer, hidden)?;
             let rows = rows(&logits, layer)?;
             check_labels(&rows, &labels)?;
@@ -59,6 +67,41 @@ pub fn evaluate<M: Tapped + ?Sized>(
     })
 }
 
+/// Logits of an exit that are worth computing at once: 4 MiB of them.
+const MANY: usize = 1 << 20;
+
+/// An exit whose logits are too many to be in memory at once.
+fn large<M: Tapped + ?Sized>(model: &M, layer: usize, hidden: &Hidden) -> Result<Option<LinearExit>> {
+    let feature = model.feature(hidden)?;
+    let exit = model.linear_exit(layer, &feature, Pass::EVAL)?;
+    let many = |exit: &LinearExit| Ok::<_, Error>(exit.xs.dim(0)? * exit.weight.dim(0)? > MANY);
+    exit.map(|exit| Ok(many(&exit)?.then_some(exit))).transpose().map(Option::flatten)
+}
+
+/// How many rows are right, and the sum of their losses.
+fn of_rows(layer: usize, exit: &LinearExit, ids: &Tensor) -> Result<(usize, f64)> {
+    let LinearExit { xs, weight, bias } = exit;
+    let (rows, labels, classes) = (xs.dim(0)?, ids.to_vec1::<u32>()?, weight.dim(0)?);
+    fits(rows, classes, &labels)?;
+    let config = MultiExit { exit_weights: vec![1.], ..Default::default() };
+    let bias = bias.as_ref().map(Tensor::detach);
+    let of = |xs: &Tensor, ids: &Tensor| {
+        let (xs, weight) = (xs.detach(), weight.detach());
+        let done = multi_exit_linear_cross_entropy(&[xs], &weight, bias.as_ref(), ids, None, &config)?;
+        Ok::<_, Error>(done.exits[0])
+    };
+    let all = of(xs, ids)?;
+    if !all.cross_entropy.is_finite() {
+        for row in 0..rows {
+            if !of(&xs.narrow(0, row, 1)?, &ids.narrow(0, row, 1)?)?.cross_entropy.is_finite() {
+                return Err(Error::NotFinite { layer, row });
+            }
+        }
+    }
+    let n = rows as f64;
+    Ok(((all.accuracy * n).round() as usize, all.cross_entropy * n))
+}
+
 /// Logits `(rows, classes)` of the exit after `layer` as rows, all finite.
 pub(crate) fn rows(logits: &Tensor, layer: usize) -> Result<Vec<Vec<f32>>> {
     let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
@@ -70,10 +113,13 @@ pub(crate) fn rows(logits: &Tensor, layer: usize) -> Result<Vec<Vec<f32>>> {
 
 /// One label a row, each below the number of classes.
 pub(crate) fn check_labels(rows: &[Vec<f32>], labels: &[u32]) -> Result<()> {
-    if rows.len() != labels.len() {
-        return Err(Error::Rows { rows: rows.len(), labels: labels.len() });
+    fits(rows.len(), rows.first().map_or(0, Vec::len), labels)
+}
+
+fn fits(rows: usize, classes: usize, labels: &[u32]) -> Result<()> {
+    if rows != labels.len() {
+        return Err(Error::Rows { rows, labels: labels.len() });
     }
-    let classes = rows.first().map_or(0, Vec::len);
     match labels.iter().position(|&label| label as usize >= classes) {
         Some(row) => Err(Error::Label { row, label: labels[row], classes }),
         None => Ok(()),

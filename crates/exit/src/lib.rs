@@ -11,6 +11,7 @@ mod engine;
 mod error;
 mod evaluate;
 mod gate;
+mod generate;
 mod guarantee;
 mod held_out;
 mod measure;
@@ -33,6 +34,10 @@ pub use engine::{Compaction, Engine, Exited, leave_early};
 pub use error::{Error, Result};
 pub use evaluate::{LayerScores, evaluate};
 pub use gate::Gate;
+pub use generate::{
+    Continuation, Decoding, Generation, GenerationConfig, GenerationCounts, Sampling, Speculate, Token,
+    generate,
+};
 pub use guarantee::{Guarantee, Risk, Test, guaranteed};
 pub use held_out::{HeldOut, Outcome};
 pub use measure::{ExitReport, measure};

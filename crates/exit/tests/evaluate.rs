@@ -5,7 +5,8 @@ use layerwise_exit::{
     Compaction, Engine, Error, Oracle, Result, Signal, Thresholds, evaluate, histogram, layer_ratio,
     leave_early, measure, minimal_depth,
 };
-use layerwise_models::{Batch, Tapped};
+use layerwise_models::{Batch, Gpt2, Gpt2Config, Tapped};
+use layerwise_ops::init;
 use layerwise_testkit::{Scripted, TinyStack, random};
 
 /// Logits `(4 samples, 2 layers, 3 classes)`; samples 1 and 3 have ties in layer 1.
@@ -47,6 +48,41 @@ fn scores_do_not_depend_on_batches() -> Result<()> {
         // Logits of about 1, whose last bits depend on gemm's kernel for that many rows.
         assert!(parts.loss.iter().zip(&whole.loss).all(|(a, b)| (a - b).abs() < 1e-6));
     }
+    Ok(())
+}
+
+/// A head of so many words that its logits are never in memory together says what it says of a few rows at a time.
+#[test]
+fn large_heads_score_as_small_ones() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let config = Gpt2Config {
+        vocab_size: 5003,
+        n_positions: 60,
+        n_embd: 12,
+        n_layer: 2,
+        n_head: 3,
+        ..Default::default()
+    };
+    let model = Gpt2::new(config, &mut init::rng(3), &Cpu)?;
+    let (rows, words) = (5, 5003);
+    let id = |i: u32| i * i * 31 % words;
+    let inputs = Tensor::from_iter((0..rows * 60).map(id), &Cpu)?.reshape((rows as usize, 60))?;
+    let labels = Tensor::from_iter((0..rows * 60).map(|i| if i % 3 == 0 { id(i) } else { id(i + 1) }), &Cpu)?;
+    let whole = |labels: &Tensor| evaluate(&model, [Ok((inputs.clone().into(), labels.clone()))]);
+    let part = |i: usize| Ok((inputs.narrow(0, i, 1)?.into(), labels.narrow(0, i * 60, 60)?));
+    let (scores, parts) = (whole(&labels)?, evaluate(&model, (0..5).map(part))?);
+    assert_eq!((scores.samples, &scores.accuracy), (300, &parts.accuracy));
+    assert!(scores.accuracy[1] > 0.);
+    assert!(scores.loss.iter().zip(&parts.loss).all(|(a, b)| (a - b).abs() < 1e-6));
+
+    let wrong = Tensor::from_iter((0..300u32).map(|i| if i == 71 { 5003u32 } else { 1 }), &Cpu)?;
+    let error = whole(&wrong).unwrap_err();
+    assert!(matches!(error, Error::Label { row: 71, label: 5003, classes: 5003 }), "{error}");
+    assert!(matches!(whole(&wrong.narrow(0, 0, 50)?), Err(Error::Rows { rows: 300, labels: 50 })));
+    let words = model.params().iter().find(|(name, _)| *name == "transformer.wpe.weight");
+    let (_, places) = words.ok_or("no positions")?;
+    let nan = Tensor::full(f32::NAN, (1, 12), &Cpu)?;
+    places.set(&places.slice_assign(&[7..8, 0..12], &nan)?)?;
+    assert!(matches!(whole(&labels), Err(Error::NotFinite { layer: 1, .. })));
     Ok(())
 }
 

@@ -1,0 +1,335 @@
+//! Text, token by token.
+
+mod draft_length;
+mod leaving;
+mod sampling;
+mod shortlist;
+mod speculate;
+mod text;
+
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use layerwise_models::{Decoder, Pass};
+use layerwise_ops::init;
+
+pub use self::sampling::Sampling;
+use self::{
+    sampling::Drawn,
+    shortlist::{Shortlist, one_each},
+    text::Text,
+};
+use crate::{Error, FixedDepth, Policy, Result};
+
+/// How tokens come about.
+#[derive(Clone, Copy, Debug)]
+pub enum Decoding<'a> {
+    /// All layers for each token.
+    Full,
+    /// A token leaves as the policy says. Its text's later tokens see the same of it as if it had not: what a block has not read it reads when a token comes so far.
+    Leave {
+        /// Who leaves where; [`FixedDepth`] for everybody after one layer.
+        policy: &'a dyn Policy,
+        /// The words that a policy sees logits of; `None`: all. Who leaves is answered with all words.
+        words: Option<&'a [u32]>,
+    },
+    /// An inner exit drafts, the layers behind it check. Tokens are those of [`Full`](Self::Full): with [`Sampling::GREEDY`] the same, otherwise of the same distribution.
+    Speculate(Speculate<'a>),
+}
+
+/// Options of [`Decoding::Speculate`].
+#[derive(Clone, Copy, Debug)]
+pub struct Speculate<'a> {
+    /// The exit that drafts, from 1, below the last.
+    pub layer: usize,
+    /// Most tokens that are drafted before they are checked.
+    pub drafts: usize,
+    /// Fewer where drafts are often wrong, for each text by itself.
+    pub adaptive: bool,
+    /// The words that are drafted; `None`: all. The fewer, the less a draft costs.
+    pub words: Option<&'a [u32]>,
+}
+
+/// What is generated, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct GenerationConfig<'a> {
+    /// Most tokens that are said behind a prompt; fewer where the model has no more positions.
+    pub max_new_tokens: usize,
+    /// The id that ends a text; it is said, too.
+    pub end: Option<u32>,
+    /// How each token is drawn.
+    pub sampling: Sampling,
+    /// How tokens come about.
+    pub decoding: Decoding<'a>,
+}
+
+impl Default for GenerationConfig<'_> {
+    fn default() -> Self {
+        Self { max_new_tokens: 100, end: None, sampling: Sampling::default(), decoding: Decoding::Full }
+    }
+}
+
+/// A token that was said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Which text it belongs to.
+    pub text: usize,
+    /// Its id.
+    pub id: u32,
+    /// The layer, from 1, whose exit it is of.
+    pub layer: usize,
+}
+
+/// Continuation of a prompt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// Its tokens.
+    pub ids: Vec<u32>,
+    /// The layer, from 1, whose exit each is of.
+    pub layers: Vec<usize>,
+}
+
+/// What was done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GenerationCounts {
+    /// Tokens said.
+    pub tokens: usize,
+    /// Steps: passes of all texts together.
+    pub steps: usize,
+    /// Tokens drafted.
+    pub drafted: usize,
+    /// Of these, tokens said.
+    pub accepted: usize,
+}
+
+impl GenerationCounts {
+    /// Share of drafts that were right; `None` without drafts.
+    #[must_use]
+    pub fn acceptance(&self) -> Option<f64> {
+        (self.drafted > 0).then(|| self.accepted as f64 / self.drafted as f64)
+    }
+}
+
+/// Who draws tokens, and when a text ends.
+#[derive(Debug)]
+struct Chooser {
+    sampling: Sampling,
+    end: Option<u32>,
+}
+
+impl Chooser {
+    fn drawn(&self, text: &Text, layer: usize, logits: &[f32]) -> Result<Drawn> {
+        self.sampling.of(logits).ok_or(Error::NotFinite { layer, row: text.key })
+    }
+}
+
+/// Texts that are written side by side; more may come at any time.
+///
+/// ```
+/// use candle_core::Device::Cpu;
+/// use layerwise_exit::{Generation, GenerationConfig};
+/// use layerwise_models::{Gpt2, Gpt2Config};
+///
+/// let config = Gpt2Config { vocab_size: 50, n_embd: 24, n_layer: 2, ..Default::default() };
+/// let gpt2 = Gpt2::new(config, &mut layerwise_ops::init::rng(0), &Cpu)?.packed()?;
+///
+/// let mut generation = Generation::new(&gpt2, GenerationConfig { max_new_tokens: 3, ..Default::default() })?;
+/// let first = generation.add(&[5, 17], 0)?;
+/// let mut tokens = generation.step()?; // one of each text
+/// generation.add(&[1, 2, 3], 1)?;
+/// while generation.alive() > 0 {
+///     tokens.extend(generation.step()?);
+/// }
+/// assert_eq!(tokens.iter().filter(|token| token.text == first).count(), 3);
+/// assert_eq!((tokens.len(), generation.counts().steps), (6, 4));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Generation<'a, M: ?Sized> {
+    model: &'a M,
+    config: GenerationConfig<'a>,
+    chooser: Chooser,
+    words: Option<Shortlist<'a, M>>,
+    /// What a draft costs, of a token of all layers.
+    draft_cost: f64,
+    texts: Vec<Text>,
+    added: usize,
+    counts: GenerationCounts,
+}
+
+impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
+    /// No text yet. Serve a packed model: it says the same, faster.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] and [`Error::Layer`] for settings out of range, and what [`Policy::validate`] finds.
+    pub fn new(model: &'a M, config: GenerationConfig<'a>) -> Result<Self> {
+        let GenerationConfig { max_new_tokens, end, sampling, decoding } = config;
+        let depth = model.depth();
+        sampling.validate()?;
+        if max_new_tokens == 0 {
+            return Err(Error::Setting {
+                field: "max_new_tokens",
+                value: "0".into(),
+                expected: "at least 1",
+            });
+        }
+        let words = match decoding {
+            Decoding::Full => None,
+            Decoding::Leave { policy, words } => {
+                policy.validate(depth)?;
+                words
+            }
+            Decoding::Speculate(Speculate { layer, words, .. }) => {
+                if layer == 0 || layer >= depth {
+                    let last = depth.saturating_sub(1);
+                    return Err(Error::Layer { field: "speculate", layer, first: 1, last, depth });
+                }
+                words
+            }
+        };
+        let words = words.map(|words| Shortlist::new(model, words)).transpose()?;
+        let draft_cost = match decoding {
+            Decoding::Speculate(Speculate { layer, .. }) => {
+                let head = head_in_blocks(model)?;
+                let share = words.as_ref().map_or(1., |words| words.words().len() as f64 / head.words as f64);
+                (layer as f64 + share * head.blocks) / (depth as f64 + head.blocks)
+            }
+            _ => 0.,
+        };
+        let chooser = Chooser { sampling, end };
+        Ok(Self {
+            model,
+            config,
+            chooser,
+            words,
+            draft_cost,
+            texts: Vec::new(),
+            added: 0,
+            counts: GenerationCounts::default(),
+        })
+    }
+
+    /// A prompt to be continued, and its number: 0, 1, and so on. What is drawn for it is a function of the seed, whatever other texts there are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Prompt`] for one without tokens, with more than the model has positions for, or with an id that is not in its vocabulary.
+    pub fn add(&mut self, prompt: &[u32], seed: u64) -> Result<usize> {
+        let key = self.added;
+        self.model.embed_next(&[(prompt, 0)]).map_err(|source| Error::Prompt { prompt: key, source })?;
+        self.texts.push(Text {
+            key,
+            ids: prompt.to_vec(),
+            unread: prompt.len(),
+            left: self.config.max_new_tokens,
+            cache: self.model.cache()?,
+            waiting: vec![Vec::new(); self.model.depth()],
+            rng: init::rng(seed),
+            acceptance: Default::default(),
+        });
+        self.added += 1;
+        Ok(key)
+    }
+
+    /// The next token of each text, or some of them where they are drafted; text after text, none of those that have ended.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFinite`] naming layer and text (as row) of a NaN among logits, and what the model or the policy report. All texts have ended then.
+    pub fn step(&mut self) -> Result<Vec<Token>> {
+        if self.texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Whatever fails leaves blocks at odds with each other.
+        let mut texts = std::mem::take(&mut self.texts);
+        let mut on: Vec<&mut Text> = texts.iter_mut().collect();
+        let (model, words, chooser) = (self.model, self.words.as_ref(), &self.chooser);
+        let said = match &self.config.decoding {
+            Decoding::Full => leaving::step(model, &mut on, &FixedDepth(model.depth()), None, chooser),
+            Decoding::Leave { policy, .. } => leaving::step(model, &mut on, *policy, words, chooser),
+            Decoding::Speculate(how) => {
+                speculate::step(model, &mut on, how, words, self.draft_cost, chooser, &mut self.counts)
+            }
+        }?;
+        let ended = |key: usize| said.iter().any(|(token, goes_on)| token.text == key && !goes_on);
+        texts.retain(|text| !ended(text.key));
+        self.texts = texts;
+        self.counts.steps += 1;
+        self.counts.tokens += said.len();
+        let mut tokens: Vec<Token> = said.into_iter().map(|(token, _)| token).collect();
+        tokens.sort_by_key(|token| token.text);
+        Ok(tokens)
+    }
+
+    /// Texts that go on.
+    #[must_use]
+    pub fn alive(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Ends a text; whether it was going on.
+    pub fn end(&mut self, text: usize) -> bool {
+        let before = self.texts.len();
+        self.texts.retain(|other| other.key != text);
+        self.texts.len() < before
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counts(&self) -> GenerationCounts {
+        self.counts
+    }
+}
+
+/// Continues prompts, all together, and calls `heard` with each token as soon as it is said; [`ControlFlow::Break`] ends its text.
+///
+/// Prompt `i` draws from seed `seed + i`.
+///
+/// # Errors
+///
+/// As [`Generation::new`], [`Generation::add`] and [`Generation::step`].
+pub fn generate<M: Decoder + ?Sized>(
+    model: &M,
+    prompts: &[Vec<u32>],
+    config: GenerationConfig<'_>,
+    seed: u64,
+    mut heard: impl FnMut(Token) -> ControlFlow<()>,
+) -> Result<(Vec<Continuation>, GenerationCounts)> {
+    let mut generation = Generation::new(model, config)?;
+    for (prompt, i) in prompts.iter().zip(0u64..) {
+        generation.add(prompt, seed.wrapping_add(i))?;
+    }
+    let mut said = vec![Continuation::default(); prompts.len()];
+    let mut stopped = vec![false; prompts.len()];
+    while generation.alive() > 0 {
+        for token in generation.step()? {
+            // What was drafted behind the last one that was wanted is not.
+            if stopped[token.text] {
+                continue;
+            }
+            said[token.text].ids.push(token.id);
+            said[token.text].layers.push(token.layer);
+            if heard(token).is_break() {
+                stopped[token.text] = true;
+                generation.end(token.text);
+            }
+        }
+    }
+    Ok((said, generation.counts()))
+}
+
+/// What a model's last head costs.
+struct HeadCost {
+    words: usize,
+    /// Of a transformer's block, which has `12 width^2` weights.
+    blocks: f64,
+}
+
+fn head_in_blocks<M: Decoder + ?Sized>(model: &M) -> Result<HeadCost> {
+    let state: Tensor = model.embed_next(&[(&[0], 0)])?;
+    let width = state.dim(1)?;
+    let feature = model.feature(&one_each(&state)?)?;
+    let words = model.exit(model.depth(), &feature, Pass::EVAL)?.dim(1)?;
+    Ok(HeadCost { words, blocks: words as f64 / (12. * width as f64) })
+}

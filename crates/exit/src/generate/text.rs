@@ -1,0 +1,131 @@
+use candle_core::Tensor;
+use layerwise_models::{Decoder, KvCache, Next};
+use layerwise_ops::init::ChaCha8Rng;
+
+use super::draft_length::Acceptance;
+use crate::Result;
+
+/// A text that is being written.
+#[derive(Debug)]
+pub(super) struct Text {
+    pub(super) key: usize,
+    /// Prompt and what was said.
+    pub(super) ids: Vec<u32>,
+    /// The last so many of them were not embedded yet.
+    pub(super) unread: usize,
+    /// Tokens that may yet be said.
+    pub(super) left: usize,
+    pub(super) cache: KvCache,
+    /// For each block, states of tokens that have left before it, in their order: it reads them when a later token comes by.
+    pub(super) waiting: Vec<Vec<Tensor>>,
+    pub(super) rng: ChaCha8Rng,
+    /// How drafts have fared.
+    pub(super) acceptance: Acceptance,
+}
+
+impl Text {
+    /// Ids that no block has seen, and the place of the first.
+    pub(super) fn next(&self) -> (&[u32], usize) {
+        let from = self.ids.len() - self.unread;
+        (&self.ids[from..], from)
+    }
+
+    /// Says a token; whether the text goes on.
+    pub(super) fn say(&mut self, id: u32, end: Option<u32>) -> bool {
+        self.ids.push(id);
+        self.left -= 1;
+        // The last id is read before another can be said.
+        self.left > 0 && Some(id) != end && self.ids.len() <= self.cache.longest()
+    }
+}
+
+/// States of several texts, text after text.
+#[derive(Clone, Debug)]
+pub(super) struct Rows {
+    /// `(all rows, width)`.
+    pub(super) xs: Tensor,
+    /// Rows of each text, at least 1.
+    pub(super) counts: Vec<usize>,
+}
+
+impl Rows {
+    /// `h^0` of what texts have not read.
+    pub(super) fn embed<M: Decoder + ?Sized>(model: &M, texts: &[&mut Text]) -> Result<Self> {
+        let parts: Vec<(&[u32], usize)> = texts.iter().map(|text| text.next()).collect();
+        let counts = parts.iter().map(|(ids, _)| ids.len()).collect();
+        Ok(Self { xs: model.embed_next(&parts)?, counts })
+    }
+
+    /// Of texts that each have some.
+    pub(super) fn joined(parts: &[Tensor]) -> Result<Self> {
+        let counts = parts.iter().map(|part| part.dim(0)).collect::<candle_core::Result<_>>()?;
+        let xs = match parts {
+            [one] => one.clone(),
+            parts => Tensor::cat(parts, 0)?,
+        };
+        Ok(Self { xs, counts })
+    }
+
+    /// Behind those that wait for this block, which wait no more.
+    pub(super) fn with_waiting(self, layer: usize, texts: &mut [&mut Text]) -> Result<Self> {
+        if texts.iter().all(|text| text.waiting[layer - 1].is_empty()) {
+            return Ok(self);
+        }
+        let mut parts = Vec::with_capacity(texts.len());
+        for (text, part) in texts.iter_mut().zip(self.parts()?) {
+            let mut all = std::mem::take(&mut text.waiting[layer - 1]);
+            all.push(part);
+            parts.push(if all.len() == 1 { all.swap_remove(0) } else { Tensor::cat(&all, 0)? });
+        }
+        Self::joined(&parts)
+    }
+
+    /// The rows of each text.
+    pub(super) fn parts(&self) -> Result<Vec<Tensor>> {
+        if let [_] = self.counts.as_slice() {
+            return Ok(vec![self.xs.clone()]);
+        }
+        let mut first = 0;
+        let part = |&count: &usize| {
+            first += count;
+            self.xs.narrow(0, first - count, count)
+        };
+        Ok(self.counts.iter().map(part).collect::<candle_core::Result<_>>()?)
+    }
+
+    /// Through a block.
+    pub(super) fn block<M: Decoder + ?Sized>(
+        self,
+        model: &M,
+        layer: usize,
+        texts: &mut [&mut Text],
+    ) -> Result<Self> {
+        let mut nexts: Vec<Next<'_>> = Vec::with_capacity(texts.len());
+        for (text, &count) in texts.iter_mut().zip(&self.counts) {
+            let from = text.cache.len(layer);
+            nexts.push(Next { cache: &mut text.cache, from, count });
+        }
+        Ok(Self { xs: model.block_next(layer, &self.xs, &mut nexts)?, counts: self.counts })
+    }
+
+    /// The last rows of each text, so many of each.
+    pub(super) fn last(&self, counts: &[usize]) -> Result<Tensor> {
+        if self.counts == counts {
+            return Ok(self.xs.clone());
+        }
+        let mut end = 0;
+        let mut rows = Vec::with_capacity(counts.iter().sum());
+        for (all, count) in self.counts.iter().zip(counts) {
+            end += all;
+            rows.extend(((end - count) as u32)..end as u32);
+        }
+        Ok(self.xs.contiguous()?.index_select(&Tensor::new(rows, self.xs.device())?, 0)?)
+    }
+}
+
+/// The texts at these places, which are in order.
+pub(super) fn some_of<'a>(texts: &'a mut [&mut Text], places: &[usize]) -> Vec<&'a mut Text> {
+    let mut places = places.iter().copied().peekable();
+    let all = texts.iter_mut().enumerate();
+    all.filter(|(at, _)| places.next_if_eq(at).is_some()).map(|(_, text)| &mut **text).collect()
+}
