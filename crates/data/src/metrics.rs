@@ -1,4 +1,6 @@
-//! What the tasks of GLUE are scored by. Sums are f64.
+//! What the tasks of GLUE, and texts that models say, are scored by. Sums are f64.
+
+use std::collections::HashSet;
 
 use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -165,4 +167,26 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 
 fn ratio(a: f64, b: f64) -> f64 {
     if b > 0. { a / b } else { 0. }
+}
+
+/// How little a text repeats itself, in `[0, 1]` (paper, eq. 6); what is too short to have n-grams repeats none.
+///
+/// ```text
+/// prod_(n = 2..4) |unique n-grams| / |n-grams|
+/// ```
+///
+/// ```
+/// use layerwise_data::metrics::diversity;
+///
+/// assert_eq!(diversity(&[1, 2, 3, 4, 5]), 1.);
+/// // Pairs 12 21 12 21, triples 121 212 121, fours 1212 2121.
+/// assert_eq!(diversity(&[1, 2, 1, 2, 1]), (2. / 4.) * (2. / 3.) * (2. / 2.));
+/// ```
+#[must_use]
+pub fn diversity(ids: &[u32]) -> f64 {
+    let share = |n: usize| {
+        let unique: HashSet<&[u32]> = ids.windows(n).collect();
+        if ids.len() < n { 1. } else { unique.len() as f64 / (ids.len() - n + 1) as f64 }
+    };
+    (2..=4).map(share).product()
 }

@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::atomic::AtomicBool};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
 use layerwise_exit::evaluate;
-use layerwise_models::{Batch, Bert, Mlp, Params, Tapped, Vit};
+use layerwise_models::{Batch, Bert, Gpt2, Mlp, Params, Tapped, Vit};
 use layerwise_train::{Evaluation, Event, Hooks, Samples, TrainConfig, train};
 use serde_json::{Value, json};
 
@@ -51,6 +51,7 @@ macro_rules! trainable {
 
 trainable!(Vit);
 trainable!(Bert);
+trainable!(Gpt2);
 trainable!(Mlp);
 
 /// Data that examples train on.
