@@ -1,10 +1,11 @@
-"""Times ours and the peers in turn, and prints Markdown tables: training steps, inference, AdamW, similarity, exits.
+"""Times ours and the peers in turn, and prints Markdown tables: training steps, inference, AdamW, similarity, the loss of a large vocabulary, exits, text.
 
     python3 benches/peers/compare.py
     python3 benches/peers/compare.py --sets train --cases vit_192 --threads 1 --rounds 3
     python3 benches/peers/compare.py --sets exits --model MODEL --data DATA --threshold 0.9 --batches 16 64 256
+    python3 benches/peers/compare.py --sets decode --model MODEL --data TEXT --batches 1 8
 
-Exits are of a model that was trained, on its images, and only measured where they are asked for.
+Exits and text are of a model that was trained, on its data, and only measured where they are asked for.
 
 The first call makes a virtual environment of `requirements.txt` at `target/peers`. Every measurement is a process of its
 own, pinned to as many cores as it has threads. A round runs each program once for everything that is compared, ours and
@@ -27,11 +28,21 @@ from pathlib import Path
 PEERS = Path(__file__).resolve().parent
 ROOT = PEERS.parent.parent
 # And our bench.
-SETS = {"train": "train_step", "infer": "inference", "adamw": "adamw", "similarity": "similarity", "exits": "exit_speedup"}
+SETS = {"train": "train_step", "infer": "inference", "adamw": "adamw", "similarity": "similarity", "loss": "multi_exit_loss"}
+# Of a trained model.
+SETS |= {"exits": "exit_speedup", "decode": "decode"}
 CASES = ["vit_192", "vit_384_65", "vit_384_197", "bert_384", "gpt_256"]
 OBJECTIVES = ["standard", "aligned"]
 ENGINES = ["eager", "compile", "onnx"]
 EXIT_ENGINES = ["eager", "exits", "onnx"]
+# Of the loss: width, vocabulary, exits, tokens. Logits of the largest fit nobody's memory but PyTorch's.
+SIZES = {
+    "gpt_256": {"width": 256, "vocabulary": 4096, "exits": 8, "tokens": 2048},
+    "gpt_384": {"width": 384, "vocabulary": 50257, "exits": 6, "tokens": 1024},
+    "gpt_768": {"width": 768, "vocabulary": 50257, "exits": 12, "tokens": 2048},
+}
+LOSS_FORMS = {"ours": "fused", "ours, no gradient": "forward", "ours, logits": "logits", "stock candle": "stock"}
+LOSS_PEERS = {"PyTorch": "eager", "PyTorch, chunked": "chunked"}
 CORES = sorted(os.sched_getaffinity(0))
 WARMUP = 2
 PATIENCE_S = 3600
@@ -83,6 +94,23 @@ def similarity_programs(bench, python):
     return commands
 
 
+def loss_programs(bench, python, size):
+    """Ours, candle's and PyTorch's forms of the loss."""
+    ours = {name: [bench, "--json", "--form", form] for name, form in LOSS_FORMS.items()}
+    peers = {name: [str(python), str(PEERS / "loss_case.py"), "--form", form] for name, form in LOSS_PEERS.items()}
+    if size == SIZES["gpt_768"]:
+        ours = {name: command for name, command in ours.items() if name.startswith("ours") and "logits" not in name}
+    return ours | peers
+
+
+def decode_programs(args, bench, python, prompts):
+    """All of ours in one process, and transformers' on the same prompts; its drafts are one text at a time."""
+    trained = ["--model", str(args.model)]
+    peer = [str(python), str(PEERS / "decode_case.py"), *trained, "--prompts", str(prompts)]
+    ours = [bench, "--json", *trained, "--text", str(args.data), "--dump", str(prompts)]
+    return {"ours": ours, "transformers": peer, "transformers, drafts": [*peer, "--engine", "drafts"]}
+
+
 def exit_programs(args, bench, python, inputs):
     """Ours with exits, and the peers on the same images."""
     trained = ["--model", str(args.model)]
@@ -105,6 +133,10 @@ def jobs(args):
         for kind in args.sets:
             if kind in ("adamw", "similarity"):
                 yield {"set": kind, "threads": threads}
+            for size in args.sizes if kind == "loss" else []:
+                yield {"set": kind, "threads": threads} | SIZES[size]
+            for batch in args.batches if kind == "decode" else []:
+                yield {"set": kind, "threads": threads, "batch": batch}
             for batch in args.batches if kind == "exits" else []:
                 yield {"set": kind, "threads": threads, "batch": batch, "threshold": args.threshold}
             for case in args.cases if kind in ("train", "infer") else []:
@@ -315,6 +347,52 @@ def print_exits(results, args):
     table(f"Leaving early, largest probability above {args.threshold}, {args.images} images", head, rows)
 
 
+def print_loss(results, args):
+    rows = []
+    for threads in args.threads:
+        for size in args.sizes:
+            job = {"set": "loss", "threads": threads} | SIZES[size]
+            ours = results.rounds("ours", job)
+            for name in [*LOSS_FORMS, *LOSS_PEERS]:
+                times = results.rounds(name, job)
+                if not times:
+                    continue
+                limit = three(min(results.rounds(name, job, lambda run: run["limit_s"]).values())) if name in LOSS_FORMS else ""
+                memory = mib(results.rounds(name, job, lambda run: run["extra_mib"]))
+                shape = f"{SIZES[size]['exits']} x {SIZES[size]['tokens']}, {SIZES[size]['width']}, {SIZES[size]['vocabulary']}"
+                rows.append([threads, shape, name, middle(times), ratio(ours, times), limit, memory])
+    head = ["threads", "exits x tokens, width, vocabulary", "program", "s", "ours / this", "limit, s"]
+    table("The aligned loss of a large vocabulary, forward and backward", [*head, "memory beyond inputs and gradients, MiB"], rows)
+    print("\nLimit: the three matrix products (without a gradient: one) at the speed of a square one of 1024, the best of the rounds.")
+
+
+def print_decode(results, args):
+    rows = []
+    for threads in args.threads:
+        for batch in args.batches:
+            job = {"set": "decode", "threads": threads, "batch": batch}
+            runs = [run["result"] for run in results.runs if run["job"] == job and run["program"] == "ours" and "error" not in run["result"]]
+            ours = results.rounds("ours", job)
+            for name in ("transformers", "transformers, drafts"):
+                theirs = results.rounds(name, job)
+                for run in (run["result"] for run in results.runs if run["job"] == job and run["program"] == name):
+                    if runs and run.get("said", runs[0]["said"]) != runs[0]["said"]:
+                        print(f"{name} says something else at batch {batch}", file=sys.stderr)
+                if theirs:
+                    speed = results.rounds(name, job, lambda run: run["tokens_per_s"])
+                    rows.append([threads, batch, name, middle(speed), ratio(theirs, ours), "", "", "", ratio(ours, theirs)])
+            for way in runs[0]["ways"] if runs else []:
+                each = [run["ways"][way] for run in runs]
+                over = [one["over_full"] for one in each]
+                share = f"{100 * each[0]['acceptance']:.0f} % of {each[0]['drafted']}" if each[0]["acceptance"] is not None else ""
+                speed = three(statistics.median(one["tokens_per_s"] for one in each))
+                faster = f"{statistics.median(over):.2f} ({min(over):.2f} to {max(over):.2f})"
+                same = "yes" if all(one["same_as_full"] for one in each) else "no"
+                rows.append([threads, batch, way, speed, faster, f"{each[0]['layers']:.1f}", share, same, ""])
+    head = ["threads", "batch", "way", "tokens/s", "speed / all layers", "layers a token", "drafts right", "same text as all layers"]
+    table("Decoding, the likeliest token", [*head, "ours with all layers: time / transformers'"], rows)
+
+
 def listed(choices):
     """An option's comma-separated names, each one of `choices`."""
 
@@ -330,10 +408,11 @@ def listed(choices):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, help="a virtual environment to use as it is, instead of target/peers")
-    everywhere = [kind for kind in SETS if kind != "exits"]
+    everywhere = [kind for kind in SETS if kind not in ("exits", "decode")]
     parser.add_argument("--sets", type=listed(SETS), default=everywhere, help="of " + ",".join(SETS))
-    parser.add_argument("--model", type=Path, help="for exits: folder of a trained ViT")
-    parser.add_argument("--data", type=Path, help="for exits: folder of its data set")
+    parser.add_argument("--model", type=Path, help="for exits: folder of a trained ViT; for decode: of a trained GPT-2")
+    parser.add_argument("--data", type=Path, help="for exits: folder of its data set; for decode: a text file")
+    parser.add_argument("--sizes", type=listed(SIZES), default=list(SIZES), help="for loss: of " + ",".join(SIZES))
     parser.add_argument("--threshold", type=float, default=0.9, help="for exits")
     parser.add_argument("--images", type=int, default=1024, help="for exits: whole batches of held-out images")
     parser.add_argument("--cases", type=listed(CASES), default=CASES, help="of " + ",".join(CASES))
@@ -343,8 +422,8 @@ def main():
     parser.add_argument("--steps", type=int, default=3, help=f"timed steps of each run, after {WARMUP} to warm up")
     parser.add_argument("--json", type=Path, help="also write every measurement to this file, after each round")
     args = parser.parse_args()
-    if "exits" in args.sets and not (args.model and args.data):
-        parser.error("exits are of --model MODEL on --data DATA")
+    if {"exits", "decode"} & set(args.sets) and not (args.model and args.data):
+        parser.error("exits and decode are of --model MODEL on --data DATA")
 
     python = args.venv / "bin" / "python" if args.venv else environment()
     benches = build()
@@ -360,18 +439,25 @@ def main():
                 commands = similarity_programs(benches["similarity"], python)
             elif job["set"] == "exits":
                 commands = exit_programs(args, benches["exit_speedup"], python, inputs)
+            elif job["set"] == "loss":
+                commands = loss_programs(benches["multi_exit_loss"], python, {key: job[key] for key in SIZES["gpt_256"]})
+            elif job["set"] == "decode":
+                commands = decode_programs(args, benches["decode"], python, inputs.with_suffix(".json"))
+                if job["batch"] > 1:
+                    del commands["transformers, drafts"]
             else:
                 commands = programs(job["set"], benches, python)
             options = [word for key, value in job.items() if key != "set" for word in (f"--{key}", str(value))]
             # What takes most of a minute is run once in a process.
-            if similarity:
+            if similarity or job.get("width") == SIZES["gpt_768"]["width"]:
                 options += ["--warmup", "0", "--rounds", "1"]
-            elif job["set"] == "exits":
+            elif job["set"] in ("exits", "loss", "decode"):
                 options += ["--warmup", "1", "--rounds", str(args.steps)]
             else:
                 options += ["--warmup", str(WARMUP), "--rounds", str(steps(job, args.steps))]
             print(f"round {round + 1} of {args.rounds}:", *job.values(), file=sys.stderr)
-            for name in list(commands) if round % 2 == 0 else reversed(commands):
+            # Ours writes the prompts that others continue.
+            for name in list(commands) if round % 2 == 0 or job["set"] == "decode" else reversed(commands):
                 result = run([*commands[name], *options], job["threads"])
                 results.runs.append({"program": name, "job": job, "round": round, "result": result})
                 if "error" in result:
@@ -382,7 +468,8 @@ def main():
     print(f"`{facts['commit']}`, {facts['processor']}, {', '.join(results.engines())}, ", end="")
     print(f"load {facts['load']:.1f} at the start, {args.rounds} rounds", end="")
     print(f" of {args.steps} steps" if set(args.sets) != {"similarity"} else "")
-    printers = {"train": print_training, "infer": print_inference, "adamw": print_adamw, "similarity": print_similarity, "exits": print_exits}
+    printers = {"train": print_training, "infer": print_inference, "adamw": print_adamw, "similarity": print_similarity}
+    printers |= {"loss": print_loss, "exits": print_exits, "decode": print_decode}
     for kind in args.sets:
         printers[kind](results, args)
     if set(args.sets) & {"train", "infer"}:

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{D, Device, Tensor};
 use clap::Args;
 use layerwise_data::{ByteBpe, TokenBlocks, metrics::diversity, text_file};
-use layerwise_exit::{Decoding, FixedDepth, GenerationConfig, Sampling, evaluate, generate, histogram};
+use layerwise_exit::{Decoding, FixedDepth, Gate, GenerationConfig, Sampling, evaluate, generate, histogram};
 use layerwise_models::{Batch, Gpt2, Gpt2Config, Pass, Tapped, tap};
 use layerwise_ops::init::{self, ChaCha8Rng};
 use layerwise_similarity::{Centring, Measure, saturation};
@@ -314,7 +314,7 @@ impl<'a> Language<'a> {
     fn measure(&self, plan: &Plan, model: &Gpt2, train_s: f64) -> Result<LayersOfLanguage> {
         let scores = evaluate(model, self.scored())?;
         self.go_on()?;
-        let (features, answers) = self.look(model)?;
+        let (features, answers) = look(model, &self.corpus.held_out, &self.device)?;
         let depth = model.depth();
         let tokens = answers[0].len();
         let agreement = answers.iter().map(|layer| {
@@ -351,29 +351,6 @@ impl<'a> Language<'a> {
             let (inputs, next) = held_out.batch(&blocks, &self.device).map_err(candle_core::Error::wrap)?;
             Ok((inputs.into(), next))
         })
-    }
-
-    /// Features `(tokens, width)` and answers of layers `1..=L` on the first blocks held out.
-    fn look(&self, model: &Gpt2) -> Result<(Vec<Tensor>, Vec<Vec<u32>>)> {
-        let held_out = &self.corpus.held_out;
-        let blocks: Vec<usize> = (0..held_out.len().min(LOOK)).collect();
-        let (inputs, _) = held_out.batch(&blocks, &self.device)?;
-        let (mut features, mut answers) = (Vec::new(), Vec::new());
-        tap::for_each_layer(model, &inputs.into(), Pass::EVAL, |layer, hidden| {
-            if layer == 0 {
-                return Ok(());
-            }
-            let feature = model.feature(hidden)?;
-            let mut said = Vec::new();
-            for from in (0..feature.dim(0)?).step_by(AT_ONCE) {
-                let rows = feature.narrow(0, from, AT_ONCE.min(feature.dim(0)? - from))?;
-                said.extend(model.exit(layer, &rows, Pass::EVAL)?.argmax(D::Minus1)?.to_vec1::<u32>()?);
-            }
-            answers.push(said);
-            features.push(feature);
-            anyhow::Ok(())
-        })?;
-        Ok((features, answers))
     }
 
     /// Continues the beginnings of blocks held out with every layer.
@@ -415,6 +392,28 @@ impl<'a> Language<'a> {
     }
 }
 
+/// Features `(tokens, width)` and answers of layers `1..=L` on the first blocks of a text.
+fn look(model: &Gpt2, text: &TokenBlocks, device: &Device) -> Result<(Vec<Tensor>, Vec<Vec<u32>>)> {
+    let blocks: Vec<usize> = (0..text.len().min(LOOK)).collect();
+    let (inputs, _) = text.batch(&blocks, device)?;
+    let (mut features, mut answers) = (Vec::new(), Vec::new());
+    tap::for_each_layer(model, &inputs.into(), Pass::EVAL, |layer, hidden| {
+        if layer == 0 {
+            return Ok(());
+        }
+        let feature = model.feature(hidden)?;
+        let mut said = Vec::new();
+        for from in (0..feature.dim(0)?).step_by(AT_ONCE) {
+            let rows = feature.narrow(0, from, AT_ONCE.min(feature.dim(0)? - from))?;
+            said.extend(model.exit(layer, &rows, Pass::EVAL)?.argmax(D::Minus1)?.to_vec1::<u32>()?);
+        }
+        answers.push(said);
+        features.push(feature);
+        anyhow::Ok(())
+    })?;
+    Ok((features, answers))
+}
+
 impl Samples for Corpus {
     fn len(&self) -> usize {
         self.train.len()
@@ -439,7 +438,20 @@ impl Data for Corpus {
     }
 }
 
-/// The tokenizer and configuration of a GPT-2's folder, which must belong together.
+/// A gate that has learned from a text when the exit of a token says what the last one says.
+///
+/// # Errors
+///
+/// When all inner exits say so, or none; what the model reports.
+pub fn gate(model: &Gpt2, text: &TokenBlocks, device: &Device) -> Result<Gate> {
+    let (features, answers) = look(model, text, device)?;
+    let inner = model.depth() - 1;
+    let same = |layer: &Vec<u32>| layer.iter().zip(&answers[inner]).map(|(a, b)| a == b).collect();
+    let right: Vec<Vec<bool>> = answers[..inner].iter().map(same).collect();
+    Gate::fit(&features[..inner], &right).context("the gate")
+}
+
+/// A GPT-2 and its tokenizer, which must belong together.
 ///
 /// # Errors
 ///

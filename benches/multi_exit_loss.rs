@@ -1,0 +1,159 @@
+//! The aligned loss over a large vocabulary, forward and backward: fused, as our operations on whole logits, and as stock candle computes it.
+//!
+//! ```sh
+//! cargo bench --bench multi_exit_loss
+//! cargo bench --bench multi_exit_loss -- --json --form fused --width 768 --exits 12 --tokens 2048
+//! ```
+//!
+//! `benches/peers/loss_case.py` is the same in PyTorch. With `--json` one form is measured, and the memory of the process beside what inputs and gradients
+//! take; the limit is that of the three matrix products at the speed of a square one.
+
+mod cases;
+
+use anyhow::{Context, Result};
+use candle_core::{Device::Cpu, Tensor, Var, backprop::GradStore};
+use clap::{Parser, ValueEnum};
+use criterion::{BenchmarkId, Criterion};
+use layerwise::ops::{self, MultiExit, init, multi_exit_linear_cross_entropy};
+use layerwise_example_common::memory::status_mib;
+use serde_json::json;
+
+use self::cases::{Measured, Timing, gemm_gflops, peak_rss_mib, timed};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// `multi_exit_linear_cross_entropy`.
+    Fused,
+    /// The same, no gradient.
+    Forward,
+    /// `linear` and `cross_entropy` of each exit.
+    Logits,
+    /// candle's own operations.
+    Stock,
+}
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    timing: Timing,
+    #[arg(long, value_enum, default_value = "fused")]
+    form: Form,
+    #[arg(long, default_value_t = 384)]
+    width: usize,
+    #[arg(long, default_value_t = 50_257)]
+    vocabulary: usize,
+    #[arg(long, default_value_t = 6)]
+    exits: usize,
+    #[arg(long, default_value_t = 1024)]
+    tokens: usize,
+    /// Rows whose logits are in memory at once.
+    #[arg(long)]
+    chunk: Option<usize>,
+}
+
+fn main() -> Result<()> {
+    cases::run::<Flags>(|flags| &flags.timing, line, bench)
+}
+
+struct Inputs {
+    features: Vec<Var>,
+    weight: Var,
+    targets: Tensor,
+    config: MultiExit,
+}
+
+impl Inputs {
+    fn new(flags: &Flags) -> Result<Self> {
+        let Flags { width, vocabulary, exits, tokens, chunk, .. } = *flags;
+        let mut rng = init::rng(0);
+        let mut normal = |shape, std| Var::from_tensor(&init::normal(&mut rng, shape, std, &Cpu)?);
+        let depth = exits as f64;
+        let config = MultiExit {
+            exit_weights: (1..=exits).map(|l| 2. * l as f64 / (depth * (depth + 1.))).collect(),
+            ..Default::default()
+        };
+        Ok(Self {
+            features: (0..exits).map(|_| normal((tokens, width), 1.)).collect::<Result<_, _>>()?,
+            weight: normal((vocabulary, width), 0.02)?,
+            targets: Tensor::from_iter((0..tokens).map(|i| (i * 7919 % vocabulary) as u32), &Cpu)?,
+            config: MultiExit { chunk: chunk.unwrap_or(config.chunk), ..config },
+        })
+    }
+
+    fn step(&self, form: Form) -> Result<Option<GradStore>> {
+        let Self { features, weight, targets, config } = self;
+        let each = |loss: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>| -> Result<Tensor> {
+            let terms = features.iter().zip(&config.exit_weights).map(|(xs, weight)| loss(xs)? * *weight);
+            let terms = terms.collect::<candle_core::Result<Vec<_>>>()?;
+            terms.into_iter().map(Ok).reduce(|a, b| a? + b?).context("no exits")?.map_err(Into::into)
+        };
+        let loss = match form {
+            Form::Forward => {
+                let features: Vec<Tensor> = features.iter().map(|xs| xs.as_tensor().detach()).collect();
+                multi_exit_linear_cross_entropy(&features, &weight.detach(), None, targets, None, config)?;
+                return Ok(None);
+            }
+            Form::Fused => {
+                let features: Vec<Tensor> = features.iter().map(|xs| xs.as_tensor().clone()).collect();
+                multi_exit_linear_cross_entropy(&features, weight, None, targets, None, config)?.total
+            }
+            Form::Logits => each(&|xs| {
+                ops::cross_entropy(&ops::linear(xs, weight, None)?, targets, None, &Default::default())
+            })?,
+            Form::Stock => each(&|xs| candle_nn::loss::cross_entropy(&xs.matmul(&weight.t()?)?, targets))?,
+        };
+        Ok(Some(match form {
+            Form::Stock => loss.backward()?,
+            _ => ops::backward(&loss)?,
+        }))
+    }
+}
+
+fn line(flags: &Flags) -> Result<Measured> {
+    let inputs = Inputs::new(flags)?;
+    let data_rss_mib = status_mib("VmRSS").context("no VmRSS")?;
+    let (seconds, _) = timed(&flags.timing, || inputs.step(flags.form))?;
+    let peak_rss_mib = peak_rss_mib()?;
+    let Flags { width, vocabulary, exits, tokens, .. } = *flags;
+    let products = if flags.form == Form::Forward { 2. } else { 6. };
+    let gflop = products * (exits * tokens * width) as f64 * vocabulary as f64 * 1e-9;
+    let gradients_mib = match flags.form {
+        Form::Forward => 0.,
+        _ => ((vocabulary + exits * tokens) * width * 4) as f64 / f64::from(1 << 20),
+    };
+    let more = json!({ "form": format!("{:?}", flags.form).to_lowercase(), "width": width, "vocabulary": vocabulary, "exits": exits,
+        "tokens": tokens, "limit_s": gflop / gemm_gflops()?, "data_rss_mib": data_rss_mib, "gradients_mib": gradients_mib,
+        "extra_mib": peak_rss_mib - data_rss_mib - gradients_mib });
+    Ok(Measured { seconds, peak_rss_mib, more })
+}
+
+fn bench() -> Result<()> {
+    let mut criterion = Criterion::default().configure_from_args().sample_size(10);
+    let mut group = criterion.benchmark_group("multi_exit_loss");
+    let flags = Flags::parse_from([
+        "multi_exit_loss",
+        "--width",
+        "256",
+        "--vocabulary",
+        "4096",
+        "--exits",
+        "8",
+        "--tokens",
+        "512",
+    ]);
+    let inputs = Inputs::new(&flags)?;
+    for form in [Form::Fused, Form::Forward, Form::Logits, Form::Stock] {
+        group.bench_function(
+            BenchmarkId::new(format!("{form:?}").to_lowercase(), "8x512x256x4096"),
+            |bencher| {
+                bencher.iter(|| inputs.step(form).expect("a loss"));
+            },
+        );
+    }
+    group.finish();
+    criterion.final_summary();
+    Ok(())
+}

@@ -1,0 +1,71 @@
+"""Tokens a second of transformers' `generate` with its cache, on the prompts of `benches/decode.rs`.
+
+    python benches/peers/decode_case.py --model MODEL --prompts PROMPTS --batch 8 --threads 1
+
+`PROMPTS` is what the bench's `--dump` has written: a list of lists of ids. Prints one JSON object. `--engine drafts` lets an inner exit draft, as transformers has it
+(`assistant_early_exit`, one text at a time).
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import transformers
+
+from torch_case import peak_rss_mib
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a trained GPT-2")
+    parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--engine", choices=["eager", "drafts"], default="eager")
+    parser.add_argument("--layer", type=int, default=2, help="for drafts: the exit that drafts")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        base = peak_rss_mib()
+        model = transformers.GPT2LMHeadModel.from_pretrained(args.model).eval()
+        prompts = json.loads(args.prompts.read_text())
+        groups = [torch.tensor(prompts[i : i + args.batch]) for i in range(0, len(prompts), args.batch)]
+        how = {"do_sample": False, "max_new_tokens": args.tokens, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
+        if args.engine == "drafts":
+            how |= {"assistant_early_exit": args.layer}
+        seconds, said = [], []
+        for round in range(args.warmup + args.rounds):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                said = [model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].tolist() for ids in groups]
+            if round >= args.warmup:
+                seconds.append(time.perf_counter() - start)
+    except Exception as error:
+        traceback.print_exc()
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        sys.exit(1)
+    said = [ids for group in said for ids in group]
+    print(json.dumps({
+        "engine": f"PyTorch {torch.__version__}, transformers {transformers.__version__}",
+        "batch": args.batch,
+        "threads": args.threads,
+        "median_s": statistics.median(seconds),
+        "seconds": seconds,
+        "tokens_per_s": sum(map(len, said)) / statistics.median(seconds),
+        "said": said,
+        "base_rss_mib": base,
+        "peak_rss_mib": peak_rss_mib(),
+    }))
+
+
+if __name__ == "__main__":
+    main()
