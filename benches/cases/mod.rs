@@ -4,7 +4,6 @@
 
 mod bert;
 mod gpt;
-mod weights;
 
 use std::num::NonZeroUsize;
 
@@ -33,9 +32,12 @@ pub(crate) enum Case {
     /// BERT, d = 384, 12 layers, 12 heads, 128 tokens with padding, dropout 0.1 when training.
     #[value(name = "bert_384")]
     Bert384,
-    /// GPT-shaped, causal, d = 256, 8 layers, 4 heads, 128 tokens, a vocabulary of 4,096.
+    /// GPT-2, d = 256, 8 layers, 4 heads, 128 tokens, a vocabulary of 4,096.
     #[value(name = "gpt_256")]
     Gpt256,
+    /// The same, 256 tokens: what `f08_aligned_gpt` trains.
+    #[value(name = "gpt_256_256")]
+    Gpt256Long,
 }
 
 /// What a model is loaded for.
@@ -59,7 +61,7 @@ impl Case {
     }
 
     pub(crate) fn depth(self) -> usize {
-        if self == Self::Gpt256 { 8 } else { 12 }
+        if matches!(self, Self::Gpt256 | Self::Gpt256Long) { 8 } else { 12 }
     }
 
     /// Samples of a training step.
@@ -67,7 +69,7 @@ impl Case {
         match self {
             Self::Vit192 => 32,
             Self::Vit384Small => 16,
-            Self::Vit384 | Self::Bert384 | Self::Gpt256 => 8,
+            Self::Vit384 | Self::Bert384 | Self::Gpt256 | Self::Gpt256Long => 8,
         }
     }
 
@@ -78,7 +80,8 @@ impl Case {
             Self::Vit384Small => (384, 6, 32, 4),
             Self::Vit384 => (384, 6, 224, 16),
             Self::Bert384 => return bert::bench(rows, purpose),
-            Self::Gpt256 => return gpt::bench(rows, purpose),
+            Self::Gpt256 => return gpt::bench((rows, 128), purpose),
+            Self::Gpt256Long => return gpt::bench((rows, 256), purpose),
         };
         let (vit, batch, labels) = vit((width, heads), (image, patch), rows)?;
         let params = vit.params().clone();
@@ -97,6 +100,7 @@ impl Case {
             Self::Vit384 => (384., 12., 197., 768., 10. / 197.),
             Self::Bert384 => (384., 12., 128., 0., 2. / 128.),
             Self::Gpt256 => (256., 8., 128., 0., 4096.),
+            Self::Gpt256Long => (256., 8., 256., 0., 4096.),
         };
         let block = 12. * d * d + 2. * tokens * d;
         2. * (depth * block + patch * d + exits as f64 * head * d) * tokens * rows as f64 * 1e-9
