@@ -292,6 +292,25 @@ def glue_time(at):
     return table(["threads", "task", "objective", "ours, s", "PyTorch, s", "ours / PyTorch"], rows)
 
 
+def spread(scores):
+    deviation = f" (sd {100 * statistics.stdev(scores):.1f})" if len(scores) > 1 else ""
+    return f"{100 * statistics.mean(scores):.1f}{deviation}: {', '.join(map(percent, scores))}"
+
+
+def glue_twin(at):
+    """The last layer's scores of all seeds, here and in PyTorch."""
+    ours, theirs = glue(at), {}
+    for of in lines_of(f"{at}/pytorch.jsonl"):
+        theirs.setdefault((of["task"], of["objective"]), []).append(of["score"][-1])
+    rows = []
+    for (task, objective), scores in sorted(theirs.items(), key=lambda row: (GLUE.index(row[0][0]), row[0][1])):
+        mine = [seed["score"][-1] for seed in ours.get(task, {}).get(objective, [])]
+        if mine:
+            difference = 100 * (statistics.mean(mine) - statistics.mean(scores))
+            rows.append([task, objective, spread(mine), spread(scores), f"{difference:+.1f}"])
+    return table(["task", "training", "ours: mean, seeds", "PyTorch: mean, seeds", "points"], rows)
+
+
 def seeds_of(run):
     if "tasks" in run:
         return max(len(seeds) for task in run["tasks"].values() for seeds in task["models"])

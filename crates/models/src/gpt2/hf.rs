@@ -165,6 +165,11 @@ pub(super) fn read(name: &str) -> Vec<(String, View)> {
     vec![(ours, if transposed { View::Columns { part: 0, of: 1 } } else { View::Whole })]
 }
 
+/// The tensor in a file that a parameter of ours is made of.
+pub(super) fn filed(name: &str) -> String {
+    APART.into_iter().fold(name.to_owned(), |name, apart| name.replace(apart, FUSED))
+}
+
 /// The tensors of a file: query, key and value in one, matrices transposed.
 pub(super) fn written(params: &Params) -> Result<Vec<(String, Tensor)>> {
     let matrix = |tensor: &Tensor| match tensor.rank() {

@@ -112,6 +112,10 @@ impl Kind for Gpt2Config {
         hf::read(name)
     }
 
+    fn filed(name: &str) -> String {
+        hf::filed(name)
+    }
+
     fn written(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
         hf::written(params)
     }

@@ -127,7 +127,15 @@ impl<K: Kind> Transformer<K> {
             }
             None => {}
         }
-        let (model, built) = Self::build(config, Builder::file(&checkpoint, fresh.as_mut(), device))?;
+        let built = Self::build(config, Builder::file(&checkpoint, fresh.as_mut(), device));
+        let (model, built) = built.map_err(|error| match error {
+            Error::Tensors { path, missing, shapes, unexpected } => {
+                let mut missing: Vec<String> = missing.iter().map(|name| K::filed(name)).collect();
+                missing.dedup();
+                Error::Tensors { path, missing, shapes, unexpected }
+            }
+            error => error,
+        })?;
         let loaded = Loaded { model, unexpected: built.unexpected, fresh: built.fresh };
         if !loaded.unexpected.is_empty() {
             tracing::warn!(file = %checkpoint.path().display(), tensors = ?loaded.unexpected, "unused tensors");

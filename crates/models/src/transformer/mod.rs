@@ -47,6 +47,11 @@ pub trait Kind: Clone + Debug {
     /// The parameters that are made of a tensor in a file; none of one that is no weight.
     fn read(name: &str) -> Vec<(String, View)>;
 
+    /// The tensor in a file that a parameter is made of.
+    fn filed(name: &str) -> String {
+        name.to_owned()
+    }
+
     /// The tensors of a file.
     fn written(&self, params: &Params) -> Result<Vec<(String, Tensor)>> {
         Ok(params.renamed(str::to_owned))
