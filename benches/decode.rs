@@ -13,12 +13,12 @@ mod cases;
 
 use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::Device::Cpu;
 use clap::Parser;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use layerwise::{
-    data::{TokenBlocks, text_file},
+    data::{TokenBlocks, most_frequent, text_file},
     exit::{
         Decoding, FixedDepth, GenerationConfig, Policy, Sampling, Signal, Speculate, Thresholds, generate,
     },
@@ -62,12 +62,15 @@ struct Flags {
     /// 0: always the likeliest token.
     #[arg(long, default_value_t = 0.)]
     temperature: f64,
-    /// Pieces that cheap checks and drafts look at.
+    /// Words that cheap checks and drafts look at: those that the text's second half has most often.
     #[arg(long, default_value_t = 512)]
-    words: u32,
+    words: usize,
     /// Most drafts.
     #[arg(long, default_value_t = 6)]
     drafts: usize,
+    /// Only the ways whose names begin so, beside the first [default: all].
+    #[arg(long)]
+    way: Option<String>,
     /// Also write the prompts to this file, a list of lists of ids: what peers are measured on.
     #[arg(long)]
     dump: Option<PathBuf>,
@@ -98,13 +101,19 @@ fn line(flags: &Flags) -> Result<Measured> {
     let ids = bpe.ids(&text_file(&flags.text)?)?;
     let (prompts, learned_from) = ids.split_at(ids.len() / 2);
     let apart = prompts.len() / (flags.batch * flags.groups);
+    ensure!(
+        apart >= flags.prompt,
+        "--text: {} tokens for {} prompts",
+        prompts.len(),
+        flags.batch * flags.groups
+    );
     let prompts: Vec<Vec<u32>> =
         prompts.chunks(apart).map(|part| part[..flags.prompt.min(part.len())].to_vec()).collect();
     let prompts = &prompts[..flags.batch * flags.groups];
     if let Some(file) = &flags.dump {
         std::fs::write(file, serde_json::to_vec(prompts)?)?;
     }
-    let words: Vec<u32> = (0..flags.words).collect();
+    let words = most_frequent(learned_from, flags.words);
     let blocks = TokenBlocks::new(learned_from.to_vec(), model.config().n_positions.min(256))?;
     let gate = Thresholds::common(Signal::Gate(gate(&model, &blocks, &Cpu)?), 0.9, depth);
     let confidence = Thresholds::common(Signal::MaxProbability, 0.9, depth);
@@ -126,20 +135,19 @@ fn line(flags: &Flags) -> Result<Measured> {
             ways.push((format!("drafts{name}, layer {layer}"), Decoding::Speculate(how)));
         }
     }
+    if let Some(only) = &flags.way {
+        ways.retain(|(name, decoding)| matches!(decoding, Decoding::Full) || name.starts_with(only.as_str()));
+    }
     let mut measured: Vec<Way> = ways.iter().map(|_| Way { same: true, ..Default::default() }).collect();
     let sampling = Sampling { temperature: flags.temperature, ..Default::default() };
+    let config = GenerationConfig { max_new_tokens: flags.tokens, sampling, ..Default::default() };
     for round in 0..=flags.timing.rounds {
         for group in prompts.chunks(flags.batch) {
             let mut full = Vec::new();
             for ((_, decoding), way) in ways.iter().zip(&mut measured) {
-                let config = GenerationConfig {
-                    max_new_tokens: flags.tokens,
-                    end: None,
-                    sampling,
-                    decoding: *decoding,
-                };
                 let start = Instant::now();
-                let (said, counts) = generate(&model, group, config, 0, |_| ControlFlow::Continue(()))?;
+                let (said, counts) =
+                    generate(&model, group, *decoding, &config, |_| ControlFlow::Continue(()))?;
                 let seconds = start.elapsed().as_secs_f64();
                 if matches!(decoding, Decoding::Full) {
                     full = said.iter().map(|text| text.ids.clone()).collect();
@@ -190,19 +198,15 @@ fn bench() -> Result<()> {
     ];
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
     let mut group = criterion.benchmark_group("decode");
+    let config = GenerationConfig { max_new_tokens: 32, sampling: Sampling::GREEDY, ..Default::default() };
     for batch in [1, 8] {
         let prompts = vec![vec![7; 32]; batch];
         for (name, decoding) in ways {
-            let config = GenerationConfig {
-                max_new_tokens: 32,
-                sampling: Sampling::GREEDY,
-                decoding,
-                ..Default::default()
-            };
             group.throughput(Throughput::Elements(32 * batch as u64));
             group.bench_function(BenchmarkId::new(name, batch), |bencher| {
                 bencher.iter(|| {
-                    generate(&model, &prompts, config, 0, |_| ControlFlow::Continue(())).expect("text")
+                    generate(&model, &prompts, decoding, &config, |_| ControlFlow::Continue(()))
+                        .expect("text")
                 });
             });
         }

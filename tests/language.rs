@@ -1,4 +1,4 @@
-//! The experiments with language at their smallest: a GPT-2 that learns this project's own pages for a moment.
+//! The experiments with language at their smallest: a GPT-2 that learns a page of this project's for a moment.
 
 mod running;
 
@@ -27,7 +27,8 @@ fn a_language_model_is_trained_measured_and_says_something() -> Done {
     let folder = tempfile::tempdir()?;
     let (out, runs) = (folder.path().join("out"), folder.path().join("runs"));
     // What it has read it knows: little text teaches nothing of other text.
-    let (train, test) = (format!("{},{}", page("docs/DESIGN.md"), page("README.md")), page("docs/DESIGN.md"));
+    let (train, test) =
+        (page("tests/fixtures/language/design.txt"), page("tests/fixtures/language/design.txt"));
     let data = ["--train", &train, "--test", &test, "--runs", text(&runs), "--preset", "smoke"];
     let flags = [&data[..], &["--epochs", "20", "--lr", "0.003"]].concat();
     let arguments = [&flags[..], &["--objective", "standard,aligned", "--seed", "3"]].concat();
@@ -68,7 +69,7 @@ fn a_language_model_is_trained_measured_and_says_something() -> Done {
     let model = model.collect::<Result<Vec<_>, _>>()?;
     let aligned = model
         .iter()
-        .find(|path| path.ends_with("DESIGN-gpt2-aligned-smoke-epochs20-lr0.003-seed3"))
+        .find(|path| path.ends_with("design-gpt2-aligned-smoke-epochs20-lr0.003-seed3"))
         .ok_or("aligned")?;
     let tuned = [&["--model", text(aligned), "--objective", "mixed"], &data[..], &["--epochs", "1"]].concat();
     succeed(&run("f08_aligned_gpt", &tuned, &again));
@@ -100,17 +101,27 @@ fn spoken(folder: &Path, model: &Path) -> Done {
         drafts["speed"]["accepted"].as_u64() > Some(0) && drafts["speed"]["steps"].as_u64() < Some(20),
         "{drafts}"
     );
-    let drafts = said(&[&greedy[..], &["--speculate", "2", "--words", "200"]].concat())?;
+    let drafts =
+        said(&[&greedy[..], &["--speculate", "2", "--words", "200", "--text", &page("README.md")]].concat())?;
     assert_eq!(drafts["continuations"], all["continuations"]);
     assert_eq!(said(&["--exit-layer", "2"])?["speed"]["layers"], 2.);
     let layers =
         |more: &[&str]| -> Done<f64> { Ok(said(more)?["speed"]["layers"].as_f64().ok_or("layers")?) };
     let within = 1. ..=DEPTH as f64;
     assert_eq!(layers(&["--policy", "confidence", "--threshold", "1"])?, DEPTH as f64);
-    assert!(within.contains(&layers(&["--policy", "confidence", "--threshold", "0.2", "--words", "100"])?));
+    assert!(within.contains(&layers(&[
+        "--policy",
+        "confidence",
+        "--threshold",
+        "0.2",
+        "--words",
+        "100",
+        "--text",
+        &page("README.md")
+    ])?));
     assert_eq!(layers(&["--policy", "entropy", "--threshold", "9", "--check", "2"])?, 2.);
     assert!(within.contains(&layers(&["--policy", "saturation", "--threshold", "0.5"])?));
-    let gate = ["--policy", "gate", "--threshold", "0", "--gate-text", &page("docs/DESIGN.md")];
+    let gate = ["--policy", "gate", "--threshold", "0", "--text", &page("README.md")];
     assert_eq!(layers(&gate)?, 1.);
 
     // Of one prompt the text is printed as it comes; a seed is a text.
@@ -142,10 +153,11 @@ fn refused(folder: &Path, model: &Path) -> Done {
     fails_with(&with(&["--temperature=-1"]), 1, &["temperature"]);
     fails_with(&with(&["--exit-layer", "4"]), 1, &["--exit-layer 4", "1 to 3"]);
     fails_with(&with(&["--speculate", "3"]), 1, &["--speculate 3", "1 to 2"]);
-    fails_with(&with(&["--speculate", "1", "--words", "4000"]), 1, &["--words 4000", "1 to 400"]);
+    fails_with(&with(&["--speculate", "1", "--words", "40"]), 2, &["--text"]);
+    fails_with(&with(&["--words", "40", "--text", "README.md"]), 1, &["--words", "--speculate or --policy"]);
     fails_with(&with(&["--policy", "confidence", "--check", "3"]), 1, &["layer 3"]);
     fails_with(&with(&["--policy", "confidence", "--threshold", "2"]), 1, &["threshold"]);
-    fails_with(&with(&["--policy", "gate"]), 2, &["--gate-text"]);
+    fails_with(&with(&["--policy", "gate"]), 2, &["--text"]);
     fails_with(&with(&["--speculate", "1", "--exit-layer", "1"]), 2, &["cannot be used with"]);
     fails_with(&generate(model, &[]), 2, &["--prompt"]);
     fails_with(&generate(&folder.join("absent"), &prompt), 1, &["absent"]);

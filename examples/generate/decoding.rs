@@ -1,12 +1,12 @@
 //! From flags to a way to decode.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use layerwise::{
-    data::{ByteBpe, TokenBlocks, text_file},
+    data::{ByteBpe, TokenBlocks, most_frequent, text_file},
     exit::{Decoding, FixedDepth, Signal, Speculate, Thresholds},
     models::{Gpt2, Tapped},
 };
@@ -21,7 +21,7 @@ pub(crate) struct WayFlags {
     #[arg(long, value_name = "LAYER", conflicts_with = "policy")]
     speculate: Option<usize>,
     /// Most tokens that are drafted before they are verified; fewer where drafts are often wrong.
-    #[arg(long, value_name = "N", default_value_t = 6)]
+    #[arg(long, value_name = "N", default_value_t = 6, requires = "speculate")]
     drafts: usize,
     /// A token leaves where it is sure enough by this measure.
     #[arg(long, value_enum)]
@@ -32,12 +32,12 @@ pub(crate) struct WayFlags {
     /// Layers that are checked [default: all but the last].
     #[arg(long, value_name = "LAYERS", value_delimiter = ',', requires = "policy")]
     check: Vec<usize>,
-    /// Checks and drafts look at the first so many pieces of the tokenizer only, which cost less than all [default: all].
-    #[arg(long, value_name = "N")]
-    words: Option<usize>,
-    /// Text that the gate learns from: a file, plain or .gz.
+    /// Checks and drafts look at so many words only, those that --text has most often; they cost less than all [default: all].
+    #[arg(long, value_name = "N", requires = "text")]
+    words: Option<NonZeroUsize>,
+    /// Text that words are counted in, and that the gate learns from: a file, plain or .gz.
     #[arg(long, value_name = "FILE", required_if_eq("policy", "gate"))]
-    gate_text: Option<PathBuf>,
+    text: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,12 +66,16 @@ pub(crate) enum How {
 
 impl WayFlags {
     pub(crate) fn how(&self, model: &Gpt2, bpe: &ByteBpe, device: &Device) -> Result<How> {
-        let pieces = model.config().vocab_size;
-        let words = self.words.map(|words| {
-            ensure!((1..=pieces).contains(&words), "--words {words}: expected 1 to {pieces}");
-            Ok((0..words as u32).collect::<Vec<u32>>())
-        });
-        let words = words.transpose()?;
+        ensure!(
+            self.words.is_none() || self.speculate.is_some() || self.policy.is_some(),
+            "--words: of --speculate or --policy"
+        );
+        let text = self
+            .text
+            .as_deref()
+            .map(|file| Ok::<_, anyhow::Error>(bpe.ids(&text_file(file)?)?))
+            .transpose()?;
+        let words = self.words.zip(text.as_ref()).map(|(words, text)| most_frequent(text, words.get()));
         if let Some(layer) = self.exit_layer {
             ensure!(
                 (1..=model.depth()).contains(&layer),
@@ -96,10 +100,10 @@ impl WayFlags {
             Measure::Patience => Signal::Patience,
             Measure::Saturation => Signal::Saturation,
             Measure::Gate => {
-                let file = self.gate_text.as_deref().context("--gate-text")?;
                 let tokens = model.config().n_positions.min(256);
-                let blocks = TokenBlocks::new(bpe.ids(&text_file(file)?)?, tokens);
-                Signal::Gate(gate(model, &blocks.with_context(|| file.display().to_string())?, device)?)
+                let blocks = TokenBlocks::new(text.context("--text")?, tokens);
+                let file = || self.text.iter().map(|file| file.display().to_string()).collect::<String>();
+                Signal::Gate(gate(model, &blocks.with_context(file)?, device)?)
             }
         };
         let threshold = self.threshold.unwrap_or(match measure {
@@ -133,11 +137,19 @@ impl How {
     }
 
     pub(crate) fn name(&self) -> String {
+        let few = |words: &Option<Vec<u32>>| {
+            words.as_ref().map(|words| format!(" of {} words", words.len())).unwrap_or_default()
+        };
         match self {
             Self::Full => "all layers".into(),
             Self::Fixed(FixedDepth(layer)) => format!("layer {layer}"),
-            Self::Exits { name, .. } => name.clone(),
-            Self::Drafts { layer, drafts, .. } => format!("drafts of layer {layer}, at most {drafts}"),
+            Self::Exits { name, words, thresholds } => {
+                let layers: Vec<String> = thresholds.at.keys().map(usize::to_string).collect();
+                format!("{name}{} after layers {}", few(words), layers.join(", "))
+            }
+            Self::Drafts { layer, drafts, words } => {
+                format!("drafts{} of layer {layer}, at most {drafts}", few(words))
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::Parser;
 use layerwise::{
-    data::{ByteBpe, TextStream},
-    exit::{Continuation, GenerationConfig, GenerationCounts, Sampling, Token, generate},
+    data::{ByteBpe, TextStream, text_file},
+    exit::{Continuation, Decoding, GenerationConfig, GenerationCounts, Sampling, Token, generate},
     models::{Gpt2, Tapped},
 };
 use layerwise_example_common::{
@@ -70,13 +70,13 @@ fn continue_prompts(flags: &Flags, device: &Device) -> Result<()> {
         max_new_tokens: flags.max_new_tokens.map_or(few, NonZeroUsize::get),
         end: bpe.end_of_text(),
         sampling: Sampling { temperature: flags.temperature, top_p: flags.top_p },
-        decoding: how.decoding(),
+        seed: flags.common.seed,
     };
     let out = flags.common.out_folder(NAME)?;
-    let settings = json!({ "model": flags.model, "decoding": how.name(), "sampling": config.sampling,
-        "max_new_tokens": config.max_new_tokens, "prompts": prompts.len() });
+    let settings =
+        json!({ "model": flags.model, "decoding": how.name(), "text": config, "prompts": prompts.len() });
     let mut results = Results::new(NAME, settings, flags.common.seed, device);
-    let (said, counts, seconds) = spoken(flags, &model, &bpe, &prompts, &ids, config)?;
+    let (said, counts, seconds) = spoken((&model, &bpe), &prompts, &ids, how.decoding(), &config)?;
     let texts = said.iter().map(|text| bpe.text(&text.ids)).collect::<Result<Vec<_>, _>>()?;
     if prompts.len() > 1 {
         for (prompt, text) in prompts.iter().zip(&texts) {
@@ -110,8 +110,11 @@ fn prompts(flags: &Flags) -> Result<Vec<String>> {
     match (&flags.prompt, &flags.prompts) {
         (Some(prompt), _) => Ok(vec![prompt.clone()]),
         (None, Some(file)) => {
-            let lines = layerwise::data::text_lines(file)?;
-            Ok(lines.texts().iter().map(|text| text.first.clone()).collect())
+            let text = text_file(file)?;
+            if let Some(line) = text.lines().position(str::is_empty) {
+                bail!("{}: line {} is empty, expected a prompt", file.display(), line + 1)
+            }
+            Ok(text.lines().map(str::to_owned).collect())
         }
         (None, None) => bail!("--prompt or --prompts"),
     }
@@ -119,12 +122,11 @@ fn prompts(flags: &Flags) -> Result<Vec<String>> {
 
 /// Continues all prompts, and meanwhile prints what is said if there is one only; with the seconds that it took, those of reading the prompts included.
 fn spoken(
-    flags: &Flags,
-    model: &Gpt2,
-    bpe: &ByteBpe,
+    (model, bpe): (&Gpt2, &ByteBpe),
     prompts: &[String],
     ids: &[Vec<u32>],
-    config: GenerationConfig<'_>,
+    decoding: Decoding<'_>,
+    config: &GenerationConfig,
 ) -> Result<(Vec<Continuation>, GenerationCounts, f64)> {
     let stop = interrupt::stop_flag()?;
     let mut aloud = (prompts.len() == 1).then(|| bpe.stream());
@@ -140,7 +142,7 @@ fn spoken(
         if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let start = Instant::now();
-    let (said, counts) = generate(model, ids, config, flags.common.seed, heard)?;
+    let (said, counts) = generate(model, ids, decoding, config, heard)?;
     let seconds = start.elapsed().as_secs_f64();
     if prompts.len() == 1 {
         progress::print("\n");

@@ -138,9 +138,13 @@ impl ByteBpe {
     ///
     /// [`Error::Format`] for what the tokenizer cannot do.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        let encodings = self.tokenizer.encode_batch_fast(parts(text), false);
-        let encodings = encodings.map_err(|error| format(&self.path, error.to_string()))?;
-        Ok(encodings.iter().flat_map(|encoding| encoding.get_ids()).copied().collect())
+        let mut ids = Vec::new();
+        for parts in parts(text).chunks(AT_ONCE) {
+            let encodings = self.tokenizer.encode_batch_fast(parts.to_vec(), false);
+            let encodings = encodings.map_err(|error| format(&self.path, error.to_string()))?;
+            ids.extend(encodings.iter().flat_map(|encoding| encoding.get_ids()));
+        }
+        Ok(ids)
     }
 
     /// The text of ids; what is no UTF-8 among it becomes U+FFFD.
@@ -209,6 +213,9 @@ impl std::fmt::Debug for TextStream<'_> {
 
 /// Bytes of a text that a thread encodes at a time.
 const PART: usize = 1 << 14;
+
+/// Parts that are encoded together: what the tokenizer keeps of each is much larger than its ids.
+const AT_ONCE: usize = 256;
 
 /// A text in parts whose ids are those of the whole: a space before a word belongs to the word.
 fn parts(text: &str) -> Vec<&str> {

@@ -51,4 +51,4 @@ pub use set::{ImageSet, Shape};
 pub use shards::missing_shards;
 pub use split::Split;
 pub use text::{Targets, Text, TextSet, text_file, text_lines};
-pub use token_blocks::TokenBlocks;
+pub use token_blocks::{TokenBlocks, most_frequent};

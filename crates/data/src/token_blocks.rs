@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use candle_core::{Device, Tensor};
 
 use crate::{Error, Result};
@@ -77,4 +79,20 @@ impl TokenBlocks {
         let inputs = Tensor::from_vec(of(0), (blocks.len(), self.tokens), device)?;
         Ok((inputs, Tensor::new(of(1), device)?))
     }
+}
+
+/// The ids that a text has most often, `most` of them at most, in order.
+///
+/// ```
+/// assert_eq!(layerwise_data::most_frequent(&[7, 3, 9, 3, 7, 3, 5], 2), [3, 7]);
+/// ```
+#[must_use]
+pub fn most_frequent(ids: &[u32], most: usize) -> Vec<u32> {
+    let mut counts: HashMap<u32, usize> = HashMap::new();
+    ids.iter().for_each(|id| *counts.entry(*id).or_default() += 1);
+    let mut counts: Vec<(u32, usize)> = counts.into_iter().collect();
+    counts.sort_unstable_by_key(|&(id, count)| (std::cmp::Reverse(count), id));
+    let mut ids: Vec<u32> = counts.into_iter().take(most).map(|(id, _)| id).collect();
+    ids.sort_unstable();
+    ids
 }

@@ -37,14 +37,17 @@ pub fn evaluate<M: Tapped + ?Sized>(
         let (batch, labels) = batch?;
         let ids = labels;
         let labels = ids.to_vec1::<u32>()?;
+        // All exits of a batch are as large as the first.
+        let mut small = false;
         tap::for_each_layer(model, &batch, Pass::EVAL, |layer, hidden| {
             let Some(l) = layer.checked_sub(1) else { return Ok(()) };
-            if let Some(exit) = large(model, layer, hidden)? {
+            if !small && let Some(exit) = large(model, layer, hidden)? {
                 let (right, loss) = of_rows(layer, &exit, &ids)?;
                 hits[l] += right;
                 losses[l] += loss;
                 return Ok(());
             }
+            small = true;
             let logits = model.answer(layer, hidden)?;
             let rows = rows(&logits, layer)?;
             check_labels(&rows, &labels)?;

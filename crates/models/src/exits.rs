@@ -181,13 +181,23 @@ impl Exits {
         !self.packed.is_empty() || self.heads.first().is_some_and(Linear::is_packed)
     }
 
+    /// A head of several exits stays one.
+    fn detached_heads(&self) -> Vec<Linear> {
+        let mut heads: Vec<Linear> = Vec::with_capacity(self.heads.len());
+        for (i, head) in self.heads.iter().enumerate() {
+            let before = self.heads[..i].iter().position(|other| other.weight.id() == head.weight.id());
+            heads.push(before.map_or_else(|| head.detached(), |at| heads[at].clone()));
+        }
+        heads
+    }
+
     /// The same storage, recording no graph.
     pub(crate) fn detached(&self) -> Self {
         Self {
             norms: self.norms.iter().map(|norm| norm.as_ref().map(LayerNorm::detached)).collect(),
             pooler: self.pooler.as_ref().map(Linear::detached),
             dropout: self.dropout,
-            heads: self.heads.iter().map(Linear::detached).collect(),
+            heads: self.detached_heads(),
             every_token: self.every_token,
             packed: self.packed.clone(),
         }

@@ -10,6 +10,18 @@ use crate::{
 /// Queries whose scores are in memory at once.
 const QUERIES: usize = 128;
 
+/// Fewer are not worth laying keys out for.
+const FEW_QUERIES: usize = 16;
+
+/// Keys `(keys, dim)`.
+#[derive(Clone, Copy)]
+enum Keys<'a> {
+    /// As they are.
+    Rows(Mat<'a>),
+    /// Laid out for products.
+    Panels(&'a Panels),
+}
+
 /// What all heads have in common.
 pub(crate) struct Heads {
     pub(crate) heads: usize,
@@ -70,7 +82,13 @@ impl Heads {
     /// `softmax(q k^T / sqrt(dim)) v` of head `i`, counted over samples and their heads.
     pub(crate) fn forward(&self, i: usize, head: Head<'_>, out: MatMut<'_>, scratch: &mut Scratch) {
         let Scratch { keys, probs, .. } = scratch;
-        keys.fill(head.k, self.keys, self.dim, Threads::One);
+        // A layout of all keys for the queries of a token or two would cost more than their scores.
+        let keys = if self.queries < FEW_QUERIES {
+            Keys::Rows(head.k)
+        } else {
+            keys.fill(head.k, self.keys, self.dim, Threads::One);
+            Keys::Panels(keys)
+        };
         for (first, out) in (0..).step_by(self.block()).zip(out.blocks(self.block(), self.dim)) {
             let (queries, seen) = (out.rows, self.seen(first + out.rows - 1));
             self.probabilities(i, first, head.q, keys, seen, queries, probs);
@@ -95,7 +113,7 @@ impl Heads {
         for (first, dq) in (0..).step_by(self.block()).zip(out.q.blocks(self.block(), self.dim)) {
             let (queries, seen) = (dq.rows, self.seen(first + dq.rows - 1));
             let (g, q) = (g.from(first, 0), head.q.from(first, 0));
-            self.probabilities(i, first, head.q, keys, seen, queries, probs);
+            self.probabilities(i, first, head.q, Keys::Panels(keys), seen, queries, probs);
             // Gradient of the dropped probabilities, then through dropout and softmax.
             gradients.resize(queries * seen, 0.);
             values.product(MatMut::rows(gradients, seen), false, g, 1., Threads::One);
@@ -139,13 +157,17 @@ impl Heads {
         i: usize,
         first: usize,
         q: Mat<'_>,
-        keys: &Panels,
+        keys: Keys<'_>,
         seen: usize,
         queries: usize,
         probs: &mut Vec<f32>,
     ) {
         probs.resize(queries * seen, 0.);
-        keys.product(MatMut::rows(probs, seen), false, q.from(first, 0), self.scale(), Threads::One);
+        let (out, q) = (MatMut::rows(probs, seen), q.from(first, 0));
+        match keys {
+            Keys::Panels(keys) => keys.product(out, false, q, self.scale(), Threads::One),
+            Keys::Rows(keys) => gemm(out, false, q, keys.t(), self.dim, self.scale(), Threads::One),
+        }
         let mask = self.mask.as_ref().map(|mask| &mask[i / self.heads * self.keys..][..self.keys]);
         for (row, probs) in probs.chunks_exact_mut(seen).enumerate() {
             let (seen, unseen) = probs.split_at_mut(self.seen(first + row));

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{D, Device, Tensor};
 use clap::Args;
 use layerwise_data::{ByteBpe, TokenBlocks, metrics::diversity, text_file};
-use layerwise_exit::{Decoding, FixedDepth, Gate, GenerationConfig, Sampling, evaluate, generate, histogram};
+use layerwise_exit::{Decoding, FixedDepth, Gate, GenerationConfig, evaluate, generate, histogram};
 use layerwise_models::{Batch, Gpt2, Gpt2Config, Pass, Tapped, tap};
 use layerwise_ops::init::{self, ChaCha8Rng};
 use layerwise_similarity::{Centring, Measure, saturation};
@@ -212,7 +212,10 @@ impl<'a> Language<'a> {
                     texts.iter().flat_map(|text| text.split_inclusive('\n')),
                     vocabulary(preset),
                 )?;
-                let config = language_model(preset, bpe.vocabulary());
+                let config = Gpt2Config {
+                    eos_token_id: bpe.end_of_text(),
+                    ..language_model(preset, bpe.vocabulary())
+                };
                 (bpe, config)
             }
         };
@@ -225,6 +228,7 @@ impl<'a> Language<'a> {
         let mut ids = Vec::new();
         for text in &texts {
             ids.extend(bpe.ids(text)?);
+            ids.extend(bpe.end_of_text());
         }
         let names = |paths: &[PathBuf]| {
             paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
@@ -240,7 +244,7 @@ impl<'a> Language<'a> {
         ));
         let sentences = flags.encoder.as_deref().map(|folder| Sentences::open(folder, device)).transpose()?;
         let file = flags.train[0].file_name().unwrap_or_default().to_string_lossy();
-        let name = file.split('.').next().unwrap_or_default().to_owned();
+        let name = file.trim_end_matches(".gz").trim_end_matches(".txt").replace('.', "-");
         let corpus = Corpus { name, train, held_out, device: device.clone() };
         Ok(Self { flags, bpe, config, corpus, sentences, device: device.clone(), stop })
     }
@@ -367,13 +371,14 @@ impl<'a> Language<'a> {
         for layer in 1..=model.depth() {
             self.go_on()?;
             let policy = FixedDepth(layer);
+            let decoding = Decoding::Leave { policy: &policy, words: None };
             let config = GenerationConfig {
                 max_new_tokens: CONTINUATION.min(tokens - prompt),
-                sampling: Sampling::default(),
-                decoding: Decoding::Leave { policy: &policy, words: None },
-                end: None,
+                seed,
+                ..Default::default()
             };
-            let (continuations, _) = generate(model, &prompts, config, seed, |_| ControlFlow::Continue(()))?;
+            let (continuations, _) =
+                generate(model, &prompts, decoding, &config, |_| ControlFlow::Continue(()))?;
             let continuations: Vec<Vec<u32>> = continuations.into_iter().map(|text| text.ids).collect();
             said.diversity.push(continuations.iter().map(|ids| diversity(ids)).sum::<f64>() / count as f64);
             let texts = self.texts(&continuations)?;

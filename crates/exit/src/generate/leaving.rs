@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use layerwise_models::Decoder;
 
 use super::{
-    Chooser, Token,
+    Token,
     shortlist::{Shortlist, one_each},
     text::{Rows, Text, some_of},
 };
@@ -19,7 +19,6 @@ pub(super) fn step<M: Decoder + ?Sized>(
     texts: &mut [&mut Text],
     policy: &dyn Policy,
     words: Option<&Shortlist<'_, M>>,
-    chooser: &Chooser,
 ) -> Result<Vec<(Token, bool)>> {
     let mut rows = Rows::embed(model, texts)?;
     let mut alive: Vec<usize> = (0..texts.len()).collect();
@@ -28,7 +27,7 @@ pub(super) fn step<M: Decoder + ?Sized>(
     for layer in 1..=model.depth() {
         let mut on = some_of(texts, &alive);
         rows = rows.with_waiting(layer, &mut on)?.block(model, layer, &mut on)?;
-        let keys: Vec<u64> = on.iter().map(|text| text.key as u64).collect();
+        let keys: Vec<u64> = on.iter().map(|text| text.policy_key()).collect();
         let last = one_each(&rows.last(&vec![1; alive.len()])?)?;
         let see = See { layer, keys: &keys, memory: memory.as_ref() };
         let seen = match words {
@@ -52,13 +51,14 @@ pub(super) fn step<M: Decoder + ?Sized>(
         let mut parts: Vec<Option<Tensor>> = rows.parts()?.into_iter().map(Some).collect();
         for (&at, logits) in gone.iter().zip(&logits) {
             let text = &mut texts[alive[at]];
-            if let Some(waiting) = text.waiting.get_mut(layer) {
-                waiting.extend(parts[at].take());
+            if let Some(rows) = parts[at].take() {
+                // What is of all texts is kept by none of them.
+                text.wait(layer + 1, if alive.len() > 1 { rows.copy()? } else { rows })?;
             }
-            let id = chooser.drawn(text, layer, logits)?.draw(&mut text.rng);
-            let goes_on = text.say(id, chooser.end);
+            let id = text.drawn(layer, logits)?.draw(&mut text.rng);
+            let goes_on = text.say(id);
             text.unread = 1;
-            said.push((Token { text: text.key, id, layer }, goes_on));
+            said.push((Token { text: text.number, id, layer }, goes_on));
         }
         let stay: Vec<usize> = (0..alive.len()).filter(|&at| !leaves[at]).collect();
         if stay.is_empty() {

@@ -7,15 +7,16 @@ mod shortlist;
 mod speculate;
 mod text;
 
-use std::ops::ControlFlow;
+use std::{collections::HashSet, ops::ControlFlow};
 
 use candle_core::Tensor;
 use layerwise_models::{Decoder, Pass};
 use layerwise_ops::init;
+use serde::{Deserialize, Serialize};
 
 pub use self::sampling::Sampling;
 use self::{
-    sampling::Drawn,
+    draft_length::Acceptance,
     shortlist::{Shortlist, one_each},
     text::Text,
 };
@@ -50,22 +51,23 @@ pub struct Speculate<'a> {
     pub words: Option<&'a [u32]>,
 }
 
-/// What is generated, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct GenerationConfig<'a> {
-    /// Most tokens that are said behind a prompt; fewer where the model has no more positions.
+/// How a prompt is continued.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerationConfig {
+    /// Most tokens that are said behind it; fewer where the model has no more positions.
     pub max_new_tokens: usize,
-    /// The id that ends a text; it is said, too.
+    /// The id that ends the text; it is said, too.
     pub end: Option<u32>,
     /// How each token is drawn.
     pub sampling: Sampling,
-    /// How tokens come about.
-    pub decoding: Decoding<'a>,
+    /// Of the draws.
+    pub seed: u64,
 }
 
-impl Default for GenerationConfig<'_> {
+impl Default for GenerationConfig {
     fn default() -> Self {
-        Self { max_new_tokens: 100, end: None, sampling: Sampling::default(), decoding: Decoding::Full }
+        Self { max_new_tokens: 100, end: None, sampling: Sampling::default(), seed: 0 }
     }
 }
 
@@ -110,33 +112,21 @@ impl GenerationCounts {
     }
 }
 
-/// Who draws tokens, and when a text ends.
-#[derive(Debug)]
-struct Chooser {
-    sampling: Sampling,
-    end: Option<u32>,
-}
-
-impl Chooser {
-    fn drawn(&self, text: &Text, layer: usize, logits: &[f32]) -> Result<Drawn> {
-        self.sampling.of(logits).ok_or(Error::NotFinite { layer, row: text.key })
-    }
-}
-
 /// Texts that are written side by side; more may come at any time.
 ///
 /// ```
 /// use candle_core::Device::Cpu;
-/// use layerwise_exit::{Generation, GenerationConfig};
+/// use layerwise_exit::{Decoding, Generation, GenerationConfig};
 /// use layerwise_models::{Gpt2, Gpt2Config};
 ///
 /// let config = Gpt2Config { vocab_size: 50, n_embd: 24, n_layer: 2, ..Default::default() };
 /// let gpt2 = Gpt2::new(config, &mut layerwise_ops::init::rng(0), &Cpu)?.packed()?;
 ///
-/// let mut generation = Generation::new(&gpt2, GenerationConfig { max_new_tokens: 3, ..Default::default() })?;
-/// let first = generation.add(&[5, 17], 0)?;
+/// let mut generation = Generation::new(&gpt2, Decoding::Full)?;
+/// let config = GenerationConfig { max_new_tokens: 3, ..Default::default() };
+/// let first = generation.add(&[5, 17], &config)?;
 /// let mut tokens = generation.step()?; // one of each text
-/// generation.add(&[1, 2, 3], 1)?;
+/// generation.add(&[1, 2, 3], &GenerationConfig { seed: 1, ..config })?;
 /// while generation.alive() > 0 {
 ///     tokens.extend(generation.step()?);
 /// }
@@ -147,8 +137,7 @@ impl Chooser {
 #[derive(Debug)]
 pub struct Generation<'a, M: ?Sized> {
     model: &'a M,
-    config: GenerationConfig<'a>,
-    chooser: Chooser,
+    decoding: Decoding<'a>,
     words: Option<Shortlist<'a, M>>,
     /// What a draft costs, of a token of all layers.
     draft_cost: f64,
@@ -163,17 +152,8 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
     /// # Errors
     ///
     /// [`Error::Setting`] and [`Error::Layer`] for settings out of range, and what [`Policy::validate`] finds.
-    pub fn new(model: &'a M, config: GenerationConfig<'a>) -> Result<Self> {
-        let GenerationConfig { max_new_tokens, end, sampling, decoding } = config;
+    pub fn new(model: &'a M, decoding: Decoding<'a>) -> Result<Self> {
         let depth = model.depth();
-        sampling.validate()?;
-        if max_new_tokens == 0 {
-            return Err(Error::Setting {
-                field: "max_new_tokens",
-                value: "0".into(),
-                expected: "at least 1",
-            });
-        }
         let words = match decoding {
             Decoding::Full => None,
             Decoding::Leave { policy, words } => {
@@ -197,39 +177,46 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
             }
             _ => 0.,
         };
-        let chooser = Chooser { sampling, end };
-        Ok(Self {
-            model,
-            config,
-            chooser,
-            words,
-            draft_cost,
-            texts: Vec::new(),
-            added: 0,
-            counts: GenerationCounts::default(),
-        })
+        let counts = GenerationCounts::default();
+        Ok(Self { model, decoding, words, draft_cost, texts: Vec::new(), added: 0, counts })
     }
 
-    /// A prompt to be continued, and its number: 0, 1, and so on. What is drawn for it is a function of the seed, whatever other texts there are.
+    /// A prompt to be continued, and its number: 0, 1, and so on. What is said is a function of prompt and configuration, whatever other texts there are, as far as matrix
+    /// products of one and of several rows round alike.
+    ///
+    /// A policy knows a token by its text's seed and its place: `seed.rotate_left(32) ^ place`.
     ///
     /// # Errors
     ///
-    /// [`Error::Prompt`] for one without tokens, with more than the model has positions for, or with an id that is not in its vocabulary.
-    pub fn add(&mut self, prompt: &[u32], seed: u64) -> Result<usize> {
-        let key = self.added;
-        self.model.embed_next(&[(prompt, 0)]).map_err(|source| Error::Prompt { prompt: key, source })?;
+    /// [`Error::Setting`] for settings out of range; [`Error::Prompt`] for a prompt without tokens, with more than the model has positions for, or with an id that is not in its
+    /// vocabulary.
+    pub fn add(&mut self, prompt: &[u32], config: &GenerationConfig) -> Result<usize> {
+        let GenerationConfig { max_new_tokens, end, sampling, seed } = *config;
+        sampling.validate()?;
+        if max_new_tokens == 0 {
+            return Err(Error::Setting {
+                field: "max_new_tokens",
+                value: "0".into(),
+                expected: "at least 1",
+            });
+        }
+        let number = self.added;
+        self.model.embed_next(&[(prompt, 0)]).map_err(|source| Error::Prompt { prompt: number, source })?;
         self.texts.push(Text {
-            key,
+            number,
             ids: prompt.to_vec(),
             unread: prompt.len(),
-            left: self.config.max_new_tokens,
+            left: max_new_tokens,
             cache: self.model.cache()?,
             waiting: vec![Vec::new(); self.model.depth()],
+            sampling,
+            end,
+            seed,
             rng: init::rng(seed),
-            acceptance: Default::default(),
+            acceptance: Acceptance::default(),
         });
         self.added += 1;
-        Ok(key)
+        Ok(number)
     }
 
     /// The next token of each text, or some of them where they are drafted; text after text, none of those that have ended.
@@ -244,16 +231,17 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
         // Whatever fails leaves blocks at odds with each other.
         let mut texts = std::mem::take(&mut self.texts);
         let mut on: Vec<&mut Text> = texts.iter_mut().collect();
-        let (model, words, chooser) = (self.model, self.words.as_ref(), &self.chooser);
-        let said = match &self.config.decoding {
-            Decoding::Full => leaving::step(model, &mut on, &FixedDepth(model.depth()), None, chooser),
-            Decoding::Leave { policy, .. } => leaving::step(model, &mut on, *policy, words, chooser),
+        let (model, words) = (self.model, self.words.as_ref());
+        let said = match &self.decoding {
+            Decoding::Full => leaving::step(model, &mut on, &FixedDepth(model.depth()), None),
+            Decoding::Leave { policy, .. } => leaving::step(model, &mut on, *policy, words),
             Decoding::Speculate(how) => {
-                speculate::step(model, &mut on, how, words, self.draft_cost, chooser, &mut self.counts)
+                speculate::step(model, &mut on, how, words, self.draft_cost, &mut self.counts)
             }
         }?;
-        let ended = |key: usize| said.iter().any(|(token, goes_on)| token.text == key && !goes_on);
-        texts.retain(|text| !ended(text.key));
+        let ended: HashSet<usize> =
+            said.iter().filter(|(_, goes_on)| !goes_on).map(|(token, _)| token.text).collect();
+        texts.retain(|text| !ended.contains(&text.number));
         self.texts = texts;
         self.counts.steps += 1;
         self.counts.tokens += said.len();
@@ -271,7 +259,7 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
     /// Ends a text; whether it was going on.
     pub fn end(&mut self, text: usize) -> bool {
         let before = self.texts.len();
-        self.texts.retain(|other| other.key != text);
+        self.texts.retain(|other| other.number != text);
         self.texts.len() < before
     }
 
@@ -284,7 +272,7 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
 
 /// Continues prompts, all together, and calls `heard` with each token as soon as it is said; [`ControlFlow::Break`] ends its text.
 ///
-/// Prompt `i` draws from seed `seed + i`.
+/// Prompt `i` draws from the seed of `config` plus `i`.
 ///
 /// # Errors
 ///
@@ -292,13 +280,13 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
 pub fn generate<M: Decoder + ?Sized>(
     model: &M,
     prompts: &[Vec<u32>],
-    config: GenerationConfig<'_>,
-    seed: u64,
+    decoding: Decoding<'_>,
+    config: &GenerationConfig,
     mut heard: impl FnMut(Token) -> ControlFlow<()>,
 ) -> Result<(Vec<Continuation>, GenerationCounts)> {
-    let mut generation = Generation::new(model, config)?;
+    let mut generation = Generation::new(model, decoding)?;
     for (prompt, i) in prompts.iter().zip(0u64..) {
-        generation.add(prompt, seed.wrapping_add(i))?;
+        generation.add(prompt, &GenerationConfig { seed: config.seed.wrapping_add(i), ..*config })?;
     }
     let mut said = vec![Continuation::default(); prompts.len()];
     let mut stopped = vec![false; prompts.len()];

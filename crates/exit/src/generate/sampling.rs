@@ -49,7 +49,7 @@ impl Sampling {
         }
         let best = argmax(logits);
         if self.temperature == 0. {
-            return Some(Drawn(vec![(best as u32, 1.)]));
+            return Some(Drawn::only(best as u32));
         }
         let max = f64::from(logits[best]);
         let weights: Vec<f64> =
@@ -59,8 +59,8 @@ impl Sampling {
         let rare = (1. - self.top_p) * sum / weights.len() as f64;
         let mut tokens: Vec<(u32, f64)> =
             (0..).zip(weights).filter(|(_, weight)| *weight > 0. && *weight >= rare).collect();
-        tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
         if self.top_p < 1. {
+            tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
             let mut seen = 0.;
             let enough = |(_, weight): &(u32, f64)| {
                 seen += weight;
@@ -68,17 +68,22 @@ impl Sampling {
             };
             let last = tokens.iter().position(enough).unwrap_or(tokens.len() - 1);
             tokens.truncate(last + 1);
+            tokens.sort_unstable_by_key(|(token, _)| *token);
         }
         Some(Drawn(tokens).normalised())
     }
 }
 
-/// Probabilities of the tokens that may be drawn; they sum to 1.
+/// Probabilities of the tokens that may be drawn, in the order of their ids; they sum to 1.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Drawn(Vec<(u32, f64)>);
 
 impl Drawn {
-    /// The tokens under other names: token `i` is `words[i]`.
+    pub(super) fn only(token: u32) -> Self {
+        Self(vec![(token, 1.)])
+    }
+
+    /// The tokens under other names: token `i` is `words[i]`, in the same order.
     pub(super) fn named(mut self, words: &[u32]) -> Self {
         self.0.iter_mut().for_each(|(token, _)| *token = words[*token as usize]);
         self
@@ -91,7 +96,7 @@ impl Drawn {
     }
 
     pub(super) fn probability(&self, token: u32) -> f64 {
-        self.0.iter().find(|(other, _)| *other == token).map_or(0., |(_, p)| *p)
+        self.0.binary_search_by_key(&token, |(other, _)| *other).map_or(0., |at| self.0[at].1)
     }
 
     pub(super) fn draw(&self, rng: &mut ChaCha8Rng) -> u32 {
@@ -106,7 +111,7 @@ impl Drawn {
             left -= p;
         }
         // Rounding: the sum was a little below 1.
-        self.0[0].0
+        self.0[self.0.len() - 1].0
     }
 
     /// A token of this distribution, where `draft` was drawn from `other`: the draft as often as may be, and whether it is (Leviathan et al. 2023, algorithm 1).
@@ -146,14 +151,14 @@ mod tests {
         let tokens = |top_p| of(&logits, 1., top_p).iter().map(|(token, _)| *token).collect::<Vec<_>>();
         assert_eq!(tokens(0.4), [1]);
         assert_eq!(tokens(0.6), [1, 3]);
-        assert_eq!(tokens(0.8), [1, 3, 2]);
-        assert_eq!(tokens(1.), [1, 3, 2, 0]);
+        assert_eq!(tokens(0.8), [1, 2, 3]);
+        assert_eq!(tokens(1.), [0, 1, 2, 3]);
         let p = of(&logits, 1., 0.6);
         assert!((p[0].1 - 2. / 3.).abs() < 1e-6 && (p[1].1 - 1. / 3.).abs() < 1e-6);
         // At half the temperature probabilities are squared.
         let p = of(&logits, 0.5, 1.);
         let squares: f64 = [0.1f64, 0.5, 0.15, 0.25].iter().map(|p| p * p).sum();
-        assert!((p[0].1 - 0.25 / squares).abs() < 1e-6);
+        assert!((p[1].1 - 0.25 / squares).abs() < 1e-6);
         assert_eq!(of(&[1., 3., 3.], 0., 1.), [(1, 1.)]);
         assert!(of(&[1., f32::NAN], 1., 1.).is_empty() && of(&[f32::INFINITY], 0., 1.).is_empty());
     }

@@ -30,7 +30,7 @@ impl<'m, M: Decoder + ?Sized> Shortlist<'m, M> {
             return Err(unknown("empty".into(), "one word at least"));
         }
         // Any state tells which head an exit has.
-        let state = model.embed_next(&[(&[words[0]], 0)])?;
+        let state = model.embed_next(&[(&[0], 0)])?;
         let mut heads: Vec<(candle_core::TensorId, Head)> = Vec::new();
         let mut of_layers = Vec::with_capacity(model.depth());
         for layer in 1..=model.depth() {

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use layerwise_models::Decoder;
 
 use super::{
-    Chooser, GenerationCounts, Speculate, Token,
+    GenerationCounts, Speculate, Token,
     sampling::Drawn,
     shortlist::{Shortlist, one_each},
     text::{Rows, Text, some_of},
@@ -31,12 +31,11 @@ pub(super) fn step<M: Decoder + ?Sized>(
     how: &Speculate<'_>,
     words: Option<&Shortlist<'_, M>>,
     cost: f64,
-    chooser: &Chooser,
     counts: &mut GenerationCounts,
 ) -> Result<Vec<(Token, bool)>> {
     let mut drafts: Vec<Drafts> =
         texts.iter().map(|text| Drafts { wanted: wanted(text, how, cost), ..Default::default() }).collect();
-    draft(model, texts, &mut drafts, how.layer, words, chooser)?;
+    draft(model, texts, &mut drafts, how.layer, words)?;
     let states = drafts.iter().map(|draft| joined(&draft.states)).collect::<Result<Vec<_>>>()?;
     let mut rows = Rows::joined(&states)?;
     for layer in how.layer + 1..=model.depth() {
@@ -52,7 +51,7 @@ pub(super) fn step<M: Decoder + ?Sized>(
     let mut said = Vec::new();
     for (text, draft) in texts.iter_mut().zip(&drafts) {
         let logits: Vec<&Vec<f32>> = logits.by_ref().take(draft.ids.len() + 1).collect();
-        let right = check(model.depth(), text, draft, &logits, chooser, &mut said)?;
+        let right = check(model.depth(), text, draft, &logits, &mut said)?;
         text.acceptance.add(right, draft.ids.len());
         counts.drafted += draft.ids.len();
         counts.accepted += right;
@@ -77,7 +76,6 @@ fn draft<M: Decoder + ?Sized>(
     drafts: &mut [Drafts],
     layer: usize,
     words: Option<&Shortlist<'_, M>>,
-    chooser: &Chooser,
 ) -> Result<()> {
     let mut going: Vec<usize> = (0..texts.len()).collect();
     while !going.is_empty() {
@@ -105,15 +103,18 @@ fn draft<M: Decoder + ?Sized>(
         };
         for (&at, logits) in going.iter().zip(logits.to_dtype(DType::F32)?.to_vec2::<f32>()?) {
             let (text, draft) = (&mut *texts[at], &mut drafts[at]);
-            let drawn = chooser.drawn(text, layer, &logits)?;
-            let drawn = words.map_or(drawn.clone(), |words| drawn.named(words.words()));
+            let drawn = text.drawn(layer, &logits)?;
+            let drawn = match words {
+                Some(words) => drawn.named(words.words()),
+                None => drawn,
+            };
             let id = drawn.draw(&mut text.rng);
             // Read as if it had been said.
             text.ids.push(id);
             text.unread = 1;
             draft.ids.push(id);
             draft.drawn.push(drawn);
-            if Some(id) == chooser.end {
+            if Some(id) == text.end {
                 draft.wanted = draft.ids.len();
             }
         }
@@ -130,17 +131,16 @@ fn check(
     text: &mut Text,
     draft: &Drafts,
     logits: &[&Vec<f32>],
-    chooser: &Chooser,
     said: &mut Vec<(Token, bool)>,
 ) -> Result<usize> {
     for (at, logits) in logits.iter().enumerate() {
-        let drawn = chooser.drawn(text, depth, logits)?;
+        let drawn = text.drawn(depth, logits)?;
         let (id, right) = match draft.ids.get(at) {
             Some(&id) => drawn.correct(id, &draft.drawn[at], &mut text.rng),
             None => (drawn.draw(&mut text.rng), false),
         };
-        let goes_on = text.say(id, chooser.end);
-        said.push((Token { text: text.key, id, layer: depth }, goes_on));
+        let goes_on = text.say(id);
+        said.push((Token { text: text.number, id, layer: depth }, goes_on));
         if !right || !goes_on {
             return Ok(at + usize::from(right));
         }

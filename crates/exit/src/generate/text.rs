@@ -2,13 +2,20 @@ use candle_core::Tensor;
 use layerwise_models::{Decoder, KvCache, Next};
 use layerwise_ops::init::ChaCha8Rng;
 
-use super::draft_length::Acceptance;
-use crate::Result;
+use super::{
+    draft_length::Acceptance,
+    sampling::{Drawn, Sampling},
+};
+use crate::{Error, Result};
+
+/// Pieces of waiting states that are put together, so that there are never many.
+const TOGETHER: usize = 64;
 
 /// A text that is being written.
 #[derive(Debug)]
 pub(super) struct Text {
-    pub(super) key: usize,
+    /// Its number among all texts.
+    pub(super) number: usize,
     /// Prompt and what was said.
     pub(super) ids: Vec<u32>,
     /// The last so many of them were not embedded yet.
@@ -18,6 +25,10 @@ pub(super) struct Text {
     pub(super) cache: KvCache,
     /// For each block, states of tokens that have left before it, in their order: it reads them when a later token comes by.
     pub(super) waiting: Vec<Vec<Tensor>>,
+    pub(super) sampling: Sampling,
+    /// The id that ends it.
+    pub(super) end: Option<u32>,
+    pub(super) seed: u64,
     pub(super) rng: ChaCha8Rng,
     /// How drafts have fared.
     pub(super) acceptance: Acceptance,
@@ -30,12 +41,32 @@ impl Text {
         (&self.ids[from..], from)
     }
 
+    /// What a policy knows the next token by: seed and place, whatever other texts there are.
+    pub(super) fn policy_key(&self) -> u64 {
+        self.seed.rotate_left(32) ^ self.ids.len() as u64
+    }
+
+    /// What is drawn from the logits of the exit after `layer`.
+    pub(super) fn drawn(&self, layer: usize, logits: &[f32]) -> Result<Drawn> {
+        self.sampling.of(logits).ok_or(Error::NotFinite { layer, row: self.number })
+    }
+
     /// Says a token; whether the text goes on.
-    pub(super) fn say(&mut self, id: u32, end: Option<u32>) -> bool {
+    pub(super) fn say(&mut self, id: u32) -> bool {
         self.ids.push(id);
         self.left -= 1;
         // The last id is read before another can be said.
-        self.left > 0 && Some(id) != end && self.ids.len() <= self.cache.longest()
+        self.left > 0 && Some(id) != self.end && self.ids.len() <= self.cache.longest()
+    }
+
+    /// Has states, the last rows of the text, wait for block `layer`.
+    pub(super) fn wait(&mut self, layer: usize, rows: Tensor) -> Result<()> {
+        let Some(waiting) = self.waiting.get_mut(layer - 1) else { return Ok(()) };
+        waiting.push(rows);
+        if waiting.len() == TOGETHER {
+            *waiting = vec![Tensor::cat(waiting, 0)?];
+        }
+        Ok(())
     }
 }
 
