@@ -131,7 +131,7 @@ fn line(flags: &Flags) -> Result<Measured> {
     ];
     for layer in 1..=depth / 2 {
         for (name, words) in [(String::new(), None), (format!(" of {} words", words.len()), few)] {
-            let how = Speculate { layer, drafts: flags.drafts, adaptive: true, words };
+            let how = Speculate { layer, drafts: flags.drafts, adaptive: true, texts: flags.batch, words };
             ways.push((format!("drafts{name}, layer {layer}"), Decoding::Speculate(how)));
         }
     }
@@ -187,14 +187,12 @@ fn bench() -> Result<()> {
     let depth = model.depth();
     let confidence = Thresholds::common(Signal::MaxProbability, 0.9, depth);
     let saturation = Thresholds::common(Signal::Saturation, 1., depth);
+    let drafts = Speculate { layer: depth / 2, drafts: 4, adaptive: false, texts: 1, words: None };
     let ways: [(&str, Decoding<'_>); 4] = [
         ("full", Decoding::Full),
         ("checked by confidence", Decoding::Leave { policy: &confidence, words: None }),
         ("checked by saturation", Decoding::Leave { policy: &saturation, words: None }),
-        (
-            "drafts",
-            Decoding::Speculate(Speculate { layer: depth / 2, drafts: 4, adaptive: false, words: None }),
-        ),
+        ("drafts", Decoding::Speculate(drafts)),
     ];
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
     let mut group = criterion.benchmark_group("decode");

@@ -6,7 +6,7 @@ pub(super) struct Acceptance {
 }
 
 /// What is supposed of a text that nobody drafted for: as if `TRIED` drafts had been right `PRIOR` of the time.
-const PRIOR: f64 = 0.7;
+const PRIOR: f64 = 0.8;
 const TRIED: f64 = 2.;
 /// What is left of a round's weight after the next.
 const FORGET: f64 = 0.9;
@@ -30,18 +30,18 @@ impl Acceptance {
         self.right / self.tried
     }
 
-    /// The number of drafts, `most` at most, that gives most tokens for their time, if each costs `cost` of a token without drafts and checking them costs one.
+    /// The number of drafts, `most` at most, that gives most tokens for their time.
     ///
     /// ```text
-    /// argmax_k (1 - a^(k+1)) / (1 - a) / (1 + k cost)
+    /// argmax_k (1 - a^(k+1)) / (1 - a) / cost(k)
     /// ```
-    pub(super) fn best(&self, cost: f64, most: usize) -> usize {
+    pub(super) fn best(&self, costs: &Costs, most: usize) -> usize {
         let (mut tokens, mut likely) = (0., 1.);
         let mut best = (0, 0.);
         for drafts in 0..=most {
             tokens += likely;
             likely *= self.rate();
-            let speed = tokens / (1. + drafts as f64 * cost);
+            let speed = tokens / costs.of(drafts);
             if speed > best.1 {
                 best = (drafts, speed);
             }
@@ -50,24 +50,60 @@ impl Acceptance {
     }
 }
 
+/// What drafts cost, of a token of all layers without drafts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Costs {
+    /// To draft one.
+    pub(super) draft: f64,
+    /// Share of the blocks that draft.
+    pub(super) first: f64,
+    /// Texts that are written side by side.
+    pub(super) texts: usize,
+}
+
+/// Rows that a product with weights from memory takes for the time of one, and how many more of them take as long again: of the processors that this was
+/// measured on.
+const FREE: f64 = 6.;
+const AGAIN: f64 = 10.;
+
+impl Costs {
+    /// So many drafts and what verifies them: all blocks behind, once, on as many rows more.
+    fn of(&self, drafts: usize) -> f64 {
+        let rows = |each: usize| 1. + ((self.texts * each) as f64 - FREE).max(0.) / AGAIN;
+        self.first + drafts as f64 * self.draft + (1. - self.first) * rows(drafts + 1) / rows(1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn costs(draft: f64, texts: usize) -> Costs {
+        Costs { draft, first: 0.2, texts }
+    }
 
     #[test]
     fn drafts_grow_and_shrink_with_their_luck() {
         let mut lucky = Acceptance::default();
         (0..50).for_each(|_| lucky.add(4, 4));
         assert!(lucky.rate() > 0.95);
-        assert_eq!(lucky.best(0.3, 8), 8);
+        assert_eq!(lucky.best(&costs(0.3, 1), 8), 8);
         let mut unlucky = Acceptance::default();
         (0..50).for_each(|_| unlucky.add(0, 4));
         assert!(unlucky.rate() < 0.2);
-        assert_eq!(unlucky.best(0.3, 8), 0);
+        assert_eq!(unlucky.best(&costs(0.3, 1), 8), 0);
         // It is tried again: what was seen is forgotten.
         (0..50).for_each(|_| unlucky.add(0, 0));
-        assert!(unlucky.rate() > 0.6 && unlucky.best(0.3, 8) > 0);
+        assert!(unlucky.rate() > 0.6 && unlucky.best(&costs(0.3, 1), 8) > 0);
         // Free drafts are always worth it, dear ones never.
-        assert_eq!((lucky.best(0., 5), lucky.best(10., 5)), (5, 0));
+        assert_eq!((lucky.best(&costs(0., 1), 5), lucky.best(&costs(10., 1), 5)), (5, 0));
+    }
+
+    #[test]
+    fn many_texts_want_fewer_drafts() {
+        let usual = Acceptance::default();
+        let of = |texts| usual.best(&costs(0.15, texts), 8);
+        assert!(of(1) > of(8) && of(8) >= of(64), "{} {} {}", of(1), of(8), of(64));
+        assert!((costs(0.15, 1).of(0) - 1.).abs() < 1e-12 && (costs(0.15, 9).of(0) - 1.).abs() < 1e-12);
     }
 }

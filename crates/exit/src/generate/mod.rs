@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::sampling::Sampling;
 use self::{
-    draft_length::Acceptance,
+    draft_length::{Acceptance, Costs},
     shortlist::{Shortlist, one_each},
     text::Text,
 };
@@ -47,6 +47,9 @@ pub struct Speculate<'a> {
     pub drafts: usize,
     /// Fewer where drafts are often wrong, for each text by itself.
     pub adaptive: bool,
+    /// How many texts are usually written side by side: the more they are, the more it costs to verify drafts that are wrong. Only what is
+    /// [`adaptive`](Self::adaptive) asks.
+    pub texts: usize,
     /// The words that are drafted; `None`: all. The fewer, the less a draft costs.
     pub words: Option<&'a [u32]>,
 }
@@ -139,8 +142,8 @@ pub struct Generation<'a, M: ?Sized> {
     model: &'a M,
     decoding: Decoding<'a>,
     words: Option<Shortlist<'a, M>>,
-    /// What a draft costs, of a token of all layers.
-    draft_cost: f64,
+    /// Of drafts.
+    costs: Costs,
     texts: Vec<Text>,
     added: usize,
     counts: GenerationCounts,
@@ -169,16 +172,17 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
             }
         };
         let words = words.map(|words| Shortlist::new(model, words)).transpose()?;
-        let draft_cost = match decoding {
-            Decoding::Speculate(Speculate { layer, .. }) => {
+        let costs = match decoding {
+            Decoding::Speculate(Speculate { layer, texts, .. }) => {
                 let head = head_in_blocks(model)?;
                 let share = words.as_ref().map_or(1., |words| words.words().len() as f64 / head.words as f64);
-                (layer as f64 + share * head.blocks) / (depth as f64 + head.blocks)
+                let all = depth as f64 + head.blocks;
+                Costs { draft: (layer as f64 + share * head.blocks) / all, first: layer as f64 / all, texts }
             }
-            _ => 0.,
+            _ => Costs { draft: 0., first: 0., texts: 1 },
         };
         let counts = GenerationCounts::default();
-        Ok(Self { model, decoding, words, draft_cost, texts: Vec::new(), added: 0, counts })
+        Ok(Self { model, decoding, words, costs, texts: Vec::new(), added: 0, counts })
     }
 
     /// A prompt to be continued, and its number: 0, 1, and so on. What is said is a function of prompt and configuration, whatever other texts there are, as far as matrix
@@ -236,7 +240,7 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
             Decoding::Full => leaving::step(model, &mut on, &FixedDepth(model.depth()), None),
             Decoding::Leave { policy, .. } => leaving::step(model, &mut on, *policy, words),
             Decoding::Speculate(how) => {
-                speculate::step(model, &mut on, how, words, self.draft_cost, &mut self.counts)
+                speculate::step(model, &mut on, how, words, &self.costs, &mut self.counts)
             }
         }?;
         let ended: HashSet<usize> =

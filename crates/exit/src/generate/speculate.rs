@@ -7,6 +7,7 @@ use layerwise_models::Decoder;
 
 use super::{
     GenerationCounts, Speculate, Token,
+    draft_length::Costs,
     sampling::Drawn,
     shortlist::{Shortlist, one_each},
     text::{Rows, Text, some_of},
@@ -30,11 +31,11 @@ pub(super) fn step<M: Decoder + ?Sized>(
     texts: &mut [&mut Text],
     how: &Speculate<'_>,
     words: Option<&Shortlist<'_, M>>,
-    cost: f64,
+    costs: &Costs,
     counts: &mut GenerationCounts,
 ) -> Result<Vec<(Token, bool)>> {
     let mut drafts: Vec<Drafts> =
-        texts.iter().map(|text| Drafts { wanted: wanted(text, how, cost), ..Default::default() }).collect();
+        texts.iter().map(|text| Drafts { wanted: wanted(text, how, costs), ..Default::default() }).collect();
     draft(model, texts, &mut drafts, how.layer, words)?;
     let states = drafts.iter().map(|draft| joined(&draft.states)).collect::<Result<Vec<_>>>()?;
     let mut rows = Rows::joined(&states)?;
@@ -63,10 +64,10 @@ pub(super) fn step<M: Decoder + ?Sized>(
 }
 
 /// Drafts that are worth it, and that there is room for.
-fn wanted(text: &Text, how: &Speculate<'_>, cost: f64) -> usize {
+fn wanted(text: &Text, how: &Speculate<'_>, costs: &Costs) -> usize {
     let room = (text.left - 1).min(text.cache.longest() - text.ids.len());
     let most = how.drafts.min(room);
-    if how.adaptive { text.acceptance.best(cost, most) } else { most }
+    if how.adaptive { text.acceptance.best(costs, most) } else { most }
 }
 
 /// Drafts tokens with the exit after `layer`. Blocks up to there read the last draft, too: if it is right, the other blocks say what comes behind it.
