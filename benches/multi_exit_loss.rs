@@ -113,20 +113,19 @@ impl Inputs {
 }
 
 fn line(flags: &Flags) -> Result<Measured> {
+    let base_rss_mib = status_mib("VmRSS").context("no VmRSS")?;
     let inputs = Inputs::new(flags)?;
-    let data_rss_mib = status_mib("VmRSS").context("no VmRSS")?;
     let (seconds, _) = timed(&flags.timing, || inputs.step(flags.form))?;
     let peak_rss_mib = peak_rss_mib()?;
     let Flags { width, vocabulary, exits, tokens, .. } = *flags;
     let products = if flags.form == Form::Forward { 2. } else { 6. };
     let gflop = products * (exits * tokens * width) as f64 * vocabulary as f64 * 1e-9;
-    let gradients_mib = match flags.form {
-        Form::Forward => 0.,
-        _ => ((vocabulary + exits * tokens) * width * 4) as f64 / f64::from(1 << 20),
-    };
+    let inputs_mib = ((vocabulary + exits * tokens) * width * 4) as f64 / f64::from(1 << 20);
+    // Gradients are as large.
+    let both = if flags.form == Form::Forward { 1. } else { 2. };
     let more = json!({ "form": format!("{:?}", flags.form).to_lowercase(), "width": width, "vocabulary": vocabulary, "exits": exits,
-        "tokens": tokens, "limit_s": gflop / gemm_gflops()?, "data_rss_mib": data_rss_mib, "gradients_mib": gradients_mib,
-        "extra_mib": peak_rss_mib - data_rss_mib - gradients_mib });
+        "tokens": tokens, "limit_s": gflop / gemm_gflops()?, "inputs_mib": inputs_mib,
+        "extra_mib": peak_rss_mib - base_rss_mib - both * inputs_mib });
     Ok(Measured { seconds, peak_rss_mib, more })
 }
 

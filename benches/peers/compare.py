@@ -354,10 +354,12 @@ def print_loss(results, args):
             job = {"set": "loss", "threads": threads} | SIZES[size]
             ours = results.rounds("ours", job)
             for name in [*LOSS_FORMS, *LOSS_PEERS]:
-                times = results.rounds(name, job)
-                if not times:
+                asked = any(run["program"] == name and run["job"] == job for run in results.runs)
+                if not asked:
                     continue
-                limit = three(min(results.rounds(name, job, lambda run: run["limit_s"]).values())) if name in LOSS_FORMS else ""
+                times = results.rounds(name, job)
+                limits = results.rounds(name, job, lambda run: run.get("limit_s")).values() if name in LOSS_FORMS else []
+                limit = three(min(limits)) if limits else ""
                 memory = mib(results.rounds(name, job, lambda run: run["extra_mib"]))
                 shape = f"{SIZES[size]['exits']} x {SIZES[size]['tokens']}, {SIZES[size]['width']}, {SIZES[size]['vocabulary']}"
                 rows.append([threads, shape, name, middle(times), ratio(ours, times), limit, memory])
@@ -378,9 +380,9 @@ def print_decode(results, args):
                 for run in (run["result"] for run in results.runs if run["job"] == job and run["program"] == name):
                     if runs and run.get("said", runs[0]["said"]) != runs[0]["said"]:
                         print(f"{name} says something else at batch {batch}", file=sys.stderr)
-                if theirs:
+                if name == "transformers" or batch == 1:
                     speed = results.rounds(name, job, lambda run: run["tokens_per_s"])
-                    rows.append([threads, batch, name, middle(speed), ratio(theirs, ours), "", "", "", ratio(ours, theirs)])
+                    rows.append([threads, batch, name, middle(speed), ratio(ours, theirs), "", "", "", ratio(ours, theirs)])
             for way in runs[0]["ways"] if runs else []:
                 each = [run["ways"][way] for run in runs]
                 over = [one["over_full"] for one in each]
@@ -442,7 +444,7 @@ def main():
             elif job["set"] == "loss":
                 commands = loss_programs(benches["multi_exit_loss"], python, {key: job[key] for key in SIZES["gpt_256"]})
             elif job["set"] == "decode":
-                commands = decode_programs(args, benches["decode"], python, inputs.with_suffix(".json"))
+                commands = decode_programs(args, benches["decode"], python, inputs.with_name(f"prompts{job['batch']}.json"))
                 if job["batch"] > 1:
                     del commands["transformers, drafts"]
             else:

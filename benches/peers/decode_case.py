@@ -2,8 +2,8 @@
 
     python benches/peers/decode_case.py --model MODEL --prompts PROMPTS --batch 8 --threads 1
 
-`PROMPTS` is what the bench's `--dump` has written: a list of lists of ids. Prints one JSON object. `--engine drafts` lets an inner exit draft, as transformers has it
-(`assistant_early_exit`, one text at a time).
+`PROMPTS` is what the bench's `--dump` has written: a list of lists of ids. Prints one JSON object. `--engine drafts` has the first layers draft as an assistant that shares their
+weights, but not its cache, which is what transformers can do (`assistant_early_exit` does not shorten a GPT-2), one text at a time.
 """
 
 import argparse
@@ -20,12 +20,26 @@ import transformers
 from torch_case import peak_rss_mib
 
 
+def assistant(model, layer, drafts):
+    """The exit after `layer` as a model: the same weights."""
+    config = transformers.GPT2Config(**model.config.to_dict() | {"n_layer": layer})
+    first = transformers.GPT2LMHeadModel(config).eval()
+    first.transformer.h = model.transformer.h[:layer]
+    first.transformer.wte, first.transformer.wpe, first.transformer.ln_f = model.transformer.wte, model.transformer.wpe, model.transformer.ln_f
+    first.lm_head = model.lm_head
+    first.generation_config.num_assistant_tokens = drafts
+    first.generation_config.num_assistant_tokens_schedule = "heuristic"
+    assert len(first.transformer.h) == layer
+    return first
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a trained GPT-2")
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--engine", choices=["eager", "drafts"], default="eager")
     parser.add_argument("--layer", type=int, default=2, help="for drafts: the exit that drafts")
+    parser.add_argument("--drafts", type=int, default=6, help="for drafts: how many at first; then more or fewer as they are right")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
@@ -41,7 +55,7 @@ def main():
         groups = [torch.tensor(prompts[i : i + args.batch]) for i in range(0, len(prompts), args.batch)]
         how = {"do_sample": False, "max_new_tokens": args.tokens, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
         if args.engine == "drafts":
-            how |= {"assistant_early_exit": args.layer}
+            how |= {"assistant_model": assistant(model, args.layer, args.drafts)}
         seconds, said = [], []
         for round in range(args.warmup + args.rounds):
             start = time.perf_counter()

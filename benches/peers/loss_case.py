@@ -20,12 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from torch_case import peak_rss_mib
 
 
-def rss_mib():
-    with open("/proc/self/status") as file:
-        line = next(line for line in file if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
-
-
 def step(form, features, weight, targets, weights, chunk):
     def loss(xs, targets):
         return cross_entropy(xs @ weight.T, targets, reduction="sum")
@@ -62,7 +56,6 @@ def main():
         weight = (0.02 * torch.randn(args.vocabulary, args.width)).requires_grad_()
         targets = torch.arange(args.tokens) * 7919 % args.vocabulary
         weights = [2 * l / (args.exits * (args.exits + 1)) for l in range(1, args.exits + 1)]
-        data = rss_mib()
         seconds = []
         for round in range(args.warmup + args.rounds):
             start = time.perf_counter()
@@ -73,7 +66,7 @@ def main():
         traceback.print_exc()
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
         sys.exit(1)
-    gradients = (args.vocabulary + args.exits * args.tokens) * args.width * 4 / 2**20
+    inputs = (args.vocabulary + args.exits * args.tokens) * args.width * 4 / 2**20
     print(json.dumps({
         "engine": f"PyTorch {torch.__version__}",
         "form": args.form,
@@ -81,9 +74,8 @@ def main():
         "median_s": statistics.median(seconds),
         "seconds": seconds,
         "base_rss_mib": base,
-        "data_rss_mib": data,
         "peak_rss_mib": peak_rss_mib(),
-        "extra_mib": peak_rss_mib() - data - gradients,
+        "extra_mib": peak_rss_mib() - base - 2 * inputs,
     }))
 
 

@@ -237,9 +237,11 @@ def glue(at):
     """Tasks of all results of a checkpoint, and their trainings by name: a list of seeds for each."""
     tasks = {}
     for path in sorted((HERE / "glue" / at).glob("*.json")):
-        for task, entry in json.loads(path.read_text())["tasks"].items():
+        run = json.loads(path.read_text())
+        for task, entry in run["tasks"].items():
             for seeds in entry["models"]:
-                tasks.setdefault(task, {}).setdefault(seeds[0]["name"], []).extend(seeds)
+                numbered = [of | {"seed": seed} for seed, of in enumerate(seeds, start=run["seed"])]
+                tasks.setdefault(task, {}).setdefault(seeds[0]["name"], []).extend(numbered)
     return {task: tasks[task] for task in GLUE if task in tasks}
 
 
@@ -253,15 +255,16 @@ def glue_layers(at, key, write):
 
 
 def glue_claim(at):
-    """What the paper says of aligned models, task by task."""
+    """What the paper says of aligned models, task by task, of the seeds that both were trained with."""
     rows = []
     for task, models in glue(at).items():
-        standard, aligned = mean(models["standard"], "score"), mean(models["aligned"], "score")
+        both = {of["seed"] for of in models["standard"]} & {of["seed"] for of in models["aligned"]}
+        standard, aligned = (mean([of for of in models[name] if of["seed"] in both], "score") for name in ("standard", "aligned"))
         inner = [round(100 * (a - b), 6) for a, b in zip(aligned[:-1], standard[:-1])]
         counts = [sum(d > 0 for d in inner), sum(d == 0 for d in inner), sum(d < 0 for d in inner)]
         near = lambda score: next(layer for layer, value in enumerate(score, start=1) if value >= score[-1] - 0.02)
-        rows.append([task, " / ".join(map(str, counts)), f"{statistics.mean(inner):+.1f}", f"{100 * (aligned[-1] - standard[-1]):+.1f}", near(standard), near(aligned)])
-    header = ["task", "inner layers above / equal / below", "mean of inner layers, points", "last layer, points"]
+        rows.append([task, len(both), " / ".join(map(str, counts)), f"{statistics.mean(inner):+.1f}", f"{100 * (aligned[-1] - standard[-1]):+.1f}", near(standard), near(aligned)])
+    header = ["task", "seeds", "inner layers above / equal / below", "mean of inner layers, points", "last layer, points"]
     return table([*header, "first layer within 2 points of the last: standard", "aligned"], rows)
 
 
@@ -370,6 +373,7 @@ GLUE_PAGE = {
     **{f"cos {at}": (glue_layers, at, "cos_to_last", hundredths) for at in CHECKPOINTS},
     **{f"claim {at}": (glue_claim, at) for at in CHECKPOINTS},
     **{f"exits {at}": (glue_exits, at) for at in CHECKPOINTS},
+    **{f"pytorch {at}": (glue_twin, at) for at in CHECKPOINTS},
     "time": (glue_time, "minilm6"),
     "runs": (runs, "glue"),
 }
