@@ -131,7 +131,7 @@ fn line(flags: &Flags) -> Result<Measured> {
     ];
     for layer in 1..=depth / 2 {
         for (name, words) in [(String::new(), None), (format!(" of {} words", words.len()), few)] {
-            let how = Speculate { layer, drafts: flags.drafts, adaptive: true, texts: flags.batch, words };
+            let how = Speculate { layer, drafts: flags.drafts, adaptive: true, words };
             ways.push((format!("drafts{name}, layer {layer}"), Decoding::Speculate(how)));
         }
     }
@@ -187,7 +187,7 @@ fn bench() -> Result<()> {
     let depth = model.depth();
     let confidence = Thresholds::common(Signal::MaxProbability, 0.9, depth);
     let saturation = Thresholds::common(Signal::Saturation, 1., depth);
-    let drafts = Speculate { layer: depth / 2, drafts: 4, adaptive: false, texts: 1, words: None };
+    let drafts = Speculate { layer: depth / 2, drafts: 4, adaptive: false, words: None };
     let ways: [(&str, Decoding<'_>); 4] = [
         ("full", Decoding::Full),
         ("checked by confidence", Decoding::Leave { policy: &confidence, words: None }),

@@ -122,7 +122,7 @@ impl WayFlags {
 }
 
 impl How {
-    pub(crate) fn decoding(&self, texts: usize) -> Decoding<'_> {
+    pub(crate) fn decoding(&self) -> Decoding<'_> {
         match self {
             Self::Full => Decoding::Full,
             Self::Fixed(policy) => Decoding::Leave { policy, words: None },
@@ -131,7 +131,7 @@ impl How {
             }
             Self::Drafts { layer, drafts, words } => {
                 let (layer, drafts, words) = (*layer, *drafts, words.as_deref());
-                Decoding::Speculate(Speculate { layer, drafts, adaptive: true, texts, words })
+                Decoding::Speculate(Speculate { layer, drafts, adaptive: true, words })
             }
         }
     }

@@ -76,8 +76,7 @@ fn continue_prompts(flags: &Flags, device: &Device) -> Result<()> {
     let settings =
         json!({ "model": flags.model, "decoding": how.name(), "text": config, "prompts": prompts.len() });
     let mut results = Results::new(NAME, settings, flags.common.seed, device);
-    let (said, counts, seconds) =
-        spoken((&model, &bpe), &prompts, &ids, how.decoding(prompts.len()), &config)?;
+    let (said, counts, seconds) = spoken((&model, &bpe), &prompts, &ids, how.decoding(), &config)?;
     let texts = said.iter().map(|text| bpe.text(&text.ids)).collect::<Result<Vec<_>, _>>()?;
     if prompts.len() > 1 {
         for (prompt, text) in prompts.iter().zip(&texts) {

@@ -169,7 +169,7 @@ proptest! {
         let prompts = prompts(seed, texts);
         let list: Vec<u32> = (0..WORDS as u32).step_by(2).collect();
         let words = few.then_some(list.as_slice());
-        let how = Speculate { layer, drafts, adaptive, texts: 1, words };
+        let how = Speculate { layer, drafts, adaptive, words };
         let (plain, before) = said(&model, &prompts, Decoding::Full).unwrap();
         let (drafted, counts) = said(&model, &prompts, Decoding::Speculate(how)).unwrap();
         for ((prompt, plain), drafted) in prompts.iter().zip(&plain).zip(&drafted) {
@@ -185,7 +185,7 @@ proptest! {
 #[test]
 fn a_thousand_prompts_say_the_same_with_drafts() -> Result<()> {
     let (model, prompts) = (gpt2(1), prompts(99, 1000));
-    let how = Speculate { layer: 3, drafts: 4, adaptive: false, texts: 1, words: None };
+    let how = Speculate { layer: 3, drafts: 4, adaptive: false, words: None };
     let (plain, before) = said(&model, &prompts, Decoding::Full)?;
     let (drafted, counts) = said(&model, &prompts, Decoding::Speculate(how))?;
     for ((prompt, plain), drafted) in prompts.iter().zip(&plain).zip(&drafted) {
@@ -252,7 +252,7 @@ fn sampled_drafts_have_the_whole_models_distribution() -> Result<()> {
         assert!(freedom > 20. && same < once_in_10_000(freedom), "{same} with {freedom} degrees of freedom");
         for words in [None, Some(&[0u32, 2, 3][..])] {
             for (layer, drafts) in [(1, 1), (1, 3), (2, 2)] {
-                let how = Speculate { layer, drafts, adaptive: false, texts: 1, words };
+                let how = Speculate { layer, drafts, adaptive: false, words };
                 let drafted = three_tokens(Decoding::Speculate(how), &plain, &model, 2_000_000)?;
                 let (off, freedom) = chi_squared(&before, &drafted);
                 assert!(off < once_in_10_000(freedom), "{how:?}: {off} with {freedom} degrees of freedom");
@@ -370,7 +370,7 @@ fn ways(list: &[u32]) -> Vec<(Thresholds, Option<&[u32]>)> {
 fn a_text_does_not_know_its_neighbours() -> Result<()> {
     let (model, prompts) = (gpt2(4), prompts(8, 4));
     let list: Vec<u32> = (0..WORDS as u32).filter(|word| word % 3 != 1).collect();
-    let how = Speculate { layer: 2, drafts: 3, adaptive: true, texts: 1, words: None };
+    let how = Speculate { layer: 2, drafts: 3, adaptive: false, words: None };
     let random = Random { seed: 5, weights: vec![1.; DEPTH] };
     let ways = ways(&list);
     let mut decodings = vec![Decoding::Full, Decoding::Speculate(how)];
@@ -414,7 +414,7 @@ fn a_text_does_not_know_its_neighbours() -> Result<()> {
 #[test]
 fn texts_end() -> Result<()> {
     let (model, prompts) = (gpt2(2), prompts(5, 6));
-    let how = Speculate { layer: 3, drafts: 5, adaptive: false, texts: 1, words: None };
+    let how = Speculate { layer: 3, drafts: 5, adaptive: false, words: None };
     for decoding in [Decoding::Full, Decoding::Speculate(how)] {
         let all = said(&model, &prompts, decoding)?.0;
         // With an id that some of them say.
@@ -455,8 +455,7 @@ fn what_is_wrong_is_said() -> Result<()> {
     assert_eq!(generation.alive(), 0);
 
     let new = |decoding: Decoding<'_>| Generation::new(&model, decoding).map(|_| ()).unwrap_err().to_string();
-    let how =
-        |layer, words| Decoding::Speculate(Speculate { layer, drafts: 2, adaptive: true, texts: 1, words });
+    let how = |layer, words| Decoding::Speculate(Speculate { layer, drafts: 2, adaptive: true, words });
     for layer in [0, DEPTH] {
         assert!(new(how(layer, None)).contains("expected 1 to 3"));
     }

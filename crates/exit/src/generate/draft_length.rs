@@ -1,11 +1,11 @@
-/// How often drafts of a text were right lately.
+/// How often drafts were right lately, of all texts together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Acceptance {
     right: f64,
     tried: f64,
 }
 
-/// What is supposed of a text that nobody drafted for: as if `TRIED` drafts had been right `PRIOR` of the time.
+/// What is supposed before anything was drafted: as if `TRIED` drafts had been right `PRIOR` of the time.
 const PRIOR: f64 = 0.8;
 const TRIED: f64 = 2.;
 /// What is left of a round's weight after the next.
@@ -18,12 +18,14 @@ impl Default for Acceptance {
 }
 
 impl Acceptance {
-    /// Of a round's drafts the first `right` were; the one behind them, if there was one, was not.
-    pub(super) fn add(&mut self, right: usize, drafted: usize) {
-        let tried = (right + 1).min(drafted);
+    /// Of each text's drafts in a round, how many were right before the first wrong one, and how many there were.
+    pub(super) fn add(&mut self, round: impl IntoIterator<Item = (usize, usize)>) {
         let aged = |before: f64, prior: f64| FORGET * before + (1. - FORGET) * prior;
-        self.right = aged(self.right, PRIOR * TRIED) + right as f64;
-        self.tried = aged(self.tried, TRIED) + tried as f64;
+        (self.right, self.tried) = (aged(self.right, PRIOR * TRIED), aged(self.tried, TRIED));
+        for (right, drafted) in round {
+            self.right += right as f64;
+            self.tried += (right + 1).min(drafted) as f64;
+        }
     }
 
     pub(super) fn rate(&self) -> f64 {
@@ -35,13 +37,13 @@ impl Acceptance {
     /// ```text
     /// argmax_k (1 - a^(k+1)) / (1 - a) / cost(k)
     /// ```
-    pub(super) fn best(&self, costs: &Costs, most: usize) -> usize {
+    pub(super) fn best(&self, costs: &Costs, texts: usize, most: usize) -> usize {
         let (mut tokens, mut likely) = (0., 1.);
         let mut best = (0, 0.);
         for drafts in 0..=most {
             tokens += likely;
             likely *= self.rate();
-            let speed = tokens / costs.of(drafts);
+            let speed = tokens / costs.of(texts, drafts);
             if speed > best.1 {
                 best = (drafts, speed);
             }
@@ -57,8 +59,6 @@ pub(super) struct Costs {
     pub(super) draft: f64,
     /// Share of the blocks that draft.
     pub(super) first: f64,
-    /// Texts that are written side by side.
-    pub(super) texts: usize,
 }
 
 /// Rows that a product with weights from memory takes for the time of one, and how many more of them take as long again: of the processors that this was
@@ -67,9 +67,9 @@ const FREE: f64 = 6.;
 const AGAIN: f64 = 10.;
 
 impl Costs {
-    /// So many drafts and what verifies them: all blocks behind, once, on as many rows more.
-    fn of(&self, drafts: usize) -> f64 {
-        let rows = |each: usize| 1. + ((self.texts * each) as f64 - FREE).max(0.) / AGAIN;
+    /// So many drafts of each text and what verifies them: all blocks behind, once, on as many rows more.
+    fn of(&self, texts: usize, drafts: usize) -> f64 {
+        let rows = |each: usize| 1. + ((texts * each) as f64 - FREE).max(0.) / AGAIN;
         self.first + drafts as f64 * self.draft + (1. - self.first) * rows(drafts + 1) / rows(1)
     }
 }
@@ -78,32 +78,32 @@ impl Costs {
 mod tests {
     use super::*;
 
-    fn costs(draft: f64, texts: usize) -> Costs {
-        Costs { draft, first: 0.2, texts }
+    fn costs(draft: f64) -> Costs {
+        Costs { draft, first: 0.2 }
     }
 
     #[test]
     fn drafts_grow_and_shrink_with_their_luck() {
         let mut lucky = Acceptance::default();
-        (0..50).for_each(|_| lucky.add(4, 4));
+        (0..50).for_each(|_| lucky.add([(4, 4)]));
         assert!(lucky.rate() > 0.95);
-        assert_eq!(lucky.best(&costs(0.3, 1), 8), 8);
+        assert_eq!(lucky.best(&costs(0.3), 1, 8), 8);
         let mut unlucky = Acceptance::default();
-        (0..50).for_each(|_| unlucky.add(0, 4));
+        (0..50).for_each(|_| unlucky.add([(0, 4)]));
         assert!(unlucky.rate() < 0.2);
-        assert_eq!(unlucky.best(&costs(0.3, 1), 8), 0);
+        assert_eq!(unlucky.best(&costs(0.3), 1, 8), 0);
         // It is tried again: what was seen is forgotten.
-        (0..50).for_each(|_| unlucky.add(0, 0));
-        assert!(unlucky.rate() > 0.6 && unlucky.best(&costs(0.3, 1), 8) > 0);
+        (0..50).for_each(|_| unlucky.add([(0, 0), (0, 0)]));
+        assert!(unlucky.rate() > 0.6 && unlucky.best(&costs(0.3), 1, 8) > 0);
         // Free drafts are always worth it, dear ones never.
-        assert_eq!((lucky.best(&costs(0., 1), 5), lucky.best(&costs(10., 1), 5)), (5, 0));
+        assert_eq!((lucky.best(&costs(0.), 1, 5), lucky.best(&costs(10.), 1, 5)), (5, 0));
     }
 
     #[test]
     fn many_texts_want_fewer_drafts() {
         let usual = Acceptance::default();
-        let of = |texts| usual.best(&costs(0.15, texts), 8);
+        let of = |texts| usual.best(&costs(0.15), texts, 8);
         assert!(of(1) > of(8) && of(8) >= of(64), "{} {} {}", of(1), of(8), of(64));
-        assert!((costs(0.15, 1).of(0) - 1.).abs() < 1e-12 && (costs(0.15, 9).of(0) - 1.).abs() < 1e-12);
+        assert!((costs(0.15).of(1, 0) - 1.).abs() < 1e-12 && (costs(0.15).of(9, 0) - 1.).abs() < 1e-12);
     }
 }

@@ -45,11 +45,9 @@ pub struct Speculate<'a> {
     pub layer: usize,
     /// Most tokens that are drafted before they are checked.
     pub drafts: usize,
-    /// Fewer where drafts are often wrong, for each text by itself.
+    /// Fewer where drafts are often wrong, or texts so many that to verify them costs more than it saves; as many of each text. What is sampled then depends on how other
+    /// texts fare, though its distribution does not.
     pub adaptive: bool,
-    /// How many texts are usually written side by side: the more they are, the more it costs to verify drafts that are wrong. Only what is
-    /// [`adaptive`](Self::adaptive) asks.
-    pub texts: usize,
     /// The words that are drafted; `None`: all. The fewer, the less a draft costs.
     pub words: Option<&'a [u32]>,
 }
@@ -142,8 +140,9 @@ pub struct Generation<'a, M: ?Sized> {
     model: &'a M,
     decoding: Decoding<'a>,
     words: Option<Shortlist<'a, M>>,
-    /// Of drafts.
+    /// Of drafts, and how they have fared.
     costs: Costs,
+    acceptance: Acceptance,
     texts: Vec<Text>,
     added: usize,
     counts: GenerationCounts,
@@ -173,20 +172,29 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
         };
         let words = words.map(|words| Shortlist::new(model, words)).transpose()?;
         let costs = match decoding {
-            Decoding::Speculate(Speculate { layer, texts, .. }) => {
+            Decoding::Speculate(Speculate { layer, .. }) => {
                 let head = head_in_blocks(model)?;
                 let share = words.as_ref().map_or(1., |words| words.words().len() as f64 / head.words as f64);
                 let all = depth as f64 + head.blocks;
-                Costs { draft: (layer as f64 + share * head.blocks) / all, first: layer as f64 / all, texts }
+                Costs { draft: (layer as f64 + share * head.blocks) / all, first: layer as f64 / all }
             }
-            _ => Costs { draft: 0., first: 0., texts: 1 },
+            _ => Costs { draft: 0., first: 0. },
         };
         let counts = GenerationCounts::default();
-        Ok(Self { model, decoding, words, costs, texts: Vec::new(), added: 0, counts })
+        Ok(Self {
+            model,
+            decoding,
+            words,
+            costs,
+            acceptance: Acceptance::default(),
+            texts: Vec::new(),
+            added: 0,
+            counts,
+        })
     }
 
     /// A prompt to be continued, and its number: 0, 1, and so on. What is said is a function of prompt and configuration, whatever other texts there are, as far as matrix
-    /// products of one and of several rows round alike.
+    /// products of one and of several rows round alike; only [`adaptive`](Speculate::adaptive) drafts depend on others.
     ///
     /// A policy knows a token by its text's seed and its place: `seed.rotate_left(32) ^ place`.
     ///
@@ -217,7 +225,6 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
             end,
             seed,
             rng: init::rng(seed),
-            acceptance: Acceptance::default(),
         });
         self.added += 1;
         Ok(number)
@@ -239,9 +246,14 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
         let said = match &self.decoding {
             Decoding::Full => leaving::step(model, &mut on, &FixedDepth(model.depth()), None),
             Decoding::Leave { policy, .. } => leaving::step(model, &mut on, *policy, words),
-            Decoding::Speculate(how) => {
-                speculate::step(model, &mut on, how, words, &self.costs, &mut self.counts)
-            }
+            Decoding::Speculate(how) => speculate::step(
+                model,
+                &mut on,
+                how,
+                words,
+                (&self.costs, &mut self.acceptance),
+                &mut self.counts,
+            ),
         }?;
         let ended: HashSet<usize> =
             said.iter().filter(|(_, goes_on)| !goes_on).map(|(token, _)| token.text).collect();

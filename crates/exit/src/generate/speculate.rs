@@ -7,7 +7,7 @@ use layerwise_models::Decoder;
 
 use super::{
     GenerationCounts, Speculate, Token,
-    draft_length::Costs,
+    draft_length::{Acceptance, Costs},
     sampling::Drawn,
     shortlist::{Shortlist, one_each},
     text::{Rows, Text, some_of},
@@ -31,11 +31,13 @@ pub(super) fn step<M: Decoder + ?Sized>(
     texts: &mut [&mut Text],
     how: &Speculate<'_>,
     words: Option<&Shortlist<'_, M>>,
-    costs: &Costs,
+    (costs, acceptance): (&Costs, &mut Acceptance),
     counts: &mut GenerationCounts,
 ) -> Result<Vec<(Token, bool)>> {
-    let mut drafts: Vec<Drafts> =
-        texts.iter().map(|text| Drafts { wanted: wanted(text, how, costs), ..Default::default() }).collect();
+    // As many of each: a block reads its weights once for all texts that draft.
+    let wanted = if how.adaptive { acceptance.best(costs, texts.len(), how.drafts) } else { how.drafts };
+    let of = |text: &&mut Text| Drafts { wanted: wanted.min(room(text)), ..Default::default() };
+    let mut drafts: Vec<Drafts> = texts.iter().map(of).collect();
     draft(model, texts, &mut drafts, how.layer, words)?;
     let states = drafts.iter().map(|draft| joined(&draft.states)).collect::<Result<Vec<_>>>()?;
     let mut rows = Rows::joined(&states)?;
@@ -49,25 +51,24 @@ pub(super) fn step<M: Decoder + ?Sized>(
         .to_dtype(DType::F32)?
         .to_vec2::<f32>()?;
     let mut logits = logits.iter();
-    let mut said = Vec::new();
+    let (mut said, mut round) = (Vec::new(), Vec::with_capacity(texts.len()));
     for (text, draft) in texts.iter_mut().zip(&drafts) {
         let logits: Vec<&Vec<f32>> = logits.by_ref().take(draft.ids.len() + 1).collect();
         let right = check(model.depth(), text, draft, &logits, &mut said)?;
-        text.acceptance.add(right, draft.ids.len());
+        round.push((right, draft.ids.len()));
         counts.drafted += draft.ids.len();
         counts.accepted += right;
         // All but the last one said have been read.
         text.cache.truncate(text.ids.len() - 1);
         text.unread = 1;
     }
+    acceptance.add(round);
     Ok(said)
 }
 
-/// Drafts that are worth it, and that there is room for.
-fn wanted(text: &Text, how: &Speculate<'_>, costs: &Costs) -> usize {
-    let room = (text.left - 1).min(text.cache.longest() - text.ids.len());
-    let most = how.drafts.min(room);
-    if how.adaptive { text.acceptance.best(costs, most) } else { most }
+/// Drafts that a text has room for.
+fn room(text: &Text) -> usize {
+    (text.left - 1).min(text.cache.longest() - text.ids.len())
 }
 
 /// Drafts tokens with the exit after `layer`. Blocks up to there read the last draft, too: if it is right, the other blocks say what comes behind it.

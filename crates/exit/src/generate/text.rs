@@ -2,10 +2,7 @@ use candle_core::Tensor;
 use layerwise_models::{Decoder, KvCache, Next};
 use layerwise_ops::init::ChaCha8Rng;
 
-use super::{
-    draft_length::Acceptance,
-    sampling::{Drawn, Sampling},
-};
+use super::sampling::{Drawn, Sampling};
 use crate::{Error, Result};
 
 /// Pieces of waiting states that are put together, so that there are never many.
@@ -30,8 +27,6 @@ pub(super) struct Text {
     pub(super) end: Option<u32>,
     pub(super) seed: u64,
     pub(super) rng: ChaCha8Rng,
-    /// How drafts have fared.
-    pub(super) acceptance: Acceptance,
 }
 
 impl Text {
