@@ -10,7 +10,7 @@ use super::{
     draft_length::{Acceptance, Costs},
     sampling::Drawn,
     shortlist::{Shortlist, one_each},
-    text::{Rows, Text, some_of},
+    text::{Rows, Text, joined, some_of},
 };
 use crate::Result;
 
@@ -148,11 +148,4 @@ fn check(
         }
     }
     Ok(draft.ids.len())
-}
-
-fn joined(parts: &[Tensor]) -> Result<Tensor> {
-    match parts {
-        [one] => Ok(one.clone()),
-        parts => Ok(Tensor::cat(parts, 0)?),
-    }
 }

@@ -85,11 +85,7 @@ impl Rows {
     /// Of texts that each have some.
     pub(super) fn joined(parts: &[Tensor]) -> Result<Self> {
         let counts = parts.iter().map(|part| part.dim(0)).collect::<candle_core::Result<_>>()?;
-        let xs = match parts {
-            [one] => one.clone(),
-            parts => Tensor::cat(parts, 0)?,
-        };
-        Ok(Self { xs, counts })
+        Ok(Self { xs: joined(parts)?, counts })
     }
 
     /// Behind those that wait for this block, which wait no more.
@@ -101,7 +97,7 @@ impl Rows {
         for (text, part) in texts.iter_mut().zip(self.parts()?) {
             let mut all = std::mem::take(&mut text.waiting[layer - 1]);
             all.push(part);
-            parts.push(if all.len() == 1 { all.swap_remove(0) } else { Tensor::cat(&all, 0)? });
+            parts.push(joined(&all)?);
         }
         Self::joined(&parts)
     }
@@ -146,6 +142,14 @@ impl Rows {
             rows.extend(((end - count) as u32)..end as u32);
         }
         Ok(self.xs.contiguous()?.index_select(&Tensor::new(rows, self.xs.device())?, 0)?)
+    }
+}
+
+/// Rows of all parts, one after the other.
+pub(super) fn joined(parts: &[Tensor]) -> Result<Tensor> {
+    match parts {
+        [one] => Ok(one.clone()),
+        parts => Ok(Tensor::cat(parts, 0)?),
     }
 }
 
