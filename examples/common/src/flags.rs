@@ -9,6 +9,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
+use layerwise_train::TrainConfig;
 use serde::Serialize;
 
 use crate::files::create_folder;
@@ -47,6 +48,40 @@ pub struct RunsFlag {
     /// Trained models, which the experiments share.
     #[arg(long, value_name = "DIR", default_value = "out/runs")]
     pub runs: PathBuf,
+}
+
+/// `--epochs` and `--lr`, for examples that train.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct RecipeFlags {
+    /// Epochs of each training [default: the preset's].
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<NonZeroUsize>,
+    /// Largest learning rate [default: the preset's].
+    #[arg(long, value_name = "RATE")]
+    pub lr: Option<f64>,
+}
+
+impl RecipeFlags {
+    /// Puts them in place of the preset's.
+    pub fn apply(&self, config: &mut TrainConfig) {
+        if let Some(epochs) = self.epochs {
+            config.epochs = epochs.get();
+        }
+        if let Some(lr) = self.lr {
+            config.optimiser.lr = lr;
+        }
+    }
+
+    /// What the name of a run says of them.
+    #[must_use]
+    pub fn in_name(&self) -> String {
+        in_name("epochs", self.epochs) + &in_name("lr", self.lr)
+    }
+}
+
+/// What the name of a run says of a setting that was asked for.
+pub(crate) fn in_name(word: &str, value: Option<impl ToString>) -> String {
+    value.map(|value| format!("-{word}{}", value.to_string())).unwrap_or_default()
 }
 
 /// `--limit`, for examples that measure a model on samples.

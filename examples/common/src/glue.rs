@@ -27,7 +27,7 @@ use crate::{
     checkpoint::model_names,
     encoded::{encoder_of, first},
     files::create_folder,
-    flags::RunsFlag,
+    flags::{RecipeFlags, RunsFlag, in_name},
     layers::Source,
     progress,
     run::Interrupted,
@@ -52,12 +52,9 @@ pub struct GlueFlags {
     /// Where trained models are.
     #[command(flatten)]
     pub runs: RunsFlag,
-    /// Epochs of each training [default: the preset's].
-    #[arg(long, value_name = "N")]
-    pub epochs: Option<NonZeroUsize>,
-    /// Largest learning rate [default: the preset's].
-    #[arg(long, value_name = "RATE")]
-    pub lr: Option<f64>,
+    /// How long and how fast they are trained.
+    #[command(flatten)]
+    pub recipe: RecipeFlags,
     /// Train on the first so many samples of a task only [default: all; with --preset small 10000, with smoke 64].
     #[arg(long, value_name = "N")]
     pub train_limit: Option<NonZeroUsize>,
@@ -211,12 +208,7 @@ impl<'a> Glue<'a> {
     #[must_use]
     pub fn recipe(flags: &GlueFlags) -> TrainConfig {
         let mut config = glue_recipe(flags.common.preset);
-        if let Some(epochs) = flags.epochs {
-            config.epochs = epochs.get();
-        }
-        if let Some(lr) = flags.lr {
-            config.optimiser.lr = lr;
-        }
+        flags.recipe.apply(&mut config);
         config
     }
 
@@ -258,17 +250,13 @@ impl<'a> Glue<'a> {
     }
 
     fn run_name(&self, plan: &Plan) -> String {
-        let GlueFlags { train_limit, epochs, lr, common, max_tokens, .. } = self.flags;
-        let of = |word: &str, value: Option<String>| {
-            value.map(|value| format!("-{word}{value}")).unwrap_or_default()
-        };
-        let limit = of("first", train_limit.map(|n| n.to_string()));
-        let epochs = of("epochs", epochs.map(|n| n.to_string()));
-        let lr = of("lr", lr.map(|rate| rate.to_string()));
+        let GlueFlags { train_limit, recipe, common, max_tokens, .. } = self.flags;
+        let limit = in_name("first", *train_limit);
+        let recipe = recipe.in_name();
         let model = self.model.replace(['/', '\\'], "-");
         let (task, preset) = (&self.data.name, common.preset.name());
-        let tokens = of("tokens", max_tokens.map(|n| n.to_string()));
-        format!("{task}{limit}-{model}{tokens}-{}-{preset}{epochs}{lr}-seed{}", plan.run, plan.seed)
+        let tokens = in_name("tokens", *max_tokens);
+        format!("{task}{limit}-{model}{tokens}-{}-{preset}{recipe}-seed{}", plan.run, plan.seed)
     }
 
     fn measure(&self, name: &str, model: &Bert, train_s: f64) -> Result<Measured> {

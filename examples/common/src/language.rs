@@ -1,7 +1,6 @@
 //! Language modelling as an experiment: which text, which GPT-2, how it is trained, what each of its layers is worth, and what it says.
 
 use std::{
-    num::NonZeroUsize,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -24,7 +23,7 @@ use crate::{
     CommonFlags, Preset,
     checkpoint::model_names,
     files::create_folder,
-    flags::RunsFlag,
+    flags::{RecipeFlags, RunsFlag},
     progress,
     run::Interrupted,
     sentences::Sentences,
@@ -54,12 +53,9 @@ pub struct LanguageFlags {
     /// Where trained models are.
     #[command(flatten)]
     pub runs: RunsFlag,
-    /// Epochs of each training [default: the preset's].
-    #[arg(long, value_name = "N")]
-    pub epochs: Option<NonZeroUsize>,
-    /// Largest learning rate [default: the preset's].
-    #[arg(long, value_name = "RATE")]
-    pub lr: Option<f64>,
+    /// How long and how fast they are trained.
+    #[command(flatten)]
+    pub recipe: RecipeFlags,
 }
 
 /// A GPT-2 that is trained from random weights, for a tokenizer of so many pieces.
@@ -253,12 +249,7 @@ impl<'a> Language<'a> {
     #[must_use]
     pub fn recipe(flags: &LanguageFlags) -> TrainConfig {
         let mut config = language_recipe(flags.common.preset, flags.model.is_none());
-        if let Some(epochs) = flags.epochs {
-            config.epochs = epochs.get();
-        }
-        if let Some(lr) = flags.lr {
-            config.optimiser.lr = lr;
-        }
+        flags.recipe.apply(&mut config);
         config
     }
 
@@ -301,18 +292,14 @@ impl<'a> Language<'a> {
     }
 
     fn run_name(&self, plan: &Plan) -> Result<String> {
-        let LanguageFlags { epochs, lr, common, model, .. } = self.flags;
-        let of = |word: &str, value: Option<String>| {
-            value.map(|value| format!("-{word}{value}")).unwrap_or_default()
-        };
+        let LanguageFlags { recipe, common, model, .. } = self.flags;
         let model = match model {
             Some(folder) => model_names(&[folder])?.concat().replace(['/', '\\'], "-"),
             None => "gpt2".to_owned(),
         };
-        let (epochs, lr) =
-            (of("epochs", epochs.map(|n| n.to_string())), of("lr", lr.map(|rate| rate.to_string())));
+        let recipe = recipe.in_name();
         let (corpus, preset) = (&self.corpus.name, common.preset.name());
-        Ok(format!("{corpus}-{model}-{}-{preset}{epochs}{lr}-seed{}", plan.run, plan.seed))
+        Ok(format!("{corpus}-{model}-{}-{preset}{recipe}-seed{}", plan.run, plan.seed))
     }
 
     fn measure(&self, plan: &Plan, model: &Gpt2, train_s: f64) -> Result<LayersOfLanguage> {

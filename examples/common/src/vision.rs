@@ -22,7 +22,7 @@ use crate::{
     checkpoint::{load_vit, model_names, preprocess_of},
     cut::save,
     data_sets::{cifar10_of, embedded_digits, folder_or_digits},
-    flags::{LimitFlag, RunsFlag},
+    flags::{LimitFlag, RecipeFlags, RunsFlag, in_name},
     hub::{Hub, fetched},
     images::Images,
     input::Input,
@@ -58,12 +58,9 @@ pub struct TrainFlags {
     /// Train on the first so many images only.
     #[arg(long, value_name = "N")]
     pub train_limit: Option<NonZeroUsize>,
-    /// Epochs of each training [default: the preset's].
-    #[arg(long, value_name = "N")]
-    pub epochs: Option<NonZeroUsize>,
-    /// Largest learning rate [default: the preset's].
-    #[arg(long, value_name = "RATE")]
-    pub lr: Option<f64>,
+    /// How long and how fast they are trained.
+    #[command(flatten)]
+    pub recipe: RecipeFlags,
 }
 
 impl TrainFlags {
@@ -299,12 +296,7 @@ impl<'a> Vision<'a> {
                 layers: made.num_hidden_layers,
             };
         }
-        if let Some(epochs) = flags.epochs {
-            config.epochs = epochs.get();
-        }
-        if let Some(lr) = flags.lr {
-            config.optimiser.lr = lr;
-        }
+        flags.recipe.apply(&mut config);
         let (train, held_out) = (data.train_len(), data.test_len());
         progress::line(&format!("{}: {train} images to train on, {held_out} held out", data.name));
         let origin = Origin::Train { data: data.into(), start, config: config.into() };
@@ -529,14 +521,10 @@ impl<'a> Vision<'a> {
             }
             Origin::Load { name, .. } => ("", name.clone()),
         };
-        let TrainFlags { train_limit, epochs, lr, .. } = self.flags;
-        let of = |word: &str, value: Option<String>| {
-            value.map(|value| format!("-{word}{value}")).unwrap_or_default()
-        };
-        let limit = of("first", train_limit.map(|n| n.to_string()));
-        let epochs = of("epochs", epochs.map(|n| n.to_string()));
-        let lr = of("lr", lr.map(|rate| rate.to_string()));
-        format!("{data}{limit}{start}-{}-{preset}{epochs}{lr}-seed{}", plan.run, plan.seed)
+        let TrainFlags { train_limit, recipe, .. } = self.flags;
+        let limit = in_name("first", *train_limit);
+        let recipe = recipe.in_name();
+        format!("{data}{limit}{start}-{}-{preset}{recipe}-seed{}", plan.run, plan.seed)
     }
 
     fn measure(&self, name: &str, model: &Vit, trained: Option<Trained>) -> Result<Subject> {
