@@ -66,7 +66,7 @@ impl Training {
                 ("standard first", Objective::StandardFirst { share: 0.5, then: Box::new(mixed) })
             }
         };
-        Plan { run: name.replace(", ", "-").replace(' ', "-"), ..Plan::new(name, objective, seed) }
+        Plan::new(name, objective, seed)
     }
 }
 

@@ -131,7 +131,14 @@ impl Plan {
     #[must_use]
     pub fn new(name: impl Into<String>, objective: Objective, seed: u64) -> Self {
         let name = name.into();
-        Self { run: name.replace(' ', "-"), name, objective, heads: Heads::Shared, layers: None, seed }
+        Self {
+            run: name.replace(", ", "-").replace(' ', "-"),
+            name,
+            objective,
+            heads: Heads::Shared,
+            layers: None,
+            seed,
+        }
     }
 
     /// The loss of the last layer.
