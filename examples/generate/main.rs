@@ -69,6 +69,7 @@ fn continue_prompts(flags: &Flags, device: &Device) -> Result<()> {
     let config = GenerationConfig {
         max_new_tokens: flags.max_new_tokens.map_or(few, NonZeroUsize::get),
         end: bpe.end_of_text(),
+        vocabulary: Some(bpe.vocabulary()),
         sampling: Sampling { temperature: flags.temperature, top_p: flags.top_p },
         seed: flags.common.seed,
     };
@@ -144,8 +145,8 @@ fn spoken(
     let start = Instant::now();
     let (said, counts) = generate(model, ids, decoding, config, heard)?;
     let seconds = start.elapsed().as_secs_f64();
-    if prompts.len() == 1 {
-        progress::print("\n");
+    if let Some(stream) = aloud {
+        progress::print(&format!("{}\n", stream.finish()?.unwrap_or_default()));
     }
     match broken {
         Some(error) => Err(error),

@@ -36,6 +36,8 @@ pub struct ByteBpe {
 pub struct TextStream<'a> {
     path: &'a Path,
     tokenizer: &'a Tokenizer,
+    /// Ids of a character that is not whole.
+    kept: Vec<u32>,
     #[allow(clippy::type_complexity, reason = "the tokenizers' own")]
     stream: tokenizers::tokenizer::DecodeStream<
         'a,
@@ -165,6 +167,7 @@ impl ByteBpe {
         TextStream {
             path: &self.path,
             tokenizer: &self.tokenizer,
+            kept: Vec::new(),
             stream: self.tokenizer.decode_stream(false),
         }
     }
@@ -201,7 +204,25 @@ impl TextStream<'_> {
         if self.tokenizer.id_to_token(id).is_none() {
             return Err(no_piece(id, self.tokenizer));
         }
-        self.stream.step(id).map_err(|error| format(self.path, error.to_string()))
+        self.kept.push(id);
+        let text = self.stream.step(id).map_err(|error| format(self.path, error.to_string()))?;
+        if text.is_some() {
+            self.kept.clear();
+        }
+        Ok(text)
+    }
+
+    /// What is left when no id comes any more: a character that is not whole becomes U+FFFD.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Format`] for what the tokenizer cannot do.
+    pub fn finish(self) -> Result<Option<String>> {
+        if self.kept.is_empty() {
+            return Ok(None);
+        }
+        let text = self.tokenizer.decode(&self.kept, false);
+        text.map(Some).map_err(|error| format(self.path, error.to_string()))
     }
 }
 

@@ -32,7 +32,17 @@ fn ids_of_real_text_are_transformers() -> Result {
     for id in ids {
         streamed += &stream.push(id)?.unwrap_or_default();
     }
-    assert_eq!(streamed, odd);
+    assert_eq!((streamed.as_str(), stream.finish()?), (odd, None));
+    // A text that ends within a character.
+    let mut stream = bpe.stream();
+    let ids = bpe.ids("a ☃")?;
+    let mut streamed = String::new();
+    for &id in &ids[..ids.len() - 1] {
+        streamed += &stream.push(id)?.unwrap_or_default();
+    }
+    streamed += &stream.finish()?.unwrap_or_default();
+    assert!(streamed.starts_with("a") && streamed.ends_with('\u{fffd}'), "{streamed}");
+    assert_eq!(streamed, bpe.text(&ids[..ids.len() - 1])?);
     Ok(())
 }
 

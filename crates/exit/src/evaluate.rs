@@ -1,6 +1,6 @@
 use candle_core::{DType, Tensor};
 use layerwise_models::{Batch, Hidden, LinearExit, Pass, Tapped, tap};
-use layerwise_ops::{MultiExit, multi_exit_linear_cross_entropy};
+use layerwise_ops::{MANY_LOGITS, MultiExit, multi_exit_linear_cross_entropy};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -70,14 +70,11 @@ pub fn evaluate<M: Tapped + ?Sized>(
     })
 }
 
-/// Logits of an exit that are worth computing at once: 4 MiB of them.
-const MANY: usize = 1 << 20;
-
 /// An exit whose logits are too many to be in memory at once.
 fn large<M: Tapped + ?Sized>(model: &M, layer: usize, hidden: &Hidden) -> Result<Option<LinearExit>> {
     let feature = model.feature(hidden)?;
     let exit = model.linear_exit(layer, &feature, Pass::EVAL)?;
-    let many = |exit: &LinearExit| Ok::<_, Error>(exit.xs.dim(0)? * exit.weight.dim(0)? > MANY);
+    let many = |exit: &LinearExit| Ok::<_, Error>(exit.xs.dim(0)? * exit.weight.dim(0)? > MANY_LOGITS);
     exit.map(|exit| Ok(many(&exit)?.then_some(exit))).transpose().map(Option::flatten)
 }
 

@@ -39,7 +39,7 @@ pub use feed_forward::{FeedForward, feed_forward};
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
-pub use multi_exit::{ExitSummary, MultiExit, MultiExitLoss, multi_exit_linear_cross_entropy};
+pub use multi_exit::{ExitSummary, MANY_LOGITS, MultiExit, MultiExitLoss, multi_exit_linear_cross_entropy};
 pub use packed_exit::PackedExit;
 pub use self_attention::{SelfAttention, self_attention};
 pub use softmax::softmax;

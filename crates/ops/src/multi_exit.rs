@@ -12,6 +12,9 @@ use crate::{
     simd,
 };
 
+/// Logits of all exits together, from which on [`multi_exit_linear_cross_entropy`] is what to call: 4 MiB of them. Fewer are computed as fast at once.
+pub const MANY_LOGITS: usize = 1 << 20;
+
 /// Options of [`multi_exit_linear_cross_entropy`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct MultiExit {

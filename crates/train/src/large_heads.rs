@@ -6,9 +6,6 @@ use layerwise_ops::{MultiExit, multi_exit_linear_cross_entropy};
 
 use crate::Result;
 
-/// Logits of all exits that are worth computing at once: 4 MiB of them.
-pub(crate) const MANY: usize = 1 << 20;
-
 /// Exits that are to be computed together, by head: one for all, or one each.
 #[derive(Default)]
 pub(crate) struct LargeHeads(Vec<Head>);

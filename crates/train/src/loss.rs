@@ -1,11 +1,8 @@
 use candle_core::{D, DType, Tensor};
 use layerwise_models::{Batch, LinearExit, Pass, Tapped, tap::for_each_layer};
-use layerwise_ops::{CrossEntropy, cross_entropy, linear, softmax};
+use layerwise_ops::{CrossEntropy, MANY_LOGITS, cross_entropy, linear, softmax};
 
-use crate::{
-    Error, Result, Terms,
-    large_heads::{LargeHeads, MANY},
-};
+use crate::{Error, Result, Terms, large_heads::LargeHeads};
 
 /// Loss of one batch.
 #[derive(Clone, Debug)]
@@ -68,7 +65,7 @@ pub fn loss<M: Tapped + ?Sized>(
         if answers {
             let exit = if logits_wanted { None } else { model.linear_exit(layer, &feature, pass)? };
             let logits = match exit {
-                Some(exit) if exit.xs.dim(0)? * exit.weight.dim(0)? * weighed_exits > MANY => {
+                Some(exit) if exit.xs.dim(0)? * exit.weight.dim(0)? * weighed_exits > MANY_LOGITS => {
                     check_labels(labels, exit.xs.dim(0)?, exit.weight.dim(0)?)?;
                     large.add(layer, exit, of(&terms.cross_entropy, layer));
                     None

@@ -361,6 +361,7 @@ impl<'a> Language<'a> {
             let decoding = Decoding::Leave { policy: &policy, words: None };
             let config = GenerationConfig {
                 max_new_tokens: CONTINUATION.min(tokens - prompt),
+                vocabulary: Some(self.bpe.vocabulary()),
                 seed,
                 ..Default::default()
             };
