@@ -3,11 +3,15 @@
 mod activation;
 mod adamw;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod backward;
 mod cross_entropy;
 mod dropout;
 mod embedding;
 mod feed_forward;
+#[cfg(target_arch = "x86_64")]
+mod fma;
 mod gelu;
 mod gemm;
 mod half;

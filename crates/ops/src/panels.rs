@@ -1,57 +1,39 @@
 //! Products with a weight whose elements stand in the order in which micro-kernels read them.
 
-#![allow(unsafe_code)] // The micro-kernels of `gemm-f32` take raw pointers; bounds are checked before they are called.
+#![allow(unsafe_code)] // Kernels for some processors only; lines are read as numbers.
 
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
 use crate::gemm::{Mat, MatMut, Threads, gemm};
+#[cfg(target_arch = "x86_64")]
+use crate::{avx512, fma};
 
 /// A cache line, so that whole vectors are loaded from one.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Line([f32; LANES]);
 
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Inputs of a block of panels: a panel and the rows it meets fit the second-level cache.
-const INPUTS: usize = 512;
+pub(crate) const INPUTS: usize = 512;
 
 /// Rows that meet all panels before the next ones do.
-const ROWS: usize = 96;
+pub(crate) const ROWS: usize = 96;
 
-/// `(m, n, k, out, panel, x, strides of out, panel and x, alpha, beta, alpha's kind, 3 x conjugate, next panel)`.
-type MicroKernel = unsafe fn(
-    usize,
-    usize,
-    usize,
-    *mut f32,
-    *const f32,
-    *const f32,
-    isize,
-    isize,
-    isize,
-    isize,
-    isize,
-    f32,
-    f32,
-    u8,
-    bool,
-    bool,
-    bool,
-    *const f32,
-);
-
-/// Micro-kernels for one kind of processor: `table[v - 1][r - 1]` multiplies `v` vectors of outputs by `r` rows.
+/// What multiplies panels on some kind of processor; nothing where kernels want both sides in panels.
 #[derive(Clone, Copy)]
-struct Kernel {
-    vector: usize,
-    table: &'static [[MicroKernel; 6]],
+enum Kernel {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Fma,
 }
 
 impl Kernel {
-    /// The best that this processor runs; none where the kernels want both sides in panels.
+    /// The best that this processor runs.
     fn detected() -> Option<Self> {
         static KERNEL: OnceLock<Option<Kernel>> = OnceLock::new();
         *KERNEL.get_or_init(|| Self::all().next())
@@ -62,12 +44,11 @@ impl Kernel {
         let mut kernels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            use gemm_f32::microkernel::{avx512f, fma};
             if is_x86_feature_detected!("avx512f") {
-                kernels.push(Self { vector: 16, table: &avx512f::f32::UKR });
+                kernels.push(Self::Avx512);
             }
             if is_x86_feature_detected!("fma") {
-                kernels.push(Self { vector: 8, table: &fma::f32::UKR });
+                kernels.push(Self::Fma);
             }
         }
         kernels.into_iter()
@@ -75,7 +56,12 @@ impl Kernel {
 
     /// Outputs of a panel.
     fn panel(self) -> usize {
-        self.vector * self.table.len()
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::PANEL,
+            #[cfg(target_arch = "x86_64")]
+            Self::Fma => fma::PANEL,
+        }
     }
 }
 
@@ -193,48 +179,25 @@ impl Panels {
     }
 
     /// A block of the product: all of its rows, and the outputs from `first`, which begins a panel.
-    fn block(&self, kernel: Kernel, mut out: MatMut<'_>, add: bool, x: Mat<'_>, scale: f32, first: usize) {
-        let (panel, values) = (kernel.panel(), self.values());
+    fn block(&self, kernel: Kernel, out: MatMut<'_>, add: bool, x: Mat<'_>, scale: f32, first: usize) {
+        let (values, columns) = (self.values(), out.columns);
         let whole = self.outputs.next_multiple_of(LANES);
-        for start in (0..out.rows).step_by(ROWS) {
-            let end = out.rows.min(start + ROWS);
+        #[cfg(target_arch = "x86_64")]
+        let mut memory = avx512::NO_ROWS;
+        for (start, mut out) in (0..).step_by(ROWS).zip(out.blocks(ROWS, columns)) {
             for input in (0..self.inputs).step_by(INPUTS) {
                 let count = INPUTS.min(self.inputs - input);
-                let add = u8::from(add || input > 0);
-                for output in (0..out.columns).step_by(panel) {
-                    let columns = panel.min(out.columns - output);
-                    let width = panel.min(whole - first - output);
-                    let data = &values[whole * input + (first + output) * count..][..width * count];
-                    let kernels = &kernel.table[columns.div_ceil(kernel.vector) - 1];
-                    for row in (start..end).step_by(kernels.len()) {
-                        let rows = kernels.len().min(end - row);
-                        // SAFETY: the processor has what the kernel is compiled for (`Kernel::all`). It writes `rows` times
-                        // `columns` elements of `out`, which holds them; reads `width` (`columns` in whole vectors) times
-                        // `count` of `data`, which has that length; and `rows` rows of `count` from `(row, input)` of `x`,
-                        // which `product` has checked to be within its slice.
-                        unsafe {
-                            kernels[rows - 1](
-                                columns,
-                                rows,
-                                count,
-                                out.at(row, output),
-                                data.as_ptr(),
-                                x.data.as_ptr().add(row * x.row + input),
-                                out.stride as isize,
-                                1,
-                                width as isize,
-                                1,
-                                x.row as isize,
-                                1.,
-                                scale,
-                                add,
-                                false,
-                                false,
-                                false,
-                                std::ptr::null(),
-                            );
-                        }
-                    }
+                let (add, x) = (add || input > 0, x.from(start, input));
+                let panels = &values[whole * input + first * count..][..(whole - first) * count];
+                match kernel {
+                    // SAFETY: chosen where the processor has it (`Kernel::all`), and panels are whole `Line`s.
+                    #[cfg(target_arch = "x86_64")]
+                    Kernel::Avx512 => unsafe {
+                        avx512::product(out.reborrow(), add, x, count, panels, scale, &mut memory);
+                    },
+                    // SAFETY: as above.
+                    #[cfg(target_arch = "x86_64")]
+                    Kernel::Fma => unsafe { fma::product(out.reborrow(), add, x, count, panels, scale) },
                 }
             }
         }
@@ -286,6 +249,9 @@ mod tests {
             (1, 1, 1),
             (5, 17, 3),
             (7, 64, 33),
+            (12, 40, 20),
+            (13, 33, 513),
+            (26, 100, 64),
             (65, 192, 48),
             (200, 70, 600),
             (97, 130, 1030),
@@ -311,6 +277,33 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// What is said of a row depends on no other, to the last bit.
+    #[test]
+    fn rows_do_not_know_each_other() {
+        let (rows, outputs, inputs) = (100, 70, 600);
+        let (x, w) = (numbers(rows * inputs), numbers(outputs * inputs));
+        for kernel in Kernel::all() {
+            let mut panels = Panels { kernel: Some(kernel), ..Panels::empty() };
+            panels.fill(Mat::rows(&w, inputs), outputs, inputs, Threads::One);
+            let product = |x: &[f32]| {
+                let mut out = vec![0.; x.len() / inputs * outputs];
+                panels.product(
+                    MatMut::rows(&mut out, outputs),
+                    false,
+                    Mat::rows(x, inputs),
+                    0.5,
+                    Threads::One,
+                );
+                out
+            };
+            let all = product(&x);
+            for count in [1, 5, 12, 13, 31] {
+                let some: Vec<f32> = x.chunks(count * inputs).flat_map(product).collect();
+                assert!(some == all, "{count} rows at once");
             }
         }
     }
