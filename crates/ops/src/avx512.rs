@@ -34,6 +34,7 @@ const AHEAD: usize = 16;
 pub(crate) type Rows = [MaybeUninit<f32>; ROWS * APART];
 
 /// Nothing in it yet.
+#[allow(clippy::large_const_arrays, reason = "memory that is not copied")]
 pub(crate) const NO_ROWS: Rows = [MaybeUninit::uninit(); ROWS * APART];
 
 /// `out = scale * x W^T`, or `out += ..`, of up to [`ROWS`] rows and [`INPUTS`] `inputs`; `panels` are of `W`, one behind the other.

@@ -63,8 +63,8 @@ pub(super) struct Costs {
 
 /// Rows that a product with weights from memory takes for the time of one, and how many more of them take as long again: of the processors that this was
 /// measured on.
-const FREE: f64 = 6.;
-const AGAIN: f64 = 10.;
+const FREE: f64 = 12.;
+const AGAIN: f64 = 14.;
 
 impl Costs {
     /// So many drafts of each text and what verifies them: all blocks behind, once, on as many rows more.
