@@ -1,4 +1,4 @@
-"""Writes the tables of `vision.md`, `exits.md` and `glue.md` from the results beside them, in the folders of the same names.
+"""Writes the tables of `vision.md`, `exits.md`, `glue.md` and `language.md` from the results beside them, in the folders of the same names.
 
     python3 docs/experiments/tables.py            # rewrites what stands between `<!-- NAME -->` and `<!-- /NAME -->`
     python3 docs/experiments/tables.py --check    # fails when a table is not what the results say
@@ -314,7 +314,53 @@ def glue_twin(at):
     return table(["task", "training", "ours: mean, seeds", "PyTorch: mean, seeds", "points"], rows)
 
 
+def language():
+    """Trainings by name, of all results: a list of seeds for each."""
+    models = {}
+    for path in sorted((HERE / "language").glob("*/*.json")):
+        for seeds in json.loads(path.read_text())["language_models"]:
+            models.setdefault(seeds[0]["name"], []).extend(seeds)
+    return models
+
+
+def language_layers(key, write):
+    rows = [[name, len(seeds), *map(write, mean(seeds, key))] for name, seeds in language().items()]
+    return table(["training", "seeds", *range(1, len(rows[0]) - 1)], rows)
+
+
+def language_said(key):
+    means = {name: [statistics.mean(values) for values in zip(*(of["said"][key] for of in seeds))] for name, seeds in language().items()}
+    rows = [[name, *map(hundredths, values)] for name, values in means.items()]
+    return table(["training", *range(1, len(rows[0]))], rows)
+
+
+def language_saturation():
+    """Shares of tokens whose answer does not change from a layer on."""
+    rows = []
+    for name, seeds in language().items():
+        counts = [sum(values) for values in zip(*(of["saturation"] for of in seeds))]
+        rows.append([name, *(percent(count / sum(counts)) for count in counts)])
+    return table(["training", *range(1, len(rows[0]))], rows)
+
+
+def language_trade():
+    """The last layer beside standard training's, the middle one beside aligned training's."""
+    models = language()
+    of = lambda name, layer: statistics.mean(seed["perplexity"][layer] for seed in models[name])
+    last, middle = -1, len(models["standard"][0]["perplexity"]) // 2 - 1
+    rows = []
+    for name, seeds in models.items():
+        minutes = statistics.mean(seed["train_s"] for seed in seeds) / 60
+        each = lambda layer, name=name: ", ".join(f"{seed['perplexity'][layer]:.0f}" for seed in models[name])
+        rows.append([
+            name, each(last), hundredths(of(name, last) / of("standard", last)), each(middle), hundredths(of(name, middle) / of("aligned", middle)), f"{minutes:.0f}",
+        ])
+    return table(["training", "last layer, seeds", "times standard's", f"layer {middle + 1}, seeds", "times aligned's", "minutes"], rows)
+
+
 def seeds_of(run):
+    if "language_models" in run:
+        return max(map(len, run["language_models"]))
     if "tasks" in run:
         return max(len(seeds) for task in run["tasks"].values() for seeds in task["models"])
     return len({name.rsplit("seed ", 1)[1] for name in run["models"] if "seed " in name} or {str(run["seed"])})
@@ -322,7 +368,8 @@ def seeds_of(run):
 
 def models_of(run):
     tasks = run.get("tasks", {}).values()
-    return [*run["models"].values(), *(model for task in tasks for seeds in task["models"] for model in seeds)]
+    of_tasks = [model for task in tasks for seeds in task["models"] for model in seeds]
+    return [*run["models"].values(), *of_tasks, *(model for seeds in run.get("language_models", []) for model in seeds)]
 
 
 def runs(pages):
@@ -376,6 +423,17 @@ GLUE_PAGE = {
     **{f"pytorch {at}": (glue_twin, at) for at in CHECKPOINTS},
     "time": (glue_time, "minilm6"),
     "runs": (runs, "glue"),
+}
+LANGUAGE = {
+    "trade": (language_trade,),
+    "perplexity": (language_layers, "perplexity", lambda value: f"{value:.0f}"),
+    "accuracy": (language_layers, "accuracy", percent),
+    "cos": (language_layers, "cos_to_last", hundredths),
+    "agreement": (language_layers, "agreement", percent),
+    "saturation": (language_saturation,),
+    "coherence": (language_said, "coherence"),
+    "diversity": (language_said, "diversity"),
+    "runs": (runs, "language"),
 }
 PAGES = {"vision.md": VISION, "exits.md": EXITS, "glue.md": GLUE_PAGE}
 
