@@ -136,7 +136,7 @@ unsafe fn kernel<const V: usize, const R: usize>(
             for (v, sum) in sums.iter().enumerate() {
                 let there = to.columns.saturating_sub(v * LANES).min(LANES);
                 let mask = ((1u32 << there) - 1) as u16;
-                let at = to.at.add(row * to.stride + v * LANES);
+                let at = to.at.wrapping_add(row * to.stride + v * LANES);
                 let sum = if to.add {
                     _mm512_fmadd_ps(scale, *sum, _mm512_mask_loadu_ps(_mm512_setzero_ps(), mask, at))
                 } else {
