@@ -41,8 +41,9 @@ SIZES = {
     "gpt_384": {"width": 384, "vocabulary": 50257, "exits": 6, "tokens": 1024},
     "gpt_768": {"width": 768, "vocabulary": 50257, "exits": 12, "tokens": 2048},
 }
-LOSS_FORMS = {"ours": "fused", "ours, no gradient": "forward", "ours, logits": "logits", "stock candle": "stock"}
+LOSS_FORMS = {"ours": "fused", "ours, no gradient": "forward", "ours, logits": "logits", "candle, AVX-512": "stock"}
 LOSS_PEERS = {"PyTorch": "eager", "PyTorch, chunked": "chunked"}
+STOCK = "candle"
 CORES = sorted(os.sched_getaffinity(0))
 WARMUP = 2
 PATIENCE_S = 3600
@@ -67,6 +68,14 @@ def build():
     messages = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     built = {m["target"]["name"]: m["executable"] for m in messages if m.get("executable") and "bench" in m["target"]["kind"]}
     return {bench: built[bench] for bench in SETS.values()}
+
+
+def build_stock():
+    """Builds candle outside our workspace."""
+    target = ROOT / "target" / "peers-candle"
+    command = ["cargo", "build", "--release", "--manifest-path", PEERS / "stock_candle" / "Cargo.toml", "--target-dir", target]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return target / "release" / "stock_candle"
 
 
 def programs(kind, benches, python):
@@ -94,13 +103,14 @@ def similarity_programs(bench, python):
     return commands
 
 
-def loss_programs(bench, python, size):
+def loss_programs(bench, stock, python, size):
     """Ours, candle's and PyTorch's forms of the loss."""
     ours = {name: [bench, "--json", "--form", form] for name, form in LOSS_FORMS.items()}
     peers = {name: [str(python), str(PEERS / "loss_case.py"), "--form", form] for name, form in LOSS_PEERS.items()}
     if size == SIZES["gpt_768"]:
         ours = {name: command for name, command in ours.items() if name.startswith("ours") and "logits" not in name}
-    return ours | peers
+        return ours | peers
+    return ours | {STOCK: [str(stock)]} | peers
 
 
 def decode_programs(args, bench, python, prompts):
@@ -353,7 +363,7 @@ def print_loss(results, args):
         for size in args.sizes:
             job = {"set": "loss", "threads": threads} | SIZES[size]
             ours = results.rounds("ours", job)
-            for name in [*LOSS_FORMS, *LOSS_PEERS]:
+            for name in [*LOSS_FORMS, STOCK, *LOSS_PEERS]:
                 asked = any(run["program"] == name and run["job"] == job for run in results.runs)
                 if not asked:
                     continue
@@ -429,6 +439,7 @@ def main():
 
     python = args.venv / "bin" / "python" if args.venv else environment()
     benches = build()
+    stock = build_stock() if "loss" in args.sets else None
     facts = {"commit": commit(), "processor": processor(), "load": os.getloadavg()[0]}
     results = Results()
     inputs = Path(tempfile.mkdtemp()) / "inputs.safetensors"
@@ -442,7 +453,7 @@ def main():
             elif job["set"] == "exits":
                 commands = exit_programs(args, benches["exit_speedup"], python, inputs)
             elif job["set"] == "loss":
-                commands = loss_programs(benches["multi_exit_loss"], python, {key: job[key] for key in SIZES["gpt_256"]})
+                commands = loss_programs(benches["multi_exit_loss"], stock, python, {key: job[key] for key in SIZES["gpt_256"]})
             elif job["set"] == "decode":
                 commands = decode_programs(args, benches["decode"], python, inputs.with_name(f"prompts{job['batch']}.json"))
                 if job["batch"] > 1:
