@@ -9,9 +9,13 @@ use layerwise::{
 use super::{Bench, Use};
 
 /// The model and `rows` samples of so many tokens; every position has a label.
-pub(super) fn bench((rows, tokens): (usize, usize), purpose: Use) -> anyhow::Result<Bench> {
+pub(super) fn bench(
+    (rows, tokens): (usize, usize),
+    vocabulary: usize,
+    purpose: Use,
+) -> anyhow::Result<Bench> {
     let config = Gpt2Config {
-        vocab_size: 4096,
+        vocab_size: vocabulary,
         n_positions: tokens,
         n_embd: 256,
         n_layer: 8,
@@ -21,7 +25,6 @@ pub(super) fn bench((rows, tokens): (usize, usize), purpose: Use) -> anyhow::Res
         attn_pdrop: 0.,
         ..Default::default()
     };
-    let vocabulary = config.vocab_size;
     let gpt2 = Gpt2::new(config, &mut init::rng(0), &Cpu)?;
     let params = gpt2.params().clone();
     let ids = |shift: usize| (0..rows * tokens).map(move |i| ((i + shift) * 7919 % vocabulary) as u32);

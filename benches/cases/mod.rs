@@ -38,6 +38,9 @@ pub(crate) enum Case {
     /// The same, 256 tokens: what `f08_aligned_gpt` trains.
     #[value(name = "gpt_256_256")]
     Gpt256Long,
+    /// The same with the vocabulary of GPT-2, 50,257.
+    #[value(name = "gpt_256_50k")]
+    Gpt256Wide,
 }
 
 /// What a model is loaded for.
@@ -61,7 +64,7 @@ impl Case {
     }
 
     pub(crate) fn depth(self) -> usize {
-        if matches!(self, Self::Gpt256 | Self::Gpt256Long) { 8 } else { 12 }
+        if matches!(self, Self::Gpt256 | Self::Gpt256Long | Self::Gpt256Wide) { 8 } else { 12 }
     }
 
     /// Samples of a training step.
@@ -69,7 +72,7 @@ impl Case {
         match self {
             Self::Vit192 => 32,
             Self::Vit384Small => 16,
-            Self::Vit384 | Self::Bert384 | Self::Gpt256 | Self::Gpt256Long => 8,
+            Self::Vit384 | Self::Bert384 | Self::Gpt256 | Self::Gpt256Long | Self::Gpt256Wide => 8,
         }
     }
 
@@ -80,8 +83,9 @@ impl Case {
             Self::Vit384Small => (384, 6, 32, 4),
             Self::Vit384 => (384, 6, 224, 16),
             Self::Bert384 => return bert::bench(rows, purpose),
-            Self::Gpt256 => return gpt::bench((rows, 128), purpose),
-            Self::Gpt256Long => return gpt::bench((rows, 256), purpose),
+            Self::Gpt256 => return gpt::bench((rows, 128), 4096, purpose),
+            Self::Gpt256Long => return gpt::bench((rows, 256), 4096, purpose),
+            Self::Gpt256Wide => return gpt::bench((rows, 256), 50_257, purpose),
         };
         let (vit, batch, labels) = vit((width, heads), (image, patch), rows)?;
         let params = vit.params().clone();
@@ -101,6 +105,7 @@ impl Case {
             Self::Bert384 => (384., 12., 128., 0., 2. / 128.),
             Self::Gpt256 => (256., 8., 128., 0., 4096.),
             Self::Gpt256Long => (256., 8., 256., 0., 4096.),
+            Self::Gpt256Wide => (256., 8., 256., 0., 50_257.),
         };
         let block = 12. * d * d + 2. * tokens * d;
         2. * (depth * block + patch * d + exits as f64 * head * d) * tokens * rows as f64 * 1e-9

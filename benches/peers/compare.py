@@ -31,7 +31,7 @@ ROOT = PEERS.parent.parent
 SETS = {"train": "train_step", "infer": "inference", "adamw": "adamw", "similarity": "similarity", "loss": "multi_exit_loss"}
 # Of a trained model.
 SETS |= {"exits": "exit_speedup", "decode": "decode"}
-CASES = ["vit_192", "vit_384_65", "vit_384_197", "bert_384", "gpt_256", "gpt_256_256"]
+CASES = ["vit_192", "vit_384_65", "vit_384_197", "bert_384", "gpt_256", "gpt_256_256", "gpt_256_50k"]
 OBJECTIVES = ["standard", "aligned"]
 ENGINES = ["eager", "compile", "onnx"]
 EXIT_ENGINES = ["eager", "exits", "onnx"]

@@ -117,12 +117,11 @@ class Bert(nn.Module):
 class Gpt(nn.Module):
     """Pre-norm and causal; the head is the embedding of the words, the final norm is every exit's."""
 
-    vocabulary = 4096
     exits_at_once = False  # their logits would be 8 times (batch * tokens, vocabulary)
 
-    def __init__(self, width=256, heads=4, depth=8, tokens=128):
+    def __init__(self, width=256, heads=4, depth=8, tokens=128, vocabulary=4096):
         super().__init__()
-        self.tokens = tokens
+        self.tokens, self.vocabulary = tokens, vocabulary
         self.words, self.positions = nn.Embedding(self.vocabulary, width), nn.Embedding(self.tokens, width)
         for embedding in [self.words, self.positions]:
             nn.init.normal_(embedding.weight, std=0.02)
@@ -155,6 +154,7 @@ CASES = {
     "bert_384": (Bert, 8),
     "gpt_256": (Gpt, 8),
     "gpt_256_256": (partial(Gpt, tokens=256), 8),
+    "gpt_256_50k": (partial(Gpt, tokens=256, vocabulary=50257), 8),
 }
 
 
