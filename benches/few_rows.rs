@@ -1,4 +1,4 @@
-//! Products of a few rows with weights that do not fit a cache: what a text that is written one token at a time consists of.
+//! Products of a few rows with weights that do not fit the second-level cache: what a text that is written one token at a time consists of.
 //!
 //! With `--json` the bench times itself and prints one line, beside candle's product and what reading the weights takes:
 //! `--json --threads 1 --number 8`.
@@ -7,6 +7,7 @@ mod cases;
 
 use std::time::Duration;
 
+use anyhow::Context;
 use candle_core::{Device::Cpu, Tensor};
 use clap::Parser;
 use criterion::{Criterion, Throughput};
@@ -43,7 +44,7 @@ fn weights() -> anyhow::Result<Vec<Tensor>> {
 
 fn packed(weights: &[Tensor]) -> anyhow::Result<Vec<PackedExit>> {
     let of = |weight| PackedExit::new(None, &Affine { weight, bias: None, packed: None });
-    Ok(weights.iter().map(of).collect::<candle_core::Result<Option<Vec<_>>>>()?.unwrap_or_default())
+    weights.iter().map(of).collect::<candle_core::Result<Option<Vec<_>>>>()?.context("no kernel here")
 }
 
 fn all(xs: &Tensor, packed: &[PackedExit]) -> anyhow::Result<()> {
@@ -76,7 +77,7 @@ fn measure(args: &Args) -> anyhow::Result<Measured> {
     let transposed = weights.iter().map(Tensor::t).collect::<candle_core::Result<Vec<_>>>()?;
     let candle = || transposed.iter().try_for_each(|weight| Ok(xs.matmul(weight).map(|_| ())?));
     let (candle, ()) = timed(&args.timing, candle)?;
-    // As fast as memory is read here: a row asks for no arithmetic to speak of.
+    // As fast as the weights are read: a row asks for no arithmetic to speak of.
     let one = xs.narrow(0, 0, 1)?;
     let (memory, ()) = timed(&args.timing, || all(&one, &packed))?;
     let arithmetic = 2e-9 * (args.number * WEIGHTS * OUTPUTS * INPUTS) as f64 / gemm_gflops()?;

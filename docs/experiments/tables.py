@@ -1,4 +1,4 @@
-"""Writes the tables of `vision.md`, `exits.md`, `glue.md` and `language.md` from the results beside them, in the folders of the same names.
+"""Writes the tables of `vision.md`, `exits.md` and `glue.md` from the results beside them, in the folders of the same names.
 
     python3 docs/experiments/tables.py            # rewrites what stands between `<!-- NAME -->` and `<!-- /NAME -->`
     python3 docs/experiments/tables.py --check    # fails when a table is not what the results say

@@ -69,7 +69,6 @@ fn continue_prompts(flags: &Flags, device: &Device) -> Result<()> {
     let config = GenerationConfig {
         max_new_tokens: flags.max_new_tokens.map_or(few, NonZeroUsize::get),
         end: bpe.end_of_text(),
-        vocabulary: Some(bpe.vocabulary()),
         sampling: Sampling { temperature: flags.temperature, top_p: flags.top_p },
         seed: flags.common.seed,
     };

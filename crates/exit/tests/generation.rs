@@ -381,7 +381,6 @@ fn a_text_does_not_know_its_neighbours() -> Result<()> {
             max_new_tokens: 12 + i,
             sampling: Sampling { temperature: 1., top_p: 0.6 + 0.1 * i as f64 },
             seed: 40 + i as u64,
-            vocabulary: None,
             end: None,
         };
         let mut together = Generation::new(&model, decoding)?;
@@ -425,12 +424,6 @@ fn texts_end() -> Result<()> {
             let length = all.ids.iter().position(|id| Some(*id) == end).map_or(20, |at| at + 1);
             assert_eq!(ended.ids, all.ids[..length]);
         }
-        // Never with a row of the table that is no word.
-        let most = *all.iter().flat_map(|text| &text.ids).max().expect("some");
-        let config = GenerationConfig { vocabulary: Some(most as usize), ..greedy() };
-        let fewer = say(&model, &prompts, decoding, &config)?.0;
-        assert!(fewer.iter().all(|text| text.ids.len() == 20 && text.ids.iter().all(|&id| id < most)));
-        assert_eq!(fewer, say(&model, &prompts, Decoding::Full, &config)?.0);
         // When somebody has heard enough.
         let mut heard = 0;
         let stopped = generate(&model, &prompts, decoding, &greedy(), |token| {
@@ -459,7 +452,6 @@ fn what_is_wrong_is_said() -> Result<()> {
     let sampling = Sampling { top_p: 1.5, ..Default::default() };
     assert!(add(GenerationConfig { sampling, ..greedy() }).contains("top_p is 1.5"));
     assert!(add(GenerationConfig { max_new_tokens: 0, ..greedy() }).contains("max_new_tokens"));
-    assert!(add(GenerationConfig { vocabulary: Some(0), ..greedy() }).contains("vocabulary"));
     assert_eq!(generation.alive(), 0);
 
     let new = |decoding: Decoding<'_>| Generation::new(&model, decoding).map(|_| ()).unwrap_err().to_string();

@@ -98,6 +98,33 @@ fn python_reads_what_we_write() -> Result {
 }
 
 #[test]
+fn rows_that_are_no_word_are_left_out() -> Result {
+    let model = common::gpt2(tiny_gpt2())?;
+    let (all, fewer) = (words()?, model.with_vocabulary(30)?);
+    assert!(tap::layer_logits(&fewer, &all, Pass::EVAL).unwrap_err().to_string().contains("the id 30"));
+    let known = Batch::from(all.inputs.minimum(&Tensor::full(29u32, (2, 5), &Cpu)?)?);
+    let (all_of_known, some) =
+        (tap::layer_logits(&model, &known, Pass::EVAL)?, tap::layer_logits(&fewer, &known, Pass::EVAL)?);
+    for (all, some) in all_of_known.iter().zip(&some) {
+        assert_eq!(some.to_vec2::<f32>()?, all.narrow(1, 0, 30)?.to_vec2::<f32>()?);
+    }
+    // It shares everything but the table, and is a model like any other.
+    assert_eq!(fewer.params().iter().count(), model.params().iter().count());
+    let folder = tempfile::tempdir()?;
+    fewer.save(folder.path())?;
+    assert_eq!(Gpt2::load(folder.path(), &Cpu)?.config().vocab_size, 30);
+    let packed = fewer.frozen().packed()?;
+    assert_close(&tap::layer_logits(&packed, &known, Pass::EVAL)?[0], &some[0], 1e-5)?;
+    assert_eq!(model.with_vocabulary(31)?.config(), model.config());
+    for (words, says) in [(0, "vocab_size is 0"), (32, "vocab_size is 32")] {
+        let text = model.with_vocabulary(words).unwrap_err().to_string();
+        assert!(text.contains(says), "{text}");
+    }
+    assert!(packed.with_vocabulary(20).unwrap_err().to_string().contains("laid out"));
+    Ok(())
+}
+
+#[test]
 fn what_does_not_fit_is_said() -> Result {
     let folder = tempfile::tempdir()?;
     common::gpt2(tiny_gpt2())?.save(folder.path())?;

@@ -1,6 +1,6 @@
 //! Products with panels on processors with AVX-512.
 //!
-//! Kernels of six rows pay for a weight that comes from memory by its way, and then for the arithmetic of all rows behind the sixth.
+//! Kernels of six rows pay for a weight that comes from beyond the second-level cache by its way, and then for the arithmetic of all rows behind the sixth.
 //! Here twelve rows meet each line of a panel, and what comes next is fetched meanwhile.
 
 #![allow(unsafe_code)] // Vector instructions on raw pointers; bounds are checked before.
@@ -10,7 +10,7 @@ use std::{
         __m512, _MM_HINT_T1, _mm_prefetch, _mm512_fmadd_ps, _mm512_load_ps, _mm512_mask_loadu_ps,
         _mm512_mask_storeu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
     },
-    mem::MaybeUninit,
+    cell::Cell,
 };
 
 use crate::{
@@ -30,18 +30,16 @@ const APART: usize = INPUTS + LANES;
 /// Inputs that a panel is fetched ahead of where it is read.
 const AHEAD: usize = 16;
 
-/// Memory for some inputs of [`ROWS`] rows.
-pub(crate) type Rows = [MaybeUninit<f32>; ROWS * APART];
-
-/// Nothing in it yet.
-#[allow(clippy::large_const_arrays, reason = "memory that is not copied")]
-pub(crate) const NO_ROWS: Rows = [MaybeUninit::uninit(); ROWS * APART];
+thread_local! {
+    /// Memory for some inputs of [`ROWS`] rows: too much for a stack.
+    static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// `out = scale * x W^T`, or `out += ..`, of up to [`ROWS`] rows and [`INPUTS`] `inputs`; `panels` are of `W`, one behind the other.
 ///
 /// # Safety
 ///
-/// The processor has AVX-512F, and `panels` begins at a line.
+/// The processor has AVX-512F, and `panels` begins at a line: 64 bytes.
 pub(crate) unsafe fn product(
     mut out: MatMut<'_>,
     add: bool,
@@ -49,13 +47,18 @@ pub(crate) unsafe fn product(
     inputs: usize,
     panels: &[f32],
     scale: f32,
-    memory: &mut Rows,
 ) {
     let (rows, columns) = (out.rows, out.columns);
     assert!(rows <= ROWS && inputs <= INPUTS && x.column == 1);
-    assert!(panels.len() >= columns.next_multiple_of(LANES) * inputs);
+    assert!(
+        panels.len().is_multiple_of(LANES * inputs)
+            && panels.len() >= columns.next_multiple_of(LANES) * inputs
+    );
+    debug_assert!(panels.as_ptr().addr().is_multiple_of(4 * LANES));
+    let mut memory = MEMORY.take();
+    memory.resize(ROWS * APART, 0.);
     for (row, to) in memory.chunks_exact_mut(APART).take(rows).enumerate() {
-        to[..inputs].write_copy_of_slice(&x.data[row * x.row..][..inputs]);
+        to[..inputs].copy_from_slice(&x.data[row * x.row..][..inputs]);
     }
     let parts = rows.div_ceil(TOGETHER);
     for (panel, first) in panels.chunks(PANEL * inputs).zip((0..columns).step_by(PANEL)) {
@@ -74,12 +77,13 @@ pub(crate) unsafe fn product(
             // SAFETY: the processor is the caller's. `inputs` of the rows from `row` on were copied above, the panel has whole
             // lines of them for one vector or two, and `out` holds `end - row` rows of `columns - first` elements from there.
             unsafe {
-                let rows = memory.as_ptr().cast::<f32>().add(row * APART);
+                let rows = memory.as_ptr().add(row * APART);
                 let wide = usize::from(panel.len() > LANES * inputs);
                 KERNELS[wide][end - row - 1](rows, at, inputs, ahead, to);
             }
         }
     }
+    MEMORY.set(memory);
 }
 
 /// Where a kernel writes, and what.

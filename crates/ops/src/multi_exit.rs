@@ -12,7 +12,7 @@ use crate::{
     simd,
 };
 
-/// Logits of all exits together, from which on [`multi_exit_linear_cross_entropy`] is what to call: 4 MiB of them. Fewer are computed as fast at once.
+/// Logits in memory at once, above which [`multi_exit_linear_cross_entropy`] is what to call: 4 MiB of them. Fewer are computed as fast without it.
 pub const MANY_LOGITS: usize = 1 << 20;
 
 /// Options of [`multi_exit_linear_cross_entropy`].

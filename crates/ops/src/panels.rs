@@ -40,6 +40,7 @@ impl Kernel {
     }
 
     /// All that this processor runs, the best first.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, reason = "there is none"))]
     fn all() -> impl Iterator<Item = Self> {
         let mut kernels = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -169,7 +170,8 @@ impl Panels {
         // Rows where there are enough for a few blocks each, so that none waits for long; otherwise outputs, by panels.
         let (rows, columns) = match rows >= 2 * threads * ROWS {
             true => (rows.div_ceil(2 * threads).next_multiple_of(6), outputs),
-            false => (rows, panel),
+            // A few parts for each thread, as large as can be: each copies its rows once.
+            false => (rows, outputs.div_ceil(4 * threads).next_multiple_of(panel)),
         };
         let across = outputs.div_ceil(columns);
         let blocks: Vec<_> = out.reborrow().blocks(rows, columns).enumerate().collect();
@@ -179,11 +181,13 @@ impl Panels {
     }
 
     /// A block of the product: all of its rows, and the outputs from `first`, which begins a panel.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(unused_mut, unused_variables, reason = "there is no kernel")
+    )]
     fn block(&self, kernel: Kernel, out: MatMut<'_>, add: bool, x: Mat<'_>, scale: f32, first: usize) {
         let (values, columns) = (self.values(), out.columns);
         let whole = self.outputs.next_multiple_of(LANES);
-        #[cfg(target_arch = "x86_64")]
-        let mut memory = avx512::NO_ROWS;
         for (start, mut out) in (0..).step_by(ROWS).zip(out.blocks(ROWS, columns)) {
             for input in (0..self.inputs).step_by(INPUTS) {
                 let count = INPUTS.min(self.inputs - input);
@@ -193,7 +197,7 @@ impl Panels {
                     // SAFETY: chosen where the processor has it (`Kernel::all`), and panels are whole `Line`s.
                     #[cfg(target_arch = "x86_64")]
                     Kernel::Avx512 => unsafe {
-                        avx512::product(out.reborrow(), add, x, count, panels, scale, &mut memory);
+                        avx512::product(out.reborrow(), add, x, count, panels, scale);
                     },
                     // SAFETY: as above.
                     #[cfg(target_arch = "x86_64")]
@@ -256,6 +260,7 @@ mod tests {
             (200, 70, 600),
             (97, 130, 1030),
             (3, 10, 1536),
+            (400, 33, 20),
         ] {
             let (x, w, start) = (numbers(rows * inputs), numbers(outputs * inputs), numbers(rows * outputs));
             let weight = Mat::rows(&w, inputs);
@@ -275,6 +280,43 @@ mod tests {
                                 assert!((got - want).abs() < 1e-5 * inputs as f32, "{got} {want}");
                             }
                         }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fewer columns than the weight has outputs, rows with gaps between them, no rows.
+    #[test]
+    fn only_what_is_asked_for_is_written() {
+        let (outputs, inputs) = (70, 20);
+        let w = numbers(outputs * inputs);
+        for kernel in Kernel::all().map(Some).chain([None]) {
+            let mut panels = Panels { kernel, ..Panels::empty() };
+            panels.fill(Mat::rows(&w, inputs), outputs, inputs, Threads::One);
+            for (rows, columns) in [(0, 5), (1, 1), (3, 5), (2, 16), (14, 40), (5, 33)] {
+                let (x, stride) = (numbers(rows * inputs), columns + 7);
+                for add in [false, true] {
+                    let start: Vec<f32> = numbers(rows * stride);
+                    let (mut got, mut want) = (start.clone(), start);
+                    let out = MatMut::new(&mut want, columns, stride);
+                    gemm(
+                        out,
+                        add,
+                        Mat::rows(&x, inputs),
+                        Mat::rows(&w, inputs).t(),
+                        inputs,
+                        2.,
+                        Threads::One,
+                    );
+                    let out = MatMut::new(&mut got, columns, stride);
+                    panels.product(out, add, Mat::rows(&x, inputs), 2., Threads::One);
+                    for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+                        let close = (got - want).abs() < 1e-4;
+                        assert!(
+                            if at % stride < columns { close } else { got == want },
+                            "{rows} {columns} {at}"
+                        );
                     }
                 }
             }

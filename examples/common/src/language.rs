@@ -201,6 +201,7 @@ impl<'a> Language<'a> {
                 let config = Gpt2Config::from_hf(folder)?;
                 let bpe = ByteBpe::open(folder)?;
                 bpe.check(config.vocab_size)?;
+                let config = Gpt2Config { vocab_size: bpe.vocabulary(), ..config };
                 (bpe, config)
             }
             None => {
@@ -274,7 +275,7 @@ impl<'a> Language<'a> {
     /// As [`trained`], and what measuring reports.
     pub fn measured(&self, plan: &Plan) -> Result<LayersOfLanguage> {
         let model = match &self.flags.model {
-            Some(folder) => Gpt2::load(folder, &self.device)?,
+            Some(folder) => Gpt2::load(folder, &self.device)?.with_vocabulary(self.bpe.vocabulary())?,
             None => Gpt2::new(self.config.clone(), &mut init::rng(plan.seed), &self.device)?,
         };
         let config =
@@ -361,7 +362,6 @@ impl<'a> Language<'a> {
             let decoding = Decoding::Leave { policy: &policy, words: None };
             let config = GenerationConfig {
                 max_new_tokens: CONTINUATION.min(tokens - prompt),
-                vocabulary: Some(self.bpe.vocabulary()),
                 seed,
                 ..Default::default()
             };
@@ -454,5 +454,6 @@ pub fn open_language_model(folder: &Path, device: &Device) -> Result<(Gpt2, Byte
     let bpe = ByteBpe::open(folder)?;
     let model = Gpt2::load(folder, device)?;
     bpe.check(model.config().vocab_size)?;
-    Ok((model, bpe))
+    // Rows that are no word are not to be said.
+    Ok((model.with_vocabulary(bpe.vocabulary())?, bpe))
 }

@@ -13,17 +13,25 @@ use candle_nn::loss::cross_entropy;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+const FLAGS: [&str; 7] =
+    ["--width", "--vocabulary", "--exits", "--tokens", "--threads", "--warmup", "--rounds"];
+
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let flags: HashMap<&str, &str> =
-        words.chunks(2).map(|pair| (pair[0].as_str(), pair.get(1).map_or("", String::as_str))).collect();
+    let mut flags = HashMap::new();
+    for pair in words.chunks(2) {
+        match pair {
+            [flag, value] if FLAGS.contains(&flag.as_str()) => flags.insert(flag.as_str(), value.as_str()),
+            _ => return Err(format!("{pair:?}: expected one of {FLAGS:?} and a number").into()),
+        };
+    }
     let number = |flag: &str, default: usize| match flags.get(flag) {
         Some(value) => value.parse::<usize>().map_err(|error| format!("{flag} {value}: {error}")),
         None => Ok(default),
     };
     let (width, vocabulary) = (number("--width", 384)?, number("--vocabulary", 50_257)?);
     let (exits, tokens) = (number("--exits", 6)?, number("--tokens", 1024)?);
-    let (threads, warmup, rounds) = (number("--threads", 1)?, number("--warmup", 1)?, number("--rounds", 3)?);
+    let (threads, warmup, rounds) = (number("--threads", 1)?, number("--warmup", 1)?, number("--rounds", 3)?.max(1));
 
     let base = status_mib("VmRSS")?;
     let normal = |rows, std| Var::from_tensor(&Tensor::randn(0f32, std, (rows, width), &Cpu)?);
@@ -48,7 +56,8 @@ fn main() -> Result<()> {
     }
     let mut sorted = seconds.clone();
     sorted.sort_by(f64::total_cmp);
-    let (median, peak) = (sorted[(sorted.len() - 1) / 2], status_mib("VmHWM")?);
+    let median = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.;
+    let peak = status_mib("VmHWM")?;
     let inputs = ((vocabulary + exits * tokens) * width * 4) as f64 / f64::from(1 << 20);
     println!(
         "{{\"engine\": \"candle 0.11.1\", \"form\": \"stock\", \"threads\": {threads}, \"median_s\": {median}, \"seconds\": {seconds:?}, \

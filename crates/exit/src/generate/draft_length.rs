@@ -61,10 +61,10 @@ pub(super) struct Costs {
     pub(super) first: f64,
 }
 
-/// Rows that a product with weights from memory takes for the time of one, and how many more of them take as long again: of the processors that this was
-/// measured on.
-const FREE: f64 = 12.;
-const AGAIN: f64 = 14.;
+/// Rows that the blocks take for the time of one, as weights come from memory, and how many more of them take as long again: attention and what is left
+/// grow with texts and rows. Fitted to whole steps on the processors that this was measured on.
+const FREE: f64 = 6.;
+const AGAIN: f64 = 10.;
 
 impl Costs {
     /// So many drafts of each text and what verifies them: all blocks behind, once, on as many rows more.

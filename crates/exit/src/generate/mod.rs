@@ -60,8 +60,6 @@ pub struct GenerationConfig {
     pub max_new_tokens: usize,
     /// The id that ends the text; it is said, too.
     pub end: Option<u32>,
-    /// Only ids below this are said; `None`: all of the model's. Tables of words are filled up to round numbers, and rows without a word are no word.
-    pub vocabulary: Option<usize>,
     /// How each token is drawn.
     pub sampling: Sampling,
     /// Of the draws.
@@ -70,7 +68,7 @@ pub struct GenerationConfig {
 
 impl Default for GenerationConfig {
     fn default() -> Self {
-        Self { max_new_tokens: 100, end: None, vocabulary: None, sampling: Sampling::default(), seed: 0 }
+        Self { max_new_tokens: 100, end: None, sampling: Sampling::default(), seed: 0 }
     }
 }
 
@@ -205,14 +203,14 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
     /// [`Error::Setting`] for settings out of range; [`Error::Prompt`] for a prompt without tokens, with more than the model has positions for, or with an id that is not in its
     /// vocabulary.
     pub fn add(&mut self, prompt: &[u32], config: &GenerationConfig) -> Result<usize> {
-        let GenerationConfig { max_new_tokens, end, vocabulary, sampling, seed } = *config;
+        let GenerationConfig { max_new_tokens, end, sampling, seed } = *config;
         sampling.validate()?;
-        for (field, number) in
-            [("max_new_tokens", max_new_tokens), ("vocabulary", vocabulary.unwrap_or(usize::MAX))]
-        {
-            if number == 0 {
-                return Err(Error::Setting { field, value: "0".into(), expected: "at least 1" });
-            }
+        if max_new_tokens == 0 {
+            return Err(Error::Setting {
+                field: "max_new_tokens",
+                value: "0".into(),
+                expected: "at least 1",
+            });
         }
         let number = self.added;
         self.model.embed_next(&[(prompt, 0)]).map_err(|source| Error::Prompt { prompt: number, source })?;
@@ -225,7 +223,6 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
             waiting: vec![Vec::new(); self.model.depth()],
             sampling,
             end,
-            vocabulary: vocabulary.unwrap_or(usize::MAX),
             seed,
             rng: init::rng(seed),
         });

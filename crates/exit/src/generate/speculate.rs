@@ -105,9 +105,10 @@ fn draft<M: Decoder + ?Sized>(
         };
         for (&at, logits) in going.iter().zip(logits.to_dtype(DType::F32)?.to_vec2::<f32>()?) {
             let (text, draft) = (&mut *texts[at], &mut drafts[at]);
+            let drawn = text.drawn(layer, &logits)?;
             let drawn = match words {
-                Some(words) => text.drawn_of_some(layer, &logits)?.named(words.words()),
-                None => text.drawn(layer, &logits)?,
+                Some(words) => drawn.named(words.words()),
+                None => drawn,
             };
             let id = drawn.draw(&mut text.rng);
             // Read as if it had been said.

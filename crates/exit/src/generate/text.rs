@@ -25,8 +25,6 @@ pub(super) struct Text {
     pub(super) sampling: Sampling,
     /// The id that ends it.
     pub(super) end: Option<u32>,
-    /// Only ids below it are said.
-    pub(super) vocabulary: usize,
     pub(super) seed: u64,
     pub(super) rng: ChaCha8Rng,
 }
@@ -43,13 +41,8 @@ impl Text {
         self.seed.rotate_left(32) ^ self.ids.len() as u64
     }
 
-    /// What is drawn from the logits, of all words, of the exit after `layer`.
+    /// What is drawn from the logits of the exit after `layer`.
     pub(super) fn drawn(&self, layer: usize, logits: &[f32]) -> Result<Drawn> {
-        self.drawn_of_some(layer, &logits[..self.vocabulary.min(logits.len())])
-    }
-
-    /// The same of logits of some words.
-    pub(super) fn drawn_of_some(&self, layer: usize, logits: &[f32]) -> Result<Drawn> {
         self.sampling.of(logits).ok_or(Error::NotFinite { layer, row: self.number })
     }
 

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Embeddings {
     /// `(vocabulary, width)`; the head, too.
-    words: Tensor,
+    pub(super) words: Tensor,
     /// `(most tokens, width)`.
     positions: Tensor,
     dropout: f64,

@@ -6,7 +6,7 @@ mod hf;
 
 use std::path::Path;
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{Result as CandleResult, Tensor, Var};
 use layerwise_ops::NormPlace;
 use serde_json::Value;
 
@@ -19,6 +19,7 @@ use crate::{
     checkpoint::{Checkpoint, View},
     exits::ExitShape,
     transformer::{Fields, Kind},
+    validate,
 };
 
 const WORDS: &str = "transformer.wte.weight";
@@ -41,6 +42,43 @@ const POSITIONS: &str = "transformer.wpe.weight";
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub type Gpt2 = Transformer<Gpt2Config>;
+
+impl Gpt2 {
+    /// The same model with its first `words` words only, sharing all parameters but their table. Tables are filled up to round numbers, and
+    /// rows that are no word could be said.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Size`] for none, or more than there are; [`Error::Unsupported`] for a packed model.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use candle_core::Device::Cpu;
+    /// use layerwise_models::{Gpt2, Gpt2Config};
+    ///
+    /// let config = Gpt2Config { vocab_size: 64, n_embd: 24, n_layer: 2, ..Default::default() };
+    /// let gpt2 = Gpt2::new(config, &mut layerwise_ops::init::rng(0), &Cpu)?;
+    /// assert_eq!(gpt2.with_vocabulary(50)?.params().get("transformer.wte.weight").map(|table| table.dims()), Some(&[50, 24][..]));
+    /// # Ok::<(), layerwise_models::Error>(())
+    /// ```
+    pub fn with_vocabulary(&self, words: usize) -> Result<Self> {
+        validate::sizes(&[("vocab_size", words, self.config.vocab_size)])?;
+        if self.exits.is_packed() {
+            let what = "another vocabulary of a head that is laid out".to_owned();
+            return Err(Error::Unsupported { what, expected: "a model that is not packed" });
+        }
+        if words == self.config.vocab_size {
+            return Ok(self.clone());
+        }
+        let config = Gpt2Config { vocab_size: words, ..self.config.clone() };
+        let mut params = self.params.clone();
+        let table = self.embeddings.words.detach().narrow(0, 0, words)?;
+        params.insert(WORDS, Var::from_tensor(&table.copy()?)?);
+        let model = Self::build(config, Builder::model(&params))?.0;
+        Ok(if self.frozen { model.frozen() } else { model })
+    }
+}
 
 impl Kind for Gpt2Config {
     type Embeddings = Embeddings;
