@@ -11,7 +11,7 @@ use std::{
 
 use candle_core::{Device::Cpu, Tensor};
 use layerwise::{
-    models::{Batch, Bert, BertConfig, Pass, Vit, VitConfig, tap},
+    models::{Batch, Bert, BertConfig, Pass, Pooling, Vit, VitConfig, tap},
     ops::init,
 };
 use serde_json::{Value, json};
@@ -77,6 +77,18 @@ fn tasks_are_trained_measured_and_found_again() -> Done {
         assert!(!fs::read_to_string(out.join(figure).with_extension("svg"))?.contains("NaN"));
     }
     assert_eq!(fs::read_to_string(out.join("report.html"))?.matches("<figure>").count(), 3);
+    // By the mean of all tokens: a model of its own, which says so.
+    let mean = ["--task", "sst-2", "--objective", "aligned", "--pooling", "mean"];
+    let (mean, runs_of_mean) = ([&arguments[..], &mean].concat(), folder.path().join("mean-runs"));
+    let mean: Vec<&str> =
+        mean.iter().map(|word| if *word == text(&runs) { text(&runs_of_mean) } else { word }).collect();
+    let out_of_mean = folder.path().join("mean");
+    succeed(&run("f07_aligned_bert", &mean, &out_of_mean));
+    let by_mean: Value = serde_json::from_slice(&fs::read(out_of_mean.join("results.json"))?)?;
+    let score = numbers(&by_mean["tasks"]["SST-2"]["models"][0][0]["score"]);
+    assert!(score.iter().all(|score| *score > 0.9), "{score:?}");
+    let name = "sst2-bert-mean-aligned-smoke-epochs40-lr0.005-seed3";
+    assert_eq!(Bert::load(&runs_of_mean.join("models").join(name), &Cpu)?.config().pooling, Pooling::Mean);
     // What is trained is not trained again, and is a model that others load.
     let again = folder.path().join("again");
     succeed(&run("f07_aligned_bert", &arguments, &again));

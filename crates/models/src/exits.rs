@@ -1,9 +1,9 @@
-use candle_core::Tensor;
+use candle_core::{Result as CandleResult, Tensor};
 use layerwise_ops::{NormPlace, PackedExit};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Pass, Result,
+    Error, Hidden, Pass, Result,
     builder::{Builder, Init},
     layers::{LayerNorm, Linear},
     tap::LinearExit,
@@ -33,6 +33,42 @@ pub enum Heads {
     Shared,
     /// `(W_l, b_l)` for each layer, `exits.{layer}.classifier` for inner ones: the multi-exit/classifiers baseline.
     PerLayer,
+}
+
+/// Which tokens an exit of a BERT reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The first, `[CLS]`: the paper's, and Python's `BertForSequenceClassification`.
+    #[default]
+    Cls,
+    /// The mean of all that are no padding. Checkpoints that were made for it (sentence-transformers) say nothing by the first token of their
+    /// lower blocks, so that exits there would have nothing to read.
+    Mean,
+}
+
+impl Pooling {
+    /// `(rows, width)` of states `(rows, tokens, width)`.
+    pub(crate) fn feature(self, hidden: &Hidden) -> CandleResult<Tensor> {
+        let xs = &hidden.xs;
+        if self == Self::Cls {
+            return first_token(xs);
+        }
+        let (rows, tokens, _) = xs.dims3()?;
+        let shares = match &hidden.mask {
+            None => Tensor::full(1. / tokens as f32, (rows, tokens), xs.device())?.to_dtype(xs.dtype())?,
+            Some(mask) => {
+                let mask = mask.to_dtype(xs.dtype())?;
+                mask.broadcast_div(&mask.sum_keepdim(1)?.maximum(1.)?)?
+            }
+        };
+        shares.unsqueeze(1)?.matmul(&xs.contiguous()?)?.squeeze(1)
+    }
+}
+
+/// `(rows, width)` of states `(rows, tokens, width)`.
+pub(crate) fn first_token(xs: &Tensor) -> CandleResult<Tensor> {
+    xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
 }
 
 /// Norm or pooler and head of every layer.

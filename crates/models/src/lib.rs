@@ -27,7 +27,7 @@ pub use activation::Activation;
 pub use bert::{Bert, BertConfig};
 pub use cache::{KvCache, Next};
 pub use error::{Error, Result, ShapeMismatch};
-pub use exits::{ExitNorm, Heads};
+pub use exits::{ExitNorm, Heads, Pooling};
 pub use flops::Flops;
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use loaded::Loaded;

@@ -88,7 +88,7 @@ fn a_file_that_is_no_json() -> Result {
         ),
         (
             "{\"exit_norms\": \"shared\"}",
-            "unknown field `exit_norms`, expected one of `exit_norm`, `heads`, `exits`",
+            "unknown field `exit_norms`, expected one of `exit_norm`, `heads`, `pooling`, `exits`",
         ),
     ] {
         let folder = saved()?;

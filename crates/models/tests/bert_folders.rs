@@ -4,20 +4,23 @@ mod common;
 
 use candle_core::{DType, Device::Cpu, Tensor};
 use common::{Result, change_config, change_weights, tiny_bert, values, words};
-use layerwise_models::{Activation, Bert, BertConfig, ExitNorm, Head, Heads, LoadOptions, Pass, Tapped, tap};
+use layerwise_models::{
+    Activation, Batch, Bert, BertConfig, ExitNorm, Head, Heads, LoadOptions, Pass, Pooling, Tapped, Vit, tap,
+};
 use layerwise_testkit::assert_close;
 
 #[test]
 fn saving_and_loading_changes_nothing() -> Result {
     let folder = tempfile::tempdir()?;
-    for (heads, num_labels, classifier_dropout) in [
-        (Heads::Shared, 5, None),
-        (Heads::PerLayer, 5, Some(0.2)),
-        (Heads::Shared, 1, Some(0.)),
-        (Heads::Shared, 0, None),
+    for (heads, num_labels, classifier_dropout, pooling) in [
+        (Heads::Shared, 5, None, Pooling::Cls),
+        (Heads::PerLayer, 5, Some(0.2), Pooling::Mean),
+        (Heads::Shared, 1, Some(0.), Pooling::Cls),
+        (Heads::Shared, 0, None, Pooling::Mean),
     ] {
         let config = BertConfig {
             heads,
+            pooling,
             num_labels,
             classifier_dropout,
             hidden_act: Activation::Relu,
@@ -61,6 +64,44 @@ fn all_known_names_of_tensors_are_read() -> Result {
         assert_eq!(values(loaded.model.params())?, values(model.params())?);
         assert_eq!(loaded.unexpected, ["cls.predictions.bias"]);
     }
+    Ok(())
+}
+
+/// Each text alone, its padding left out: the mean of what its tokens are; and models stay so when they are saved and cut.
+#[test]
+fn an_exit_reads_the_mean_of_all_tokens() -> Result {
+    let model = common::bert(BertConfig { pooling: Pooling::Mean, ..tiny_bert() })?;
+    let batch = words()?;
+    let features = tap::features(&model, &batch, Pass::EVAL)?;
+    let lengths = batch.mask.as_ref().ok_or("no mask")?.to_dtype(DType::F32)?.sum(1)?.to_vec1::<f32>()?;
+    assert!(lengths.iter().any(|&length| (length as usize) < batch.inputs.dim(1).unwrap_or(0)), "no padding");
+    for (row, &length) in lengths.iter().enumerate() {
+        let alone = |xs: &Tensor| xs.narrow(0, row, 1)?.narrow(1, 0, length as usize);
+        let text = Batch {
+            inputs: alone(&batch.inputs)?,
+            mask: None,
+            token_types: batch.token_types.as_ref().map(alone).transpose()?,
+        };
+        tap::for_each_layer(&model, &text, Pass::EVAL, |layer, hidden| -> Result {
+            let feature = model.feature(hidden)?;
+            assert_close(&feature, &hidden.xs.mean(1)?, 1e-6)?;
+            assert_close(&features[layer].narrow(0, row, 1)?, &feature, 1e-5)?;
+            Ok(())
+        })?;
+    }
+    let folder = tempfile::tempdir()?;
+    model.cut(2)?.save(folder.path())?;
+    let cut = Bert::load(folder.path(), &Cpu)?;
+    let logits = tap::layer_logits(&model, &batch, Pass::EVAL)?;
+    assert_close(&tap::forward(&cut, &batch, Pass::EVAL)?, &logits[1], 1e-6)?;
+    assert_close(&tap::forward(&cut.packed()?, &batch, Pass::EVAL)?, &logits[1], 1e-5)?;
+    // A folder says so, or who loads it.
+    let cls = LoadOptions { pooling: Some(Pooling::Cls), ..Default::default() };
+    assert_eq!(Bert::load_with(folder.path(), &cls, &Cpu)?.model.config().pooling, Pooling::Cls);
+    let vit = tempfile::tempdir()?;
+    common::vit(common::tiny())?.save(vit.path())?;
+    let error = Vit::load_with(vit.path(), &cls, &Cpu).unwrap_err().to_string();
+    assert!(error.contains("pooling Cls is not supported"), "{error}");
     Ok(())
 }
 

@@ -6,7 +6,8 @@ mod common;
 use candle_core::{DType, Device::Cpu, Result, Tensor};
 use common::{pixels, shake, tiny, tiny_mlp};
 use layerwise_models::{
-    Batch, BertConfig, ExitNorm, Gpt2Config, Heads, MlpConfig, Params, Pass, Tapped, Vit, VitConfig, tap,
+    Batch, BertConfig, ExitNorm, Gpt2Config, Heads, MlpConfig, Params, Pass, Pooling, Tapped, Vit, VitConfig,
+    tap,
 };
 use layerwise_ops::{CrossEntropy, cross_entropy, init};
 
@@ -25,10 +26,15 @@ fn every_vit_parameter_learns_under_every_kind_of_exit() -> common::Result {
 
 #[test]
 fn every_bert_parameter_learns() -> common::Result {
-    for (heads, num_labels) in [(Heads::Shared, 5), (Heads::PerLayer, 5), (Heads::Shared, 3)] {
-        let model = common::bert(BertConfig { heads, num_labels, ..common::tiny_bert() })?;
+    for (heads, num_labels, pooling) in [
+        (Heads::Shared, 5, Pooling::Cls),
+        (Heads::PerLayer, 5, Pooling::Cls),
+        (Heads::Shared, 3, Pooling::Cls),
+        (Heads::Shared, 5, Pooling::Mean),
+    ] {
+        let model = common::bert(BertConfig { heads, num_labels, pooling, ..common::tiny_bert() })?;
         // As many tokens as there are positions and segments, so that each row of a table has its turn somewhere.
-        all_learn(&model, model.params(), &common::words()?, &format!("{heads:?} {num_labels}"))?;
+        all_learn(&model, model.params(), &common::words()?, &format!("{heads:?} {num_labels} {pooling:?}"))?;
     }
     Ok(())
 }

@@ -9,14 +9,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use layerwise_data::{
     Error as DataError, Targets, TextSet,
     glue::{Part, Task, load, load_file},
     metrics::Metric,
 };
 use layerwise_exit::{Error as ExitError, Gate, HeldOut, Signal, layer_ratio};
-use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Tapped, tap};
+use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Pooling, Tapped, tap};
 use layerwise_similarity::{Centring, Measure};
 use layerwise_train::{AdamWConfig, Schedule, TrainConfig};
 use serde::Serialize;
@@ -49,6 +49,9 @@ pub struct GlueFlags {
     /// Folder of the BERT to fine-tune: config.json, model.safetensors, tokenizer.json.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// The tokens that exits read: the first, as the paper's, or the mean of all, for encoders of sentences.
+    #[arg(long, value_enum, value_name = "TOKENS", default_value_t)]
+    pub pooling: PoolingFlag,
     /// Where trained models are.
     #[command(flatten)]
     pub runs: RunsFlag,
@@ -61,6 +64,17 @@ pub struct GlueFlags {
     /// Most tokens of a sample; the longer text of a pair is cut first [default: 256, or as many as the model has positions for].
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<NonZeroUsize>,
+}
+
+/// Names of [`Pooling`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolingFlag {
+    /// The first token.
+    #[default]
+    Cls,
+    /// The mean of all.
+    Mean,
 }
 
 /// How a BERT is fine-tuned; the objective is the caller's.
@@ -229,7 +243,12 @@ impl<'a> Glue<'a> {
     pub fn measured(&self, plan: &Plan) -> Result<Measured> {
         let classes = self.task.classes();
         let head = Head::Fresh { labels: classes.len().max(1), seed: plan.seed };
-        let options = LoadOptions { head, heads: Some(plan.heads), ..Default::default() };
+        let pooling = match self.flags.pooling {
+            PoolingFlag::Cls => Pooling::Cls,
+            PoolingFlag::Mean => Pooling::Mean,
+        };
+        let options =
+            LoadOptions { head, heads: Some(plan.heads), pooling: Some(pooling), ..Default::default() };
         let model = Bert::load_with(&self.flags.model, &options, &self.device)?.model;
         let model = model.with_labels(classes.iter().map(|name| (*name).to_owned()))?;
         let model = model.with_prior(&self.data.train.targets().prior())?;
@@ -256,7 +275,8 @@ impl<'a> Glue<'a> {
         let model = self.model.replace(['/', '\\'], "-");
         let (task, preset) = (&self.data.name, common.preset.name());
         let tokens = in_name("tokens", *max_tokens);
-        format!("{task}{limit}-{model}{tokens}-{}-{preset}{recipe}-seed{}", plan.run, plan.seed)
+        let pooling = if self.flags.pooling == PoolingFlag::Mean { "-mean" } else { "" };
+        format!("{task}{limit}-{model}{pooling}{tokens}-{}-{preset}{recipe}-seed{}", plan.run, plan.seed)
     }
 
     fn measure(&self, name: &str, model: &Bert, train_s: f64) -> Result<Measured> {

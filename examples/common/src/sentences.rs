@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use layerwise_data::{Text, TextSet};
-use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Tapped};
+use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Pooling, Tapped};
 
 use crate::encoded::{EncodedTexts, encoder_of};
 
@@ -26,7 +26,7 @@ impl Sentences {
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         let config = BertConfig::from_hf(folder)?;
         let encoder = encoder_of(folder, &config, None)?;
-        let options = LoadOptions { head: Head::None, ..Default::default() };
+        let options = LoadOptions { head: Head::None, pooling: Some(Pooling::Mean), ..Default::default() };
         let model = Bert::load_with(folder, &options, device)?.model;
         Ok(Self { model: model.packed()?, encoder, device: device.clone() })
     }
@@ -46,13 +46,7 @@ impl Sentences {
         for layer in 1..=self.model.depth() {
             hidden = self.model.block(layer, &hidden, Pass::EVAL)?;
         }
-        let xs = match &hidden.mask {
-            None => hidden.xs.mean(1)?,
-            Some(mask) => {
-                let mask = mask.to_dtype(DType::F32)?.unsqueeze(2)?;
-                hidden.xs.broadcast_mul(&mask)?.sum(1)?.broadcast_div(&mask.sum(1)?)?
-            }
-        };
+        let xs = self.model.feature(&hidden)?;
         let lengths = xs.sqr()?.sum_keepdim(1)?.sqrt()?;
         Ok(xs.broadcast_div(&lengths)?)
     }

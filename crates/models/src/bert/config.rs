@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Activation, Flops, Heads, Result, labels,
+    Activation, Flops, Heads, Pooling, Result, labels,
     validate::{self, MAX_LAYERS, MAX_SIZE},
 };
 
@@ -42,6 +42,8 @@ pub struct BertConfig {
     pub pad_token_id: usize,
     /// Deviation of the initial weights.
     pub initializer_range: f64,
+    /// The tokens that exits read (kept in `layerwise.json`).
+    pub pooling: Pooling,
     /// Whether a model without a head has a pooler; one with a head has.
     pub pooler: bool,
     /// Number of classes; 1 for a number (regression), 0 for a model without a head.
@@ -69,6 +71,7 @@ impl Default for BertConfig {
             type_vocab_size: 2,
             pad_token_id: 0,
             initializer_range: 0.02,
+            pooling: Pooling::Cls,
             pooler: true,
             num_labels: 2,
             id2label: BTreeMap::new(),

@@ -8,14 +8,14 @@ mod hf;
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Result as CandleResult, Tensor};
 use layerwise_ops::NormPlace;
 use serde_json::Value;
 
 pub use self::config::BertConfig;
 use self::embeddings::Embeddings;
 use crate::{
-    Error, ExitNorm, Result, Transformer,
+    Error, ExitNorm, Hidden, Result, Transformer,
     block::{Block, BlockSettings},
     builder::{Builder, Init},
     checkpoint::{Checkpoint, View},
@@ -27,8 +27,8 @@ const POOLER: &str = "bert.pooler.dense";
 
 /// A BERT.
 ///
-/// Takes ids `(rows, tokens)`, u32, with a mask of padding and the segments of a pair; predicts from the `[CLS]` token, by pooler
-/// (a linear map and a tanh) and classifier, both shared by all exits. Each block ends in a norm, so exits have none of their own.
+/// Takes ids `(rows, tokens)`, u32, with a mask of padding and the segments of a pair; predicts from the `[CLS]` token, or from the mean of all
+/// ([`Pooling`](crate::Pooling)), by pooler (a linear map and a tanh) and classifier, both shared by all exits. Each block ends in a norm, so exits have none of their own.
 ///
 /// ```
 /// use candle_core::{Device::Cpu, Tensor};
@@ -73,6 +73,7 @@ impl Kind for BertConfig {
         Fields {
             depth: &mut self.num_hidden_layers,
             exit_norm: None,
+            pooling: Some(&mut self.pooling),
             classifier: Some(Classifier {
                 labels: &mut self.num_labels,
                 names: &mut self.id2label,
@@ -131,6 +132,10 @@ impl Kind for BertConfig {
 
     fn to_hf(&self) -> Value {
         self.to_hf()
+    }
+
+    fn feature(&self, hidden: &Hidden) -> CandleResult<Tensor> {
+        self.pooling.feature(hidden)
     }
 
     fn read(name: &str) -> Vec<(String, View)> {

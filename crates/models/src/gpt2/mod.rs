@@ -13,7 +13,7 @@ use serde_json::Value;
 pub use self::config::Gpt2Config;
 use self::embeddings::Embeddings;
 use crate::{
-    Decoder, Error, Heads, KvCache, Next, Params, Result, Transformer,
+    Decoder, Error, Heads, Hidden, KvCache, Next, Params, Result, Transformer,
     block::{Block, BlockSettings},
     builder::{Builder, Init},
     checkpoint::{Checkpoint, View},
@@ -90,7 +90,12 @@ impl Kind for Gpt2Config {
     }
 
     fn fields(&mut self) -> Fields<'_> {
-        Fields { depth: &mut self.n_layer, exit_norm: Some(&mut self.exit_norm), classifier: None }
+        Fields {
+            depth: &mut self.n_layer,
+            exit_norm: Some(&mut self.exit_norm),
+            pooling: None,
+            classifier: None,
+        }
     }
 
     fn embeddings(&self, b: &mut Builder<'_>) -> Result<Embeddings> {
@@ -158,8 +163,8 @@ impl Kind for Gpt2Config {
         hf::written(params)
     }
 
-    fn feature(xs: &Tensor) -> CandleResult<Tensor> {
-        xs.flatten(0, 1)?.contiguous()
+    fn feature(&self, hidden: &Hidden) -> CandleResult<Tensor> {
+        hidden.xs.flatten(0, 1)?.contiguous()
     }
 }
 

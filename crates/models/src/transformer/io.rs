@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::{Classifier, Fields, Kind, Transformer, no_classifier};
 use crate::{
-    Error, ExitNorm, Heads, Loaded, Result,
+    Error, ExitNorm, Heads, Loaded, Pooling, Result,
     builder::{Builder, Fresh},
     checkpoint::Checkpoint,
     exits::{HEAD, head_name, is_head, is_pooler, norm_name},
@@ -43,6 +43,8 @@ pub struct LoadOptions {
     /// The classifiers of inner exits. Those that become [`Heads::PerLayer`] here start as copies of the last one, or
     /// random under [`Head::Fresh`].
     pub heads: Option<Heads>,
+    /// The tokens that the exits of a BERT read.
+    pub pooling: Option<Pooling>,
 }
 
 /// What `layerwise.json` holds.
@@ -51,6 +53,8 @@ pub struct LoadOptions {
 struct LayerwiseJson {
     exit_norm: ExitNorm,
     heads: Heads,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pooling: Option<Pooling>,
     /// When to leave early: written by others once the model is there, and gone when another model takes its place.
     #[serde(skip_serializing)]
     exits: Option<IgnoredAny>,
@@ -77,13 +81,13 @@ impl<K: Kind> Transformer<K> {
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load); [`Error::Unsupported`] for an [`ExitNorm`] of a model whose blocks end in a norm, and for a head
-    /// of a model that has no classifier of its own.
+    /// As [`load`](Self::load); [`Error::Unsupported`] for an [`ExitNorm`] of a model whose blocks end in a norm, for a head of a model that has no
+    /// classifier of its own, and for a [`Pooling`] of one that is no BERT.
     pub fn load_with(folder: &Path, options: &LoadOptions, device: &Device) -> Result<Loaded<Self>> {
         let saved: LayerwiseJson = folder::read_layerwise(folder)?;
         let mut checkpoint = Checkpoint::open(folder, K::read)?;
         let mut config = K::from_hf(folder, &checkpoint)?;
-        let Fields { depth, exit_norm, classifier } = config.fields();
+        let Fields { depth, exit_norm, pooling, classifier } = config.fields();
         let depth = *depth;
         let wanted = options.exit_norm.unwrap_or(saved.exit_norm);
         match exit_norm {
@@ -101,6 +105,16 @@ impl<K: Kind> Transformer<K> {
             (K::FINAL_NORM, wanted, saved.exit_norm != ExitNorm::PerLayer)
         {
             start_alike(&mut checkpoint, depth, norm_name, last);
+        }
+        match (pooling, options.pooling.or(saved.pooling)) {
+            (Some(pooling), Some(wanted)) => *pooling = wanted,
+            (None, Some(wanted)) => {
+                return Err(Error::Unsupported {
+                    what: format!("pooling {wanted:?}"),
+                    expected: "none: this model always reads the same tokens",
+                });
+            }
+            (_, None) => {}
         }
         let mut fresh = None::<Fresh>;
         match classifier {
@@ -153,10 +167,11 @@ impl<K: Kind> Transformer<K> {
     /// [`Error::Io`] when the folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let mut config = self.config.clone();
-        let Fields { exit_norm, classifier, .. } = config.fields();
+        let Fields { exit_norm, pooling, classifier, .. } = config.fields();
         let exit_norm = exit_norm.map_or_else(ExitNorm::default, |norm| *norm);
         let heads = classifier.map_or_else(Heads::default, |classifier| *classifier.heads);
-        let layerwise = LayerwiseJson { exit_norm, heads, exits: None };
+        let pooling = pooling.map(|pooling| *pooling);
+        let layerwise = LayerwiseJson { exit_norm, heads, pooling, exits: None };
         folder::save(folder, &self.config.to_hf(), Some(&layerwise), &self.config.written(&self.params)?)
     }
 

@@ -14,7 +14,7 @@ use crate::{
     block::Block,
     builder::{Builder, Built},
     checkpoint::{Checkpoint, View},
-    exits::{ExitShape, Exits, is_head},
+    exits::{ExitShape, Exits, Pooling, first_token, is_head},
     tap::LinearExit,
 };
 
@@ -58,8 +58,8 @@ pub trait Kind: Clone + Debug {
     }
 
     /// What the prediction reads of a state `(rows, tokens, width)`: the first token, `(rows, width)`.
-    fn feature(xs: &Tensor) -> CandleResult<Tensor> {
-        xs.narrow(1, 0, 1)?.squeeze(1)?.contiguous()
+    fn feature(&self, hidden: &Hidden) -> CandleResult<Tensor> {
+        first_token(&hidden.xs)
     }
 }
 
@@ -69,6 +69,8 @@ pub struct Fields<'a> {
     pub(crate) depth: &'a mut usize,
     /// `None` for a kind whose blocks end in a norm.
     pub(crate) exit_norm: Option<&'a mut ExitNorm>,
+    /// `None` for a kind that always reads the same.
+    pub(crate) pooling: Option<&'a mut Pooling>,
     /// `None` for a kind that predicts words by their table.
     pub(crate) classifier: Option<Classifier<'a>>,
 }
@@ -238,7 +240,7 @@ impl<K: Kind> Tapped for Transformer<K> {
     }
 
     fn feature(&self, hidden: &Hidden) -> CandleResult<Tensor> {
-        K::feature(&hidden.xs)
+        self.config.feature(hidden)
     }
 
     fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> CandleResult<Tensor> {

@@ -85,6 +85,7 @@ impl Kind for VitConfig {
         Fields {
             depth: &mut self.num_hidden_layers,
             exit_norm: Some(&mut self.exit_norm),
+            pooling: None,
             classifier: Some(Classifier {
                 labels: &mut self.num_labels,
                 names: &mut self.id2label,
