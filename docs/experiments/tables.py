@@ -242,7 +242,8 @@ def glue(at):
             for seeds in entry["models"]:
                 numbered = [of | {"seed": seed} for seed, of in enumerate(seeds, start=run["seed"])]
                 tasks.setdefault(task, {}).setdefault(seeds[0]["name"], []).extend(numbered)
-    return {task: tasks[task] for task in GLUE if task in tasks}
+    by_seed = lambda seeds: sorted(seeds, key=lambda of: of["seed"])
+    return {task: {name: by_seed(tasks[task][name]) for name in GLUE_TRAININGS if name in tasks[task]} for task in GLUE if task in tasks}
 
 
 def mean(seeds, key):
@@ -414,13 +415,14 @@ EXITS = {
     "runs": (runs, "exits"),
 }
 GLUE = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"]
-CHECKPOINTS = ["minilm6"]
+GLUE_TRAININGS = ["standard", "aligned", "alternating", "multi-exit"]
+CHECKPOINTS = ["minilm6", "minilm6-mean", "bert12"]
 GLUE_PAGE = {
     **{f"scores {at}": (glue_layers, at, "score", percent) for at in CHECKPOINTS},
     **{f"cos {at}": (glue_layers, at, "cos_to_last", hundredths) for at in CHECKPOINTS},
     **{f"claim {at}": (glue_claim, at) for at in CHECKPOINTS},
     **{f"exits {at}": (glue_exits, at) for at in CHECKPOINTS},
-    **{f"pytorch {at}": (glue_twin, at) for at in CHECKPOINTS},
+    "pytorch minilm6": (glue_twin, "minilm6"),
     "time": (glue_time, "minilm6"),
     "runs": (runs, "glue"),
 }
