@@ -49,9 +49,9 @@ pub struct GlueFlags {
     /// Folder of the BERT to fine-tune: config.json, model.safetensors, tokenizer.json.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// The tokens that exits read: the first, as the paper's, or the mean of all, for encoders of sentences.
-    #[arg(long, value_enum, value_name = "TOKENS", default_value_t)]
-    pub pooling: PoolingFlag,
+    /// The tokens that exits read: the first, as the paper's, or the mean of all, for encoders of sentences [default: what the model's folder says, or the first].
+    #[arg(long, value_enum, value_name = "TOKENS")]
+    pub pooling: Option<PoolingFlag>,
     /// Where trained models are.
     #[command(flatten)]
     pub runs: RunsFlag,
@@ -67,11 +67,10 @@ pub struct GlueFlags {
 }
 
 /// Names of [`Pooling`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolingFlag {
     /// The first token.
-    #[default]
     Cls,
     /// The mean of all.
     Mean,
@@ -243,12 +242,11 @@ impl<'a> Glue<'a> {
     pub fn measured(&self, plan: &Plan) -> Result<Measured> {
         let classes = self.task.classes();
         let head = Head::Fresh { labels: classes.len().max(1), seed: plan.seed };
-        let pooling = match self.flags.pooling {
+        let pooling = self.flags.pooling.map(|pooling| match pooling {
             PoolingFlag::Cls => Pooling::Cls,
             PoolingFlag::Mean => Pooling::Mean,
-        };
-        let options =
-            LoadOptions { head, heads: Some(plan.heads), pooling: Some(pooling), ..Default::default() };
+        });
+        let options = LoadOptions { head, heads: Some(plan.heads), pooling, ..Default::default() };
         let model = Bert::load_with(&self.flags.model, &options, &self.device)?.model;
         let model = model.with_labels(classes.iter().map(|name| (*name).to_owned()))?;
         let model = model.with_prior(&self.data.train.targets().prior())?;
@@ -275,7 +273,7 @@ impl<'a> Glue<'a> {
         let model = self.model.replace(['/', '\\'], "-");
         let (task, preset) = (&self.data.name, common.preset.name());
         let tokens = in_name("tokens", *max_tokens);
-        let pooling = if self.flags.pooling == PoolingFlag::Mean { "-mean" } else { "" };
+        let pooling = if self.flags.pooling == Some(PoolingFlag::Mean) { "-mean" } else { "" };
         format!("{task}{limit}-{model}{pooling}{tokens}-{}-{preset}{recipe}-seed{}", plan.run, plan.seed)
     }
 
