@@ -214,7 +214,11 @@ fn numbers_are_served(model: &Path, data: &Path) -> Done {
     let task = data.join("STS-B");
     let ask = ["load", "--address", &server.address, "--data", text(&task)];
     let folder = tempfile::tempdir()?;
-    fails_with(&run("early_exit_server", &ask, folder.path()), 1, &["expected a task with classes"]);
+    fails_with(
+        &run("early_exit_server", &ask, folder.path()),
+        1,
+        &["expected labelled samples of a task with classes"],
+    );
     let calibrate = ["--model", text(model), "--data", text(&task)];
     fails_with(&run("calibrate", &calibrate, folder.path()), 1, &["--data", "numbers to tell"]);
     Ok(())
@@ -258,6 +262,8 @@ fn what_is_wrong_is_said_in_one_line() -> Done {
         1,
         &["tokenizer.json", "9 pieces", "vocabulary of 5"],
     );
+    fs::write(data.join("SST-2/dev.tsv"), "sentence\tsentiment\na good film\t1\n")?;
+    fails_with(&f07(&model, &data, &["--task", "sst-2"]), 1, &["dev.tsv", "no labels"]);
     fs::write(data.join("SST-2/dev.tsv"), "sentence\tlabel\na good film\tsplendid\n")?;
     fails_with(&f07(&model, &data, &["--task", "sst-2"]), 1, &["SST-2", "dev.tsv", "line 2", "splendid"]);
     Ok(())

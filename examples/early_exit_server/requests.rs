@@ -35,7 +35,7 @@ pub(crate) fn requests(data: Option<&Path>, most: usize) -> Result<Vec<Request>>
 fn of_texts(folder: &Path, most: usize) -> Result<Vec<Request>> {
     let set = first(texts_of(folder)?, most)?;
     let Targets::Classes { labels, .. } = set.targets() else {
-        bail!("{}: numbers to tell; expected a task with classes", folder.display())
+        bail!("{}: no classes to tell, expected labelled samples of a task with classes", folder.display())
     };
     let request = |(text, label): (&Text, &u32)| {
         let body = match &text.second {

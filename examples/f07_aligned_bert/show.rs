@@ -36,7 +36,7 @@ pub(crate) fn show(out: &Path, results: &mut Results, tasks: &Tasks) -> Result<(
     Report::new("BERT on GLUE, layer by layer")
         .paragraph(metrics)
         .paragraph(
-            "Layers are those after each block, at the first token; each exit is pooler and classifier. COS is the cosine of a sample's \
+            "Layers are those after each block, at the first token, or as the mean of all tokens with --pooling mean; each exit is pooler and classifier. COS is the cosine of a sample's \
              features in two layers, each centred over the samples; its mean over samples.",
         )
         .figure(&score, "Score of the exit after each layer, means over seeds.")

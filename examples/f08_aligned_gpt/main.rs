@@ -30,7 +30,7 @@ struct Flags {
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["standard", "aligned", "alternating", "rotating"])]
     objective: Vec<Training>,
     /// Seeds, from --seed on; numbers are means over them.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
 }
 

@@ -17,7 +17,7 @@ pub(crate) struct WayFlags {
     /// Every token is of the exit after this layer; the layers behind it are not run.
     #[arg(long, value_name = "LAYER", conflicts_with_all = ["speculate", "policy"])]
     exit_layer: Option<usize>,
-    /// The exit after this layer drafts tokens, and the layers behind it verify them; what is said is what all layers say.
+    /// The exit after this layer drafts tokens, and the layers behind it verify them; what is said is as likely as from all layers, with --temperature 0 the same.
     #[arg(long, value_name = "LAYER", conflicts_with = "policy")]
     speculate: Option<usize>,
     /// Most tokens that are drafted before they are verified; fewer where drafts are often wrong.

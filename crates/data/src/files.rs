@@ -19,7 +19,7 @@ pub(crate) fn find(folder: &Path, names: &[String]) -> Result<PathBuf> {
 pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>> {
     let file = File::open(path).map_err(io(path))?;
     Ok(match path.extension().is_some_and(|extension| extension == "gz") {
-        true => Box::new(flate2::read::GzDecoder::new(file)),
+        true => Box::new(flate2::read::MultiGzDecoder::new(file)),
         false => Box::new(file),
     })
 }

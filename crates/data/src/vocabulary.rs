@@ -6,8 +6,8 @@ use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
 
-/// How far a model's vocabulary may be beyond its tokenizer's: tables are filled up to round numbers.
-const SPARE: usize = 1024;
+/// A model's vocabulary may be beyond its tokenizer's: tables are filled up to a multiple of this.
+const ROUND: usize = 128;
 
 /// Ids that a tokenizer gives: all below this number.
 pub(crate) fn pieces(tokenizer: &Tokenizer) -> usize {
@@ -17,7 +17,7 @@ pub(crate) fn pieces(tokenizer: &Tokenizer) -> usize {
 /// A table of so many rows is one for this tokenizer.
 pub(crate) fn check(tokenizer: &Tokenizer, path: &Path, vocabulary: usize) -> Result<()> {
     let pieces = pieces(tokenizer);
-    if (pieces..=pieces + SPARE).contains(&vocabulary) {
+    if (pieces..=pieces.next_multiple_of(ROUND)).contains(&vocabulary) {
         return Ok(());
     }
     Err(Error::Vocabulary { path: path.to_owned(), pieces, vocabulary })

@@ -107,7 +107,7 @@ impl Policy for Dice {
 
     fn reads(&self, layer: usize, _depth: usize) -> Reads {
         // One layer is never looked at.
-        if layer == 2 { Reads::Nothing } else { Reads::Logits }
+        if layer as u64 == 1 + self.seed % 3 { Reads::Nothing } else { Reads::Logits }
     }
 
     fn verdict(&self, check: &Check<'_>) -> Result<Verdict> {
@@ -191,6 +191,9 @@ fn a_thousand_prompts_say_the_same_with_drafts() -> Result<()> {
     for ((prompt, plain), drafted) in prompts.iter().zip(&plain).zip(&drafted) {
         assert!(same_text(&model, prompt, &plain.ids, &drafted.ids));
     }
+    // Ties but for rounding are rare.
+    let equal = plain.iter().zip(&drafted).filter(|(plain, drafted)| plain.ids == drafted.ids).count();
+    assert!(equal >= 995, "{equal} of 1000");
     assert_eq!(counts.tokens, before.tokens);
     assert!(counts.accepted > 0 && counts.accepted < counts.drafted, "{counts:?}");
     Ok(())
@@ -251,8 +254,8 @@ fn sampled_drafts_have_the_whole_models_distribution() -> Result<()> {
         let (same, freedom) = chi_squared(&before, &three_tokens(Decoding::Full, &plain, &model, 1_000_000)?);
         assert!(freedom > 20. && same < once_in_10_000(freedom), "{same} with {freedom} degrees of freedom");
         for words in [None, Some(&[0u32, 2, 3][..])] {
-            for (layer, drafts) in [(1, 1), (1, 3), (2, 2)] {
-                let how = Speculate { layer, drafts, adaptive: false, words };
+            for (layer, drafts, adaptive) in [(1, 1, false), (1, 3, false), (2, 2, false), (1, 3, true)] {
+                let how = Speculate { layer, drafts, adaptive, words };
                 let drafted = three_tokens(Decoding::Speculate(how), &plain, &model, 2_000_000)?;
                 let (off, freedom) = chi_squared(&before, &drafted);
                 assert!(off < once_in_10_000(freedom), "{how:?}: {off} with {freedom} degrees of freedom");

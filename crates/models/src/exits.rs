@@ -43,7 +43,7 @@ pub enum Pooling {
     #[default]
     Cls,
     /// The mean of all that are no padding. Checkpoints that were made for it (sentence-transformers) say nothing by the first token of their
-    /// lower blocks, so that exits there would have nothing to read.
+    /// lower blocks, so that exits there would have nothing to read. Python reads the first token of a saved folder whatever this says.
     Mean,
 }
 

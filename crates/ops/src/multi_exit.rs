@@ -134,7 +134,12 @@ pub fn multi_exit_linear_cross_entropy(
         Some(weights) => weights.to_dtype(DType::F32)?.to_vec1::<f32>()?,
         None => vec![1.; ids.len()],
     };
-    for (weight, id) in row_weights.iter_mut().zip(&ids) {
+    for (row, (weight, id)) in row_weights.iter_mut().zip(&ids).enumerate() {
+        if !weight.is_finite() || *weight < 0. {
+            bail!(
+                "multi_exit_linear_cross_entropy: row {row} weighs {weight}, expected a finite number, at least 0"
+            )
+        }
         if config.ignore_index == Some(*id) {
             *weight = 0.;
         }

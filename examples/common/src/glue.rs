@@ -7,12 +7,12 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use layerwise_data::{
-    Error as DataError, Targets, TextSet,
-    glue::{Part, Task, load, load_file},
+    Targets, TextSet,
+    glue::{Part, Task, file, load, load_file},
     metrics::Metric,
 };
 use layerwise_exit::{Error as ExitError, Gate, HeldOut, Signal, layer_ratio};
@@ -185,8 +185,19 @@ impl<'a> Glue<'a> {
         stop: &'static AtomicBool,
     ) -> Result<Self> {
         let folder = flags.data.join(task.name());
-        let ((train, train_file), (held_out, file)) =
+        let ((train, train_file), (held_out, held_out_file)) =
             (part(task, &folder, Part::Train)?, part(task, &folder, Part::Dev)?);
+        for (samples, file) in [(&train, &train_file), (&held_out, &held_out_file)] {
+            let labelled = !matches!(samples.targets(), Targets::None);
+            ensure!(
+                labelled,
+                "{}: no labels, expected a column with those of {}",
+                file.display(),
+                task.name()
+            );
+        }
+        let files = [train_file, held_out_file]
+            .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
         let (most, most_held_out) = match flags.common.preset {
             Preset::Smoke => (SMOKE, SMOKE),
             Preset::Small => (SMALL, usize::MAX),
@@ -200,10 +211,12 @@ impl<'a> Glue<'a> {
         let name = task.name().to_lowercase().replace('-', "");
         let data = Texts::new(&name, encoder, (&train, &held_out), device)?;
         progress::line(&format!(
-            "{}: {} samples to train on ({train_file}), {} held out ({file}); {} longer than {max_tokens} tokens",
+            "{}: {} samples to train on ({}), {} held out ({}); {} longer than {max_tokens} tokens",
             task.name(),
             train.len(),
+            files[0],
             held_out.len(),
+            files[1],
             data.train.truncated() + data.held_out.truncated()
         ));
         Ok(Self {
@@ -211,7 +224,7 @@ impl<'a> Glue<'a> {
             task,
             model: model_names(&[&flags.model])?.concat(),
             data,
-            files: [train_file, file],
+            files,
             device: device.clone(),
             stop,
         })
@@ -258,11 +271,14 @@ impl<'a> Glue<'a> {
             trained(&label, &model, &self.data, &config, &self.flags.runs.runs.join(&name), self.stop)?;
         // For other programs, and for `inspect` and `early_exit_server`.
         let folder = self.flags.runs.runs.join("models").join(&name);
-        create_folder(&folder)?;
-        model.save(&folder)?;
         let tokenizer = |folder: &Path| folder.join("tokenizer.json");
-        std::fs::copy(tokenizer(&self.flags.model), tokenizer(&folder))
-            .with_context(|| tokenizer(&folder).display().to_string())?;
+        // What others have added to a model that is there, such as thresholds, stays.
+        if trained.steps > 0 || !tokenizer(&folder).is_file() {
+            create_folder(&folder)?;
+            model.save(&folder)?;
+            std::fs::copy(tokenizer(&self.flags.model), tokenizer(&folder))
+                .with_context(|| tokenizer(&folder).display().to_string())?;
+        }
         self.measure(&plan.name, &model.packed()?, trained.seconds)
     }
 
@@ -414,25 +430,21 @@ fn score(task: Task, logits: &Tensor, targets: &Targets) -> Result<f64> {
     Ok(scores.iter().sum::<f64>() / scores.len() as f64)
 }
 
-/// The official training or development part of a task, or, where the folder lacks it, the labelled sample of it, and the name of
-/// its file.
+/// The official part of a task, or, where the folder lacks one to train on or to develop with, the labelled sample of it, and its
+/// file.
 ///
 /// # Errors
 ///
 /// When neither is there, or it is wrong.
-pub fn part(task: Task, folder: &Path, part: Part) -> Result<(TextSet, String)> {
-    let name = match part {
-        Part::Train => "train",
-        _ => "dev",
+pub fn part(task: Task, folder: &Path, part: Part) -> Result<(TextSet, PathBuf)> {
+    let sample = match part {
+        Part::Train => "train-subset.tsv",
+        Part::Dev => "dev-subset.tsv",
+        _ => return Ok((load(task, folder, part)?, file(task, folder, part)?)),
     };
-    match load(task, folder, part) {
-        Err(DataError::NotFound { .. }) if folder.is_dir() => {
-            let sample = |name: &str| folder.join(name);
-            let names = [format!("{name}-subset.tsv"), format!("{name}-subset.tsv.gz")];
-            let found = names.iter().find(|name| sample(name).is_file());
-            let found = found.with_context(|| format!("{}: no {name}.tsv", folder.display()))?;
-            Ok((load_file(task, &sample(found))?, found.clone()))
-        }
-        loaded => Ok((loaded?, format!("{name}.tsv"))),
-    }
+    let path = file(task, folder, part).or_else(|missing| {
+        let samples = [sample.to_owned(), format!("{sample}.gz")].map(|name| folder.join(name));
+        samples.into_iter().find(|path| path.is_file()).ok_or(missing)
+    })?;
+    Ok((load_file(task, &path)?, path))
 }

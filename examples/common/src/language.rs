@@ -286,9 +286,12 @@ impl<'a> Language<'a> {
         let trained = trained(&label, &model, &self.corpus, &config, &runs.join(&name), self.stop)?;
         // For other programs, and for `generate`.
         let folder = runs.join("models").join(&name);
-        create_folder(&folder)?;
-        model.save(&folder)?;
-        self.bpe.save(&folder)?;
+        // What others have added to a model that is there stays.
+        if trained.steps > 0 || !folder.join("tokenizer.json").is_file() {
+            create_folder(&folder)?;
+            model.save(&folder)?;
+            self.bpe.save(&folder)?;
+        }
         self.measure(plan, &model.packed()?, trained.seconds)
     }
 

@@ -73,6 +73,8 @@ pub struct Trained {
     pub evaluations: Vec<Evaluation>,
     /// Seconds that its steps took, those of earlier pieces included; evaluations are not counted.
     pub seconds: f64,
+    /// Steps that this call took: none where the run was complete.
+    pub steps: usize,
 }
 
 /// Trains `model`, or goes on where the `run` folder stands: a run that is complete there costs no step.
@@ -92,10 +94,13 @@ pub fn trained<M: Trainable>(
 ) -> Result<Trained> {
     same_task(run, &task(model, data)?)?;
     let frozen = model.frozen();
-    let mut bar = None;
+    let (mut bar, mut before) = (None, 0);
     let on_event = |event: &Event| match event {
-        Event::Started { done, steps } if done < steps => {
-            bar = Some(Progress::new(&format!("training {label}"), *steps as u64));
+        Event::Started { done, steps } => {
+            before = *done;
+            if done < steps {
+                bar = Some(Progress::new(&format!("training {label}"), *steps as u64));
+            }
         }
         Event::Step(step) => {
             if let Some(bar) = &mut bar {
@@ -119,7 +124,7 @@ pub fn trained<M: Trainable>(
             Interrupted("stopped; what is done is saved, and the same command goes on from there").into()
         );
     }
-    Ok(Trained { evaluations: report.evaluations, seconds: step_seconds(run)? })
+    Ok(Trained { evaluations: report.evaluations, seconds: step_seconds(run)?, steps: report.steps - before })
 }
 
 /// Seconds of all steps in the folder's `metrics.jsonl`.

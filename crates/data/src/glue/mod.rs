@@ -3,7 +3,7 @@
 mod task;
 mod tsv;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use self::task::{Part, Task};
 use crate::{Result, TextSet, files::find};
@@ -14,8 +14,17 @@ use crate::{Result, TextSet, files::find};
 ///
 /// [`Error::NotFound`](crate::Error::NotFound) naming the files looked for, and as [`load_file`].
 pub fn load(task: Task, folder: &Path, part: Part) -> Result<TextSet> {
+    load_file(task, &file(task, folder, part)?)
+}
+
+/// The file that [`load`] reads.
+///
+/// # Errors
+///
+/// [`Error::NotFound`](crate::Error::NotFound) naming the files looked for.
+pub fn file(task: Task, folder: &Path, part: Part) -> Result<PathBuf> {
     let name = task.file(part);
-    load_file(task, &find(folder, &[name.to_owned(), format!("{name}.gz")])?)
+    find(folder, &[name.to_owned(), format!("{name}.gz")])
 }
 
 /// The samples of one file of a task, plain or `.gz`. A file without a column of labels, or all of whose labels are -1, has samples

@@ -35,7 +35,8 @@ pub(super) fn step<M: Decoder + ?Sized>(
     counts: &mut GenerationCounts,
 ) -> Result<Vec<(Token, bool)>> {
     // As many of each: a block reads its weights once for all texts that draft.
-    let wanted = if how.adaptive { acceptance.best(costs, texts.len(), how.drafts) } else { how.drafts };
+    let most = texts.iter().map(|text| room(text)).max().unwrap_or(0).min(how.drafts);
+    let wanted = if how.adaptive { acceptance.best(costs, texts.len(), most) } else { most };
     let of = |text: &&mut Text| Drafts { wanted: wanted.min(room(text)), ..Default::default() };
     let mut drafts: Vec<Drafts> = texts.iter().map(of).collect();
     draft(model, texts, &mut drafts, how.layer, words)?;

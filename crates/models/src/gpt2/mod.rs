@@ -71,7 +71,8 @@ impl Gpt2 {
         if words == self.config.vocab_size {
             return Ok(self.clone());
         }
-        let config = Gpt2Config { vocab_size: words, ..self.config.clone() };
+        let eos_token_id = self.config.eos_token_id.filter(|id| (*id as usize) < words);
+        let config = Gpt2Config { vocab_size: words, eos_token_id, ..self.config.clone() };
         let mut params = self.params.clone();
         let table = self.embeddings.words.detach().narrow(0, 0, words)?;
         params.insert(WORDS, Var::from_tensor(&table.copy()?)?);

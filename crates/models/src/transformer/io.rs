@@ -160,6 +160,8 @@ impl<K: Kind> Transformer<K> {
     /// Writes a Hugging Face folder that [`load`](Self::load) and Python's `transformers` read: `config.json`,
     /// `model.safetensors`, and `layerwise.json` for the exits.
     ///
+    /// A BERT of [`Pooling::Mean`](crate::Pooling::Mean) has other logits in Python, whose `BertForSequenceClassification` reads the first token.
+    ///
     /// Equal models give equal bytes. Each file is written under a temporary name, synced and renamed.
     ///
     /// # Errors
