@@ -416,7 +416,7 @@ EXITS = {
 }
 GLUE = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"]
 GLUE_TRAININGS = ["standard", "aligned", "alternating", "multi-exit"]
-CHECKPOINTS = ["minilm6", "minilm6-mean", "bert12"]
+CHECKPOINTS = ["minilm6", "minilm6-mean", "bert12", "bert12-mean"]
 GLUE_PAGE = {
     **{f"scores {at}": (glue_layers, at, "score", percent) for at in CHECKPOINTS},
     **{f"cos {at}": (glue_layers, at, "cos_to_last", hundredths) for at in CHECKPOINTS},
