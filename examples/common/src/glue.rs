@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use layerwise_data::{
     Targets, TextSet,
-    glue::{Part, Task, file, load, load_file},
+    glue::{Part, Task, file, load_file},
     metrics::Metric,
 };
 use layerwise_exit::{Error as ExitError, Gate, HeldOut, Signal, layer_ratio};
@@ -26,7 +26,6 @@ use crate::{
     CommonFlags, Preset,
     checkpoint::model_names,
     encoded::{encoder_of, first},
-    files::create_folder,
     flags::{RecipeFlags, RunsFlag, in_name},
     layers::Source,
     progress,
@@ -272,13 +271,12 @@ impl<'a> Glue<'a> {
         // For other programs, and for `inspect` and `early_exit_server`.
         let folder = self.flags.runs.runs.join("models").join(&name);
         let tokenizer = |folder: &Path| folder.join("tokenizer.json");
-        // What others have added to a model that is there, such as thresholds, stays.
-        if trained.steps > 0 || !tokenizer(&folder).is_file() {
-            create_folder(&folder)?;
+        trained.keep(&folder, "tokenizer.json", || {
             model.save(&folder)?;
             std::fs::copy(tokenizer(&self.flags.model), tokenizer(&folder))
                 .with_context(|| tokenizer(&folder).display().to_string())?;
-        }
+            Ok(())
+        })?;
         self.measure(&plan.name, &model.packed()?, trained.seconds)
     }
 
@@ -438,13 +436,13 @@ fn score(task: Task, logits: &Tensor, targets: &Targets) -> Result<f64> {
 /// When neither is there, or it is wrong.
 pub fn part(task: Task, folder: &Path, part: Part) -> Result<(TextSet, PathBuf)> {
     let sample = match part {
-        Part::Train => "train-subset.tsv",
-        Part::Dev => "dev-subset.tsv",
-        _ => return Ok((load(task, folder, part)?, file(task, folder, part)?)),
+        Part::Train => Some("train-subset.tsv"),
+        Part::Dev => Some("dev-subset.tsv"),
+        _ => None,
     };
     let path = file(task, folder, part).or_else(|missing| {
-        let samples = [sample.to_owned(), format!("{sample}.gz")].map(|name| folder.join(name));
-        samples.into_iter().find(|path| path.is_file()).ok_or(missing)
+        let names = sample.into_iter().flat_map(|name| [name.to_owned(), format!("{name}.gz")]);
+        names.map(|name| folder.join(name)).find(|path| path.is_file()).ok_or(missing)
     })?;
     Ok((load_file(task, &path)?, path))
 }

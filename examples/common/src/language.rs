@@ -22,7 +22,6 @@ use serde_json::{Value, json};
 use crate::{
     CommonFlags, Preset,
     checkpoint::model_names,
-    files::create_folder,
     flags::{RecipeFlags, RunsFlag},
     progress,
     run::Interrupted,
@@ -286,12 +285,10 @@ impl<'a> Language<'a> {
         let trained = trained(&label, &model, &self.corpus, &config, &runs.join(&name), self.stop)?;
         // For other programs, and for `generate`.
         let folder = runs.join("models").join(&name);
-        // What others have added to a model that is there stays.
-        if trained.steps > 0 || !folder.join("tokenizer.json").is_file() {
-            create_folder(&folder)?;
+        trained.keep(&folder, "tokenizer.json", || {
             model.save(&folder)?;
-            self.bpe.save(&folder)?;
-        }
+            Ok(self.bpe.save(&folder)?)
+        })?;
         self.measure(plan, &model.packed()?, trained.seconds)
     }
 

@@ -73,8 +73,24 @@ pub struct Trained {
     pub evaluations: Vec<Evaluation>,
     /// Seconds that its steps took, those of earlier pieces included; evaluations are not counted.
     pub seconds: f64,
-    /// Steps that this call took: none where the run was complete.
-    pub steps: usize,
+    /// Whether this call took a step; a run that was complete takes none.
+    pub stepped: bool,
+}
+
+impl Trained {
+    /// Has `write` put the model into a folder for other programs. A model that is there and was not trained further stays as it is, with what others
+    /// have added to it, such as thresholds; it is there when the `last` file is that `write` writes.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be created, and what `write` reports.
+    pub fn keep(&self, folder: &Path, last: &str, write: impl FnOnce() -> Result<()>) -> Result<()> {
+        if !self.stepped && folder.join(last).is_file() {
+            return Ok(());
+        }
+        create_folder(folder)?;
+        write()
+    }
 }
 
 /// Trains `model`, or goes on where the `run` folder stands: a run that is complete there costs no step.
@@ -94,13 +110,10 @@ pub fn trained<M: Trainable>(
 ) -> Result<Trained> {
     same_task(run, &task(model, data)?)?;
     let frozen = model.frozen();
-    let (mut bar, mut before) = (None, 0);
+    let mut bar = None;
     let on_event = |event: &Event| match event {
-        Event::Started { done, steps } => {
-            before = *done;
-            if done < steps {
-                bar = Some(Progress::new(&format!("training {label}"), *steps as u64));
-            }
+        Event::Started { done, steps } if done < steps => {
+            bar = Some(Progress::new(&format!("training {label}"), *steps as u64));
         }
         Event::Step(step) => {
             if let Some(bar) = &mut bar {
@@ -116,6 +129,7 @@ pub fn trained<M: Trainable>(
         on_event: Some(Box::new(on_event)),
     };
     let report = train(model, model.params(), data, config, Some(run), hooks)?;
+    let stepped = bar.is_some();
     if let Some(bar) = bar {
         bar.finish(&format!("{} steps", report.steps));
     }
@@ -124,7 +138,7 @@ pub fn trained<M: Trainable>(
             Interrupted("stopped; what is done is saved, and the same command goes on from there").into()
         );
     }
-    Ok(Trained { evaluations: report.evaluations, seconds: step_seconds(run)?, steps: report.steps - before })
+    Ok(Trained { evaluations: report.evaluations, seconds: step_seconds(run)?, stepped })
 }
 
 /// Seconds of all steps in the folder's `metrics.jsonl`.
@@ -203,6 +217,19 @@ mod tests {
         let second = trained("again", &again, &data, &config, folder.path(), &stop)?;
         assert_eq!(second.evaluations, first_trained.evaluations);
         assert!(second.seconds == first_trained.seconds && second.seconds > 0.);
+        // What others add to a model stays until it is trained further.
+        let kept = folder.path().join("models/kept");
+        let write = |words: &'static str| {
+            let file = kept.join("config.json");
+            move || Ok(fs::write(file, words)?)
+        };
+        let there = || fs::read_to_string(kept.join("config.json"));
+        second.keep(&kept, "config.json", write("not there"))?;
+        assert_eq!(there()?, "not there");
+        second.keep(&kept, "config.json", write("nothing new"))?;
+        assert_eq!(there()?, "not there");
+        first_trained.keep(&kept, "config.json", write("trained"))?;
+        assert_eq!(there()?, "trained");
         for ((name, first), (_, again)) in first.params().iter().zip(again.params().iter()) {
             assert_eq!(
                 first.flatten_all()?.to_vec1::<f32>()?,

@@ -495,7 +495,7 @@ impl<'a> Vision<'a> {
         let trained = trained(&label, &model, data, &config, &run, self.stop)?;
         // For other programs, and for `--model`.
         let folder = self.folder_of(plan);
-        save(&model, data.preprocess(), &folder)?;
+        trained.keep(&folder, "preprocessor_config.json", || save(&model, data.preprocess(), &folder))?;
         Ok((model, trained))
     }
 
