@@ -128,6 +128,17 @@ fn corrupt_gzip() {
     }
 }
 
+/// As `cat a.gz b.gz` makes it.
+#[test]
+fn gzip_in_pieces_is_read_whole() {
+    let (images, labels, name) = (images(), labels(), format!("{IMAGES}.gz"));
+    let (first, rest) = images.split_at(images.len() / 2);
+    let pieces = folder(&[(&name, &[gzip(first), gzip(rest)].concat()), (LABELS, &labels)]);
+    let whole = folder(&[(IMAGES, &images), (LABELS, &labels)]);
+    let read = |folder: &TempDir| idx::load(folder.path(), Split::Test).expect("two images");
+    assert_eq!(read(&pieces), read(&whole));
+}
+
 /// Twelve pixels are announced, 64 MB follow, and the end is cut off, which would be the complaint of a reader that got there.
 #[test]
 fn a_gzip_bomb_is_not_unpacked() {

@@ -15,6 +15,9 @@ use crate::{
 /// Logits in memory at once, above which [`multi_exit_linear_cross_entropy`] is what to call: 4 MiB of them. Fewer are computed as fast without it.
 pub const MANY_LOGITS: usize = 1 << 20;
 
+/// In errors.
+const NAME: &str = "multi_exit_linear_cross_entropy";
+
 /// Options of [`multi_exit_linear_cross_entropy`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct MultiExit {
@@ -110,7 +113,7 @@ pub fn multi_exit_linear_cross_entropy(
     let wrong = |&id: &u32| id as usize >= shape.classes && config.ignore_index != Some(id);
     if let Some(row) = ids.iter().position(wrong) {
         let (id, classes) = (ids[row], shape.classes);
-        bail!("multi_exit_linear_cross_entropy: row {row} has label {id}, there are {classes} classes")
+        bail!("{NAME}: row {row} has label {id}, there are {classes} classes")
     }
     if ids.is_empty() {
         let nothing = Sums::default().over(0.);
@@ -136,9 +139,7 @@ pub fn multi_exit_linear_cross_entropy(
     };
     for (row, (weight, id)) in row_weights.iter_mut().zip(&ids).enumerate() {
         if !weight.is_finite() || *weight < 0. {
-            bail!(
-                "multi_exit_linear_cross_entropy: row {row} weighs {weight}, expected a finite number, at least 0"
-            )
+            bail!("{NAME}: row {row} weighs {weight}, expected a finite number, at least 0")
         }
         if config.ignore_index == Some(*id) {
             *weight = 0.;
@@ -189,7 +190,6 @@ impl Sizes {
         row_weights: Option<&Tensor>,
         config: &MultiExit,
     ) -> Result<Self> {
-        let name = "multi_exit_linear_cross_entropy";
         let (classes, width) = weight.dims2()?;
         let rows = targets.dims1()?;
         let fits = features.iter().all(|xs| xs.dims() == [rows, width])
@@ -198,7 +198,7 @@ impl Sizes {
         if !fits {
             let features: Vec<&[usize]> = features.iter().map(Tensor::dims).collect();
             bail!(
-                "{name}: features {features:?}, weight {:?}, bias {:?}, targets {:?}, row weights {:?}",
+                "{NAME}: features {features:?}, weight {:?}, bias {:?}, targets {:?}, row weights {:?}",
                 weight.dims(),
                 bias.map(Tensor::dims),
                 targets.dims(),
@@ -206,16 +206,16 @@ impl Sizes {
             )
         }
         if features.is_empty() || features.len() != config.exit_weights.len() {
-            bail!("{name}: {} exits, {} weights", features.len(), config.exit_weights.len())
+            bail!("{NAME}: {} exits, {} weights", features.len(), config.exit_weights.len())
         }
         if let Some(weight) = config.exit_weights.iter().find(|weight| !weight.is_finite()) {
-            bail!("{name}: an exit's weight is {weight}, expected a finite number")
+            bail!("{NAME}: an exit's weight is {weight}, expected a finite number")
         }
         if !(0. ..1.).contains(&config.label_smoothing) {
-            bail!("{name}: label smoothing is {}, expected [0, 1)", config.label_smoothing)
+            bail!("{NAME}: label smoothing is {}, expected [0, 1)", config.label_smoothing)
         }
         if config.chunk == 0 {
-            bail!("{name}: chunk is 0, expected at least 1")
+            bail!("{NAME}: chunk is 0, expected at least 1")
         }
         Ok(Self { width, classes })
     }

@@ -278,5 +278,12 @@ fn what_does_not_fit_is_said() -> Result<()> {
     says(&features, &bias, &targets, &changed(|config| config.exit_weights[1] = f64::NAN), "NaN");
     says(&features, &bias, &targets, &changed(|config| config.label_smoothing = 1.), "label smoothing is 1");
     says(&features, &bias, &targets, &changed(|config| config.chunk = 0), "chunk is 0");
+    for bad in [f32::NAN, f32::INFINITY, -1.] {
+        let rows = Tensor::new(&[1., 0., bad], &Cpu)?;
+        let error =
+            multi_exit_linear_cross_entropy(&features, &weight, Some(&bias), &targets, Some(&rows), &good);
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains(&format!("row 2 weighs {bad}")), "{text}");
+    }
     Ok(())
 }
