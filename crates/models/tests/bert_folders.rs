@@ -153,10 +153,6 @@ fn a_cut_model_is_the_exit_it_was_cut_at() -> Result {
 #[test]
 fn python_reads_what_we_write() -> Result {
     let (batch, folder) = (words()?, tempfile::tempdir()?);
-    let tensors =
-        [("ids", Some(&batch.inputs)), ("mask", batch.mask.as_ref()), ("types", batch.token_types.as_ref())];
-    let tensors =
-        tensors.into_iter().filter_map(|(name, xs)| Some((name.to_owned(), xs?.to_dtype(DType::I64).ok()?)));
     let mut want = common::Tensors::new();
     for (name, num_labels, heads) in
         [("shared", 5, Heads::Shared), ("own", 2, Heads::PerLayer), ("number", 1, Heads::Shared)]
@@ -167,7 +163,7 @@ fn python_reads_what_we_write() -> Result {
             want.insert(name, tap::forward(&model, &batch, Pass::EVAL)?);
         }
     }
-    common::assert_python_agrees(tensors.collect(), folder.path(), &want)
+    common::assert_python_agrees(common::for_python(&batch)?, folder.path(), &want)
 }
 
 #[test]

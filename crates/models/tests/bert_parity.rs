@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use candle_core::{Device::Cpu, Tensor};
+use candle_core::{DType, Device::Cpu, Tensor};
 use common::{Result, Tensors, WORST, assert_gradients, assert_states, largest, read_tensors};
 use layerwise_models::{Batch, Bert, Head, LoadOptions, Pass, Tapped, tap};
 use layerwise_ops::{CrossEntropy, cross_entropy};
@@ -79,6 +79,40 @@ fn real_checkpoints_equal_transformers() -> Result {
         match expected.get("pooled") {
             Some(pooled) => assert_close(&bert.pooled(&bert.feature(&states[layers])?)?, pooled, 1e-4)?,
             None => assert!(bert.pooled(&bert.feature(&states[layers])?).is_err()),
+        }
+    }
+    Ok(())
+}
+
+/// Every state of every token, and logits, of the whole checkpoint and of half of it, each saved with a classifier and read by Python.
+#[test]
+fn real_checkpoints_with_a_classifier_equal_transformers() -> Result {
+    let Some(weights) = layerwise_testkit::from_env("LAYERWISE_WEIGHTS") else { return Ok(()) };
+    for name in ["minilm6", "bert12"] {
+        let batch = batch(&read_tensors(&common::fixtures().join(format!("{name}.safetensors")))?);
+        let head = Head::Fresh { labels: 3, seed: 1 };
+        let bert =
+            Bert::load_with(&weights.join(name), &LoadOptions { head, ..Default::default() }, &Cpu)?.model;
+        let models = [("whole".to_owned(), bert.clone()), ("half".to_owned(), bert.cut(bert.depth() / 2)?)];
+        let folder = tempfile::tempdir()?;
+        for (name, model) in &models {
+            model.save(&folder.path().join(name))?;
+        }
+        let names = models.iter().map(|(name, _)| name);
+        let Some(said) = common::said_by_python(common::for_python(&batch)?, folder.path(), names)? else {
+            return Ok(());
+        };
+        for (which, model) in &models {
+            let states = tap::hidden_states(model, &batch, Pass::EVAL)?;
+            assert_eq!(states.len(), said[&format!("{which}.hidden")].dim(0)?);
+            // What padding holds is nobody's business.
+            let kept = batch.mask.as_ref().ok_or("no mask")?.to_dtype(DType::F32)?.unsqueeze(2)?;
+            for (layer, hidden) in states.iter().enumerate() {
+                let want = said[&format!("{which}.hidden")].get(layer)?.broadcast_mul(&kept)?;
+                assert_close(&hidden.xs.broadcast_mul(&kept)?, &want, WORST)
+                    .map_err(|error| format!("{name}, {which}, layer {layer}: {error}"))?;
+            }
+            assert_close(&tap::forward(model, &batch, Pass::EVAL)?, &said[which], WORST)?;
         }
     }
     Ok(())

@@ -93,8 +93,7 @@ fn python_reads_what_we_write() -> Result {
             want.insert(name, tap::forward(&model, &batch, Pass::EVAL)?);
         }
     }
-    let ids = common::Tensors::from([("ids".to_owned(), batch.inputs.to_dtype(DType::I64)?)]);
-    common::assert_python_agrees(ids, folder.path(), &want)
+    common::assert_python_agrees(common::for_python(&batch)?, folder.path(), &want)
 }
 
 #[test]

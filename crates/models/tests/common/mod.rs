@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{Device::Cpu, Tensor, backprop::GradStore};
+use candle_core::{DType, Device::Cpu, Tensor, backprop::GradStore};
 use layerwise_models::{
     Batch, Bert, BertConfig, Error, Gpt2, Gpt2Config, Mlp, MlpConfig, Params, Pass, Tapped, Vit, VitConfig,
     tap,
@@ -189,22 +189,39 @@ pub(crate) fn assert_gradients(params: &Params, gradients: &GradStore, expected:
 
 /// The models in `folder`, saved under the names of `want`, have these logits in Python's transformers, too.
 pub(crate) fn assert_python_agrees(inputs: Tensors, folder: &Path, want: &Tensors) -> Result {
-    let Some(python) = layerwise_testkit::from_env("LAYERWISE_PYTHON") else { return Ok(()) };
-    let at = |name: &str| folder.join(name);
-    write_tensors(&at("inputs.safetensors"), inputs)?;
-    let output = std::process::Command::new(python)
-        .env("HF_HUB_OFFLINE", "1")
-        .arg(fixtures().join("load_hf.py"))
-        .args([at("inputs.safetensors"), at("logits.safetensors")])
-        .args(want.keys().map(|name| at(name)))
-        .output()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let got = read_tensors(&at("logits.safetensors"))?;
+    let Some(got) = said_by_python(inputs, folder, want.keys())? else { return Ok(()) };
     for (name, want) in want {
         // Both sides sum at most 48 terms in f32, 3 blocks deep: typically sqrt(48) * 6e-8 each, 1e-6 in all.
         assert_close(&got[name], want, 1e-5).map_err(|error| format!("{name}: {error}"))?;
     }
     Ok(())
+}
+
+/// What Python's transformers make of `inputs` with the models saved in `folder`: `NAME`, the logits, and `NAME.hidden`.
+pub(crate) fn said_by_python<'a>(
+    inputs: Tensors,
+    folder: &Path,
+    names: impl Iterator<Item = &'a String>,
+) -> Result<Option<Tensors>> {
+    let Some(python) = layerwise_testkit::from_env("LAYERWISE_PYTHON") else { return Ok(None) };
+    let at = |name: &str| folder.join(name);
+    write_tensors(&at("inputs.safetensors"), inputs)?;
+    let output = std::process::Command::new(python)
+        .env("HF_HUB_OFFLINE", "1")
+        .arg(fixtures().join("load_hf.py"))
+        .args([at("inputs.safetensors"), at("said.safetensors")])
+        .args(names.map(|name| at(name)))
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(Some(read_tensors(&at("said.safetensors"))?))
+}
+
+/// A batch as `load_hf.py` reads it.
+pub(crate) fn for_python(batch: &Batch) -> candle_core::Result<Tensors> {
+    let tensors =
+        [("ids", Some(&batch.inputs)), ("mask", batch.mask.as_ref()), ("types", batch.token_types.as_ref())];
+    let present = tensors.into_iter().filter_map(|(name, xs)| Some((name.to_owned(), xs?)));
+    present.map(|(name, xs)| Ok((name, xs.to_dtype(DType::I64)?))).collect()
 }
 
 /// Three blocks of odd sizes, without dropout.
