@@ -11,6 +11,7 @@ use std::{
 
 use candle_core::{Device::Cpu, Tensor};
 use layerwise::{
+    exit::{SavedExits, Signal},
     models::{Batch, Bert, BertConfig, Pass, Pooling, Vit, VitConfig, tap},
     ops::init,
 };
@@ -26,7 +27,7 @@ const WORDS: [&str; 9] = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "fi
 #[test]
 fn tasks_are_trained_measured_and_found_again() -> Done {
     let folder = tempfile::tempdir()?;
-    let (model, data) = (checkpoint(folder.path(), WORDS.len())?, tasks(folder.path())?);
+    let (model, data) = (checkpoint(folder.path(), WORDS.len(), Pooling::Cls)?, tasks(folder.path())?);
     let (out, runs) = (folder.path().join("out"), folder.path().join("runs"));
     let arguments =
         ["--model", text(&model), "--data", text(&data), "--runs", text(&runs), "--preset", "smoke"];
@@ -88,7 +89,8 @@ fn tasks_are_trained_measured_and_found_again() -> Done {
     let score = numbers(&by_mean["tasks"]["SST-2"]["models"][0][0]["score"]);
     assert!(score.iter().all(|score| *score > 0.9), "{score:?}");
     let name = "sst2-bert-mean-aligned-smoke-epochs40-lr0.005-seed3";
-    assert_eq!(Bert::load(&runs_of_mean.join("models").join(name), &Cpu)?.config().pooling, Pooling::Mean);
+    let by_mean = runs_of_mean.join("models").join(name);
+    assert_eq!(Bert::load(&by_mean, &Cpu)?.config().pooling, Pooling::Mean);
     // What is trained is not trained again, and is a model that others load.
     let again = folder.path().join("again");
     succeed(&run("f07_aligned_bert", &arguments, &again));
@@ -192,24 +194,32 @@ fn served(folder: &Path, model: &Path, data: &Path) -> Done {
     for (body, status, words) in [
         (&b"the good film"[..], 200, "\"label\":\"positive\""),
         (b"the bad film\n", 200, "\"label\":\"negative\""),
-        // Longer than the model has positions for: cut.
-        (&b"good ".repeat(1000), 200, "\"layer\":"),
+        // Longer than the model has positions for: cut, and said so.
+        (&b"good ".repeat(1000), 200, "\"truncated\":true"),
         (b" \n", 400, "is empty"),
         (b"a \xff", 400, "UTF-8"),
     ] {
         let said = ask_for(&server, body)?;
         assert!(said.starts_with(&format!("HTTP/1.1 {status} ")) && said.contains(words), "{said}");
+        assert_eq!(said.contains("truncated"), words.contains("truncated"), "{said}");
     }
     Ok(())
 }
 
+/// By a threshold that is given, and by what f07 keeps beside the model.
 fn numbers_are_served(model: &Path, data: &Path) -> Done {
+    let saved = SavedExits::load(model, DEPTH)?;
+    assert!(matches!(saved.thresholds.signal, Signal::Gate(_) | Signal::Change), "{saved:?}");
+    let kept = Server::start(model, &[])?;
     let server = Server::start(model, &["--threshold", "0.1"])?;
-    for (body, from, to) in [(&b"a film\ta good film"[..], 2.5, 5.5), (b"a film\ta bad film", -0.5, 2.5)] {
-        let said = ask_for(&server, body)?;
-        let answer: Value = serde_json::from_str(said.lines().last().ok_or("a body")?)?;
-        let number = answer["number"].as_f64().ok_or(said)?;
-        assert!((from..to).contains(&number) && answer["layer"].as_u64() >= Some(1), "{answer}");
+    for server in [&kept, &server] {
+        for (body, from, to) in [(&b"a film\ta good film"[..], 2.5, 5.5), (b"a film\ta bad film", -0.5, 2.5)]
+        {
+            let said = ask_for(server, body)?;
+            let answer: Value = serde_json::from_str(said.lines().last().ok_or("a body")?)?;
+            let number = answer["number"].as_f64().ok_or(said)?;
+            assert!((from..to).contains(&number) && answer["layer"].as_u64() >= Some(1), "{answer}");
+        }
     }
     let task = data.join("STS-B");
     let ask = ["load", "--address", &server.address, "--data", text(&task)];
@@ -236,10 +246,58 @@ fn ask_for(server: &Server, body: &[u8]) -> Done<String> {
     Ok(said)
 }
 
+/// What exits read is in the model's folder, and then in that of the trained one; so is how many tokens it takes. MNLI has two parts to score.
+#[test]
+fn what_a_folder_says_is_done() -> Done {
+    let folder = tempfile::tempdir()?;
+    let model = &checkpoint(folder.path(), WORDS.len(), Pooling::Mean)?;
+    let data = &tasks(folder.path())?;
+    let (out, runs) = (folder.path().join("out"), folder.path().join("runs"));
+    let header = "sentence1\tsentence2\tgold_label\n";
+    fs::create_dir_all(data.join("MNLI"))?;
+    let labels = ["entailment", "contradiction"];
+    for (part, swapped) in [("train", 0), ("dev_matched", 0), ("dev_mismatched", 1)] {
+        let lines = (0..48).map(|i| {
+            let word = ["good", "bad"][i % 2];
+            format!("a {word} film\tthe {word} film the film a film\t{}\n", labels[(i + swapped) % 2])
+        });
+        fs::write(
+            data.join("MNLI").join(part).with_extension("tsv"),
+            header.to_owned() + &lines.collect::<String>(),
+        )?;
+    }
+    let arguments =
+        ["--model", text(model), "--data", text(data), "--runs", text(&runs), "--preset", "smoke"];
+    let more =
+        ["--task", "mnli", "--objective", "aligned", "--max-tokens", "6", "--epochs", "40", "--lr", "0.005"];
+    succeed(&run("f07_aligned_bert", &[&arguments[..], &more].concat(), &out));
+    let results: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
+    let task = &results["tasks"]["MNLI"];
+    assert_eq!(
+        (&task["settings"]["pooling"], &task["settings"]["truncated"]),
+        (&json!("mean"), &json!([48, 48]))
+    );
+    let metrics = &task["models"][0][0]["metrics"];
+    assert!(numbers(&metrics["accuracy"]).iter().all(|score| *score > 0.9), "{metrics}");
+    assert!(numbers(&metrics["accuracy, mismatched"]).iter().all(|score| *score < 0.1), "{metrics}");
+    let trained = fs::read_dir(runs.join("models"))?.next().ok_or("a model")??.path();
+    assert!(text(&trained).contains("-mean-tokens6-aligned"), "{trained:?}");
+    let (lines, out) = (folder.path().join("lines.txt"), folder.path().join("inspect"));
+    fs::write(&lines, "a good film\nthe bad film the good film\n")?;
+    let inspect = || run("inspect", &["--model", text(&trained), "--input", text(&lines)], &out);
+    let inspected = inspect();
+    succeed(&inspected);
+    let said = String::from_utf8_lossy(&inspected.stderr);
+    assert!(said.contains("1 of 2 texts have more than 6 tokens"), "{said}");
+    fs::write(trained.join("tokenizer_config.json"), "{ model_max_length")?;
+    fails_with(&inspect(), 1, &["tokenizer_config.json"]);
+    Ok(())
+}
+
 #[test]
 fn what_is_wrong_is_said_in_one_line() -> Done {
     let folder = tempfile::tempdir()?;
-    let (model, data) = (checkpoint(folder.path(), WORDS.len())?, tasks(folder.path())?);
+    let (model, data) = (checkpoint(folder.path(), WORDS.len(), Pooling::Cls)?, tasks(folder.path())?);
     let out = folder.path().join("out");
     let f07 = |model: &Path, data: &Path, more: &[&str]| {
         let runs = folder.path().join("runs");
@@ -256,7 +314,7 @@ fn what_is_wrong_is_said_in_one_line() -> Done {
     );
     let small = folder.path().join("small");
     fs::create_dir(&small)?;
-    let other = checkpoint(&small, 5)?;
+    let other = checkpoint(&small, 5, Pooling::Cls)?;
     fails_with(
         &f07(&other, &data, &["--task", "sst-2"]),
         1,
@@ -270,7 +328,7 @@ fn what_is_wrong_is_said_in_one_line() -> Done {
 }
 
 /// A BERT of random weights with a table of so many words, and a tokenizer of [`WORDS`].
-fn checkpoint(folder: &Path, words: usize) -> Done<std::path::PathBuf> {
+fn checkpoint(folder: &Path, words: usize, pooling: Pooling) -> Done<std::path::PathBuf> {
     let model = folder.join("bert");
     let config = BertConfig {
         vocab_size: words,
@@ -280,6 +338,7 @@ fn checkpoint(folder: &Path, words: usize) -> Done<std::path::PathBuf> {
         intermediate_size: 48,
         max_position_embeddings: 12,
         num_labels: 0,
+        pooling,
         initializer_range: 0.1,
         ..Default::default()
     };

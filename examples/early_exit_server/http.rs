@@ -29,7 +29,10 @@ use tokio::{
     time,
 };
 
-use crate::{prepare::Prepare, server::NO_EXITS};
+use crate::{
+    prepare::{Prepare, Prepared},
+    server::NO_EXITS,
+};
 
 /// Largest body, bytes.
 pub(crate) const MAX_BODY: usize = 4 << 20;
@@ -138,6 +141,9 @@ pub(crate) struct Answer {
     pub(crate) says: Says,
     /// The layer after which the sample left.
     pub(crate) layer: usize,
+    /// Said where the end of a text was left out, as the model takes no more tokens.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) truncated: bool,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -211,30 +217,34 @@ async fn answer(app: &App, exits: Option<Switch>, request: Request) -> Result<An
         drop(decoder);
         batch
     });
-    let batch = decoded.await;
-    let batch = batch.map_err(|_| Failure::internal("decoding panicked".into()))?;
-    let batch = batch.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("{error:#}")))?;
+    let decoded = decoded.await.map_err(|_| Failure::internal("decoding panicked".into()))?;
+    let Prepared { batch, truncated } =
+        decoded.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("{error:#}")))?;
     let keys = vec![if exits == Some(Switch::Off) { NO_EXITS } else { 0 }];
     let (sender, receiver) = oneshot::channel();
     // A client that goes away drops this future, and with it the ticket.
     let ticket = app.0.client.try_submit_with(batch, Some(keys), move |answer| drop(sender.send(answer)))?;
     let exited = receiver.await.map_err(|_| Failure::from(ExitError::Closed))??;
     drop(ticket);
-    app.told(&exited)
+    app.told(&exited, truncated)
 }
 
 impl App {
-    fn told(&self, exited: &Exited) -> Result<Answer, Failure> {
+    fn told(&self, exited: &Exited, truncated: bool) -> Result<Answer, Failure> {
         let logits = exited.logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>());
         let logits = logits.map_err(|error| Failure::internal(error.to_string()))?;
         let layer = exited.layer[0];
         if let [number] = logits[..] {
-            return Ok(Answer { says: Says::Number { number: f64::from(number) }, layer });
+            return Ok(Answer { says: Says::Number { number: f64::from(number) }, layer, truncated });
         }
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let class = logits.iter().position(|&x| x == largest).unwrap_or(0);
         let probability = 1. / logits.iter().map(|x| f64::from(x - largest).exp()).sum::<f64>();
-        Ok(Answer { says: Says::Class { class, label: self.0.labels[class].clone(), probability }, layer })
+        Ok(Answer {
+            says: Says::Class { class, label: self.0.labels[class].clone(), probability },
+            layer,
+            truncated,
+        })
     }
 }
 

@@ -29,6 +29,13 @@ pub(crate) enum Prepare {
     Texts(Box<Texts>),
 }
 
+/// One sample.
+pub(crate) struct Prepared {
+    pub(crate) batch: Batch,
+    /// Whether some of a text was left out, as the model takes no more.
+    pub(crate) truncated: bool,
+}
+
 /// For a model of so many channels and square images of this edge.
 pub(crate) struct Images {
     preprocess: Preprocess,
@@ -38,7 +45,6 @@ pub(crate) struct Images {
 
 pub(crate) struct Texts {
     encoder: Encoder,
-    max_tokens: usize,
 }
 
 impl Prepare {
@@ -60,18 +66,19 @@ impl Prepare {
                 Ok(Self::Images(images))
             }
             Checkpoint::Bert(bert) => {
-                let (encoder, max_tokens) = encoder_of(folder, bert.config(), None)?;
-                Ok(Self::Texts(Box::new(Texts { encoder, max_tokens })))
+                let encoder = encoder_of(folder, bert.config(), None)?;
+                Ok(Self::Texts(Box::new(Texts { encoder })))
             }
         }
     }
 
     /// The sample of a body; what is wrong with it is the client's fault.
-    pub(crate) fn sample(&self, body: &[u8], device: &Device) -> Result<Batch> {
+    pub(crate) fn sample(&self, body: &[u8], device: &Device) -> Result<Prepared> {
         match self {
             Self::Images(images) => {
                 let sample = decoded(body).and_then(|image| images.sample(&image, device));
-                sample.context("expected a PNG or JPEG image in the body")
+                let batch = sample.context("expected a PNG or JPEG image in the body")?;
+                Ok(Prepared { batch, truncated: false })
             }
             Self::Texts(texts) => {
                 let text = std::str::from_utf8(body).context("expected a text in UTF-8 in the body")?;
@@ -89,11 +96,11 @@ impl Prepare {
                 Ok(vec![images.sample(&RgbImage::new(edge, edge), device)?])
             }
             Self::Texts(texts) => {
-                let mut widths: Vec<usize> = (STEP..texts.max_tokens).step_by(STEP).collect();
-                widths.push(texts.max_tokens);
+                let most = texts.encoder.max_tokens();
+                let mut widths: Vec<usize> = (STEP..most).step_by(STEP).chain([most]).collect();
                 let usual = widths.len().min(4) - 1;
                 widths.swap(0, usual);
-                widths.into_iter().map(|width| texts.sample(&"a".into(), width, device)).collect()
+                widths.into_iter().map(|width| Ok(texts.sample(&"a".into(), width, device)?.batch)).collect()
             }
         }
     }
@@ -125,14 +132,15 @@ fn decoded(body: &[u8]) -> Result<RgbImage> {
 
 impl Texts {
     /// Of at least so many tokens, and always with a mask: texts go on together where they have one shape.
-    fn sample(&self, text: &Text, tokens: usize, device: &Device) -> Result<Batch> {
-        let ids = self.encoder.encode(std::slice::from_ref(text))?;
-        let tokens = ids[0].ids.len().max(tokens).next_multiple_of(STEP).min(self.max_tokens);
-        let Padded { ids, mask, types } = self.encoder.pad_to(&[&ids[0]], tokens, device)?;
+    fn sample(&self, text: &Text, tokens: usize, device: &Device) -> Result<Prepared> {
+        let encoded = self.encoder.encode(std::slice::from_ref(text))?.remove(0);
+        let tokens = encoded.ids.len().max(tokens).next_multiple_of(STEP).min(self.encoder.max_tokens());
+        let Padded { ids, mask, types } = self.encoder.pad_to(&[&encoded], tokens, device)?;
         let mask = match mask {
             Some(mask) => mask,
             None => Tensor::ones(ids.shape(), DType::U8, device)?,
         };
-        Ok(Batch { inputs: ids, mask: Some(mask), token_types: Some(types) })
+        let batch = Batch { inputs: ids, mask: Some(mask), token_types: Some(types) };
+        Ok(Prepared { batch, truncated: encoded.truncated })
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct ServeFlags {
     #[command(flatten)]
     model: ModelFlag,
     /// Largest softmax probability above which a sample leaves; of a model that answers with a number, how far that may have moved in the last
-    /// block [default: what `calibrate --save` has written beside the model].
+    /// block [default: what `calibrate --save`, or for numbers `f07_aligned_bert`, has written beside the model].
     #[arg(long)]
     threshold: Option<f64>,
     /// Where to listen; port 0 takes a free one.
@@ -62,7 +62,7 @@ pub(crate) fn serve(flags: &ServeFlags, device: &Device) -> Result<()> {
     let prepare = Prepare::of(folder, &model, device)?;
     let signal = if labels.len() == 1 { Signal::Change } else { Signal::MaxProbability };
     let model = model.tapped();
-    let policy = Switched(policy(flags.threshold.map(|at| (signal, at)), folder, model.depth())?);
+    let policy = Switched(policy(signal, flags.threshold, folder, model.depth())?);
     policy.validate(model.depth())?;
     let pools = PoolConfig {
         max_batch: flags.max_batch,
@@ -112,17 +112,17 @@ impl Drop for Ended {
     }
 }
 
-fn policy(threshold: Option<(Signal, f64)>, folder: &Path, depth: usize) -> Result<Thresholds> {
-    if let Some((signal, threshold)) = threshold {
+fn policy(signal: Signal, threshold: Option<f64>, folder: &Path, depth: usize) -> Result<Thresholds> {
+    let writer = if signal == Signal::Change { "f07_aligned_bert" } else { "`calibrate --save`" };
+    if let Some(threshold) = threshold {
         return Ok(Thresholds::common(signal, threshold, depth));
     }
-    let saved = SavedExits::load(folder, depth);
-    let help = "--threshold, or thresholds that `calibrate --save` writes beside the model";
-    match saved {
-        Err(ExitError::NotCalibrated { .. }) => saved.context(format!("no exits: expected {help}")),
-        other => Ok(other?),
+    match SavedExits::load(folder, depth) {
+        Err(missing @ ExitError::NotCalibrated { .. }) => Err(missing).with_context(|| {
+            format!("no exits: expected --threshold, or thresholds that {writer} writes beside the model")
+        }),
+        saved => Ok(saved?.thresholds),
     }
-    .map(|saved| saved.thresholds)
 }
 
 /// Samples of this key stay to the end: whoever asks may have the full model.

@@ -7,7 +7,7 @@ use layerwise::data::glue::Task;
 use layerwise_example_common::{
     Report, Results, Table,
     curves::mean_curve,
-    glue::Measured,
+    glue::{A_POINT, Measured},
     plots::{self, Panel, Series},
     progress,
     table::{decimals, percent},
@@ -73,7 +73,7 @@ fn exit_table(tasks: &Tasks) -> Table {
     for (task, models) in tasks {
         for model in models.iter().filter_map(|seeds| seeds.first()) {
             for exits in &model.exits {
-                if let Some(exit) = exits.within(0.01) {
+                if let Some(exit) = exits.within(A_POINT) {
                     table.row([
                         task.name().to_owned(),
                         model.name.clone(),

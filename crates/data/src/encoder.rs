@@ -11,6 +11,7 @@ pub struct Encoder {
     path: PathBuf,
     tokenizer: Tokenizer,
     pad: u32,
+    max_tokens: usize,
 }
 
 /// Ids of a text.
@@ -63,7 +64,7 @@ impl Encoder {
         }
         tokenizer.with_truncation(Some(truncation)).map_err(bad)?;
         tokenizer.with_padding(None);
-        Ok(Self { pad: pad.or(by_name).unwrap_or_default(), tokenizer, path })
+        Ok(Self { pad: pad.or(by_name).unwrap_or_default(), tokenizer, path, max_tokens })
     }
 
     /// Whether this is the tokenizer of a model with a table of `vocabulary` rows.
@@ -73,6 +74,12 @@ impl Encoder {
     /// [`Error::Vocabulary`] when ids are beyond the table, or far below its end.
     pub fn check(&self, vocabulary: usize) -> Result<()> {
         vocabulary::check(&self.tokenizer, &self.path, vocabulary)
+    }
+
+    /// Most tokens of a text.
+    #[must_use]
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
     }
 
     /// The id that [`pad`](Self::pad) fills up with.

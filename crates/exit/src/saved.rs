@@ -29,7 +29,7 @@ pub struct SavedExits {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Calibration {
-    /// By hand.
+    /// By hand, or by a rule that promises nothing.
     Given,
     /// For a budget: no promise.
     Budget {

@@ -12,6 +12,7 @@ use crate::{
     encoded::{EncodedTexts, encoder_of, first, texts_of},
     input::Input,
     layers::Source,
+    progress,
 };
 
 /// A frozen model of one of the kinds that examples open, without a classifier where the checkpoint has none.
@@ -70,6 +71,15 @@ impl Checkpoint {
                 })?;
                 let texts = first(texts_of(input)?, limit.unwrap_or(usize::MAX))?;
                 let texts = EncodedTexts::new(encoder_of(folder, bert.config(), None)?, &texts)?;
+                if texts.truncated() > 0 {
+                    progress::line(&format!(
+                        "{}: {} of {} texts have more than {} tokens and are cut",
+                        input.display(),
+                        texts.truncated(),
+                        texts.samples(),
+                        texts.max_tokens()
+                    ));
+                }
                 Ok(Box::new(if one_width { texts.of_one_width() } else { texts }))
             }
         }

@@ -10,24 +10,36 @@ use layerwise_data::{
     text_lines,
 };
 use layerwise_models::{Batch, BertConfig};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::{glue::part, layers::Source};
+use crate::{files::write_atomic, glue::part, layers::Source};
 
 /// Texts of a batch that is only measured.
 const AT_ONCE: usize = 64;
-/// Most tokens of a text where nobody asks for another number: the paper's.
-const TOKENS: usize = 256;
+/// Most tokens of a text where nobody says another number: the paper's.
+pub(crate) const TOKENS: usize = 256;
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// What that calls the most tokens of a text.
+const MOST: &str = "model_max_length";
 
-/// The tokenizer of a BERT's folder, which must be the model's, and how many tokens it takes of a text: as many as are asked for, or 256, or as
-/// many as the model has positions for.
+/// The tokenizer of a BERT's folder, which must be the model's. It takes as many tokens of a text as are asked for; or as the folder says, or 256,
+/// but no more than the model has positions for.
 ///
 /// # Errors
 ///
 /// When there is no tokenizer, it is another model's, or more tokens are asked for than there are positions.
-pub fn encoder_of(folder: &Path, config: &BertConfig, max_tokens: Option<usize>) -> Result<(Encoder, usize)> {
+pub fn encoder_of(folder: &Path, config: &BertConfig, max_tokens: Option<usize>) -> Result<Encoder> {
     let positions = config.max_position_embeddings;
-    let max_tokens = max_tokens.unwrap_or(TOKENS.min(positions));
+    let max_tokens = match max_tokens {
+        Some(asked) => asked,
+        // Python's `transformers` write 1e30 where nobody knows.
+        None => tokenizer_config(folder)?
+            .get(MOST)
+            .and_then(Value::as_f64)
+            .map_or(TOKENS, |most| most as usize)
+            .min(positions),
+    };
     ensure!(
         max_tokens <= positions,
         "--max-tokens {max_tokens}: {} has positions for {positions}",
@@ -35,7 +47,31 @@ pub fn encoder_of(folder: &Path, config: &BertConfig, max_tokens: Option<usize>)
     );
     let encoder = Encoder::open(folder, max_tokens)?;
     encoder.check(config.vocab_size)?;
-    Ok((encoder, max_tokens))
+    Ok(encoder)
+}
+
+/// Puts the tokenizer of a model into the folder of one that was trained from it, with the most tokens that it was trained on; `tokenizer.json` last.
+///
+/// # Errors
+///
+/// When files cannot be read or written.
+pub(crate) fn keep_tokenizer(from: &Path, to: &Path, max_tokens: usize) -> Result<()> {
+    let mut config = tokenizer_config(from)?;
+    config.insert(MOST.into(), max_tokens.into());
+    write_atomic(&to.join(TOKENIZER_CONFIG), &serde_json::to_vec_pretty(&config)?)?;
+    let file = from.join(TOKENIZER);
+    let tokenizer = std::fs::read(&file).with_context(|| file.display().to_string())?;
+    write_atomic(&to.join(TOKENIZER), &tokenizer)
+}
+
+/// What a folder says of its tokenizer beside `tokenizer.json`, if anything.
+fn tokenizer_config(folder: &Path) -> Result<Map<String, Value>> {
+    let path = folder.join(TOKENIZER_CONFIG);
+    if !path.exists() {
+        return Ok(Map::new());
+    }
+    let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    serde_json::from_slice(&bytes).with_context(|| path.display().to_string())
 }
 
 /// The texts of a file, one a line; or the labelled samples of GLUE that a task's folder, called as in the paper, has to score models with.
@@ -79,7 +115,6 @@ pub fn task_of(folder: &Path) -> Option<Task> {
 #[derive(Clone, Debug)]
 pub struct EncodedTexts {
     encoder: Encoder,
-    max_tokens: usize,
     encoded: Vec<Encoded>,
     targets: Targets,
     /// Tokens that every batch is filled up to at least.
@@ -92,9 +127,9 @@ impl EncodedTexts {
     /// # Errors
     ///
     /// When the tokenizer cannot.
-    pub fn new((encoder, max_tokens): (Encoder, usize), set: &TextSet) -> Result<Self> {
+    pub fn new(encoder: Encoder, set: &TextSet) -> Result<Self> {
         let encoded = encoder.encode(set.texts())?;
-        Ok(Self { encoder, max_tokens, encoded, targets: set.targets().clone(), width: 0 })
+        Ok(Self { encoder, encoded, targets: set.targets().clone(), width: 0 })
     }
 
     /// All batches filled up to the longest text.
@@ -118,7 +153,7 @@ impl EncodedTexts {
     /// Most tokens of a text.
     #[must_use]
     pub fn max_tokens(&self) -> usize {
-        self.max_tokens
+        self.encoder.max_tokens()
     }
 
     /// Texts that are cut because they have more.
@@ -198,6 +233,6 @@ impl Source for EncodedTexts {
     }
 
     fn settings(&self) -> Value {
-        json!({ "max_tokens": self.max_tokens, "truncated": self.truncated() })
+        json!({ "max_tokens": self.max_tokens(), "truncated": self.truncated() })
     }
 }

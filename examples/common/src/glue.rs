@@ -15,7 +15,9 @@ use layerwise_data::{
     glue::{Part, Task, file, load_file},
     metrics::Metric,
 };
-use layerwise_exit::{Error as ExitError, Gate, HeldOut, Signal, layer_ratio};
+use layerwise_exit::{
+    Calibration, Error as ExitError, Gate, HeldOut, SavedExits, Signal, Thresholds, layer_ratio,
+};
 use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Pooling, Tapped, tap};
 use layerwise_similarity::{Centring, Measure};
 use layerwise_train::{AdamWConfig, Schedule, TrainConfig};
@@ -25,7 +27,7 @@ use serde_json::{Value, json};
 use crate::{
     CommonFlags, Preset,
     checkpoint::model_names,
-    encoded::{encoder_of, first},
+    encoded::{EncodedTexts, TOKENS, encoder_of, first, keep_tokenizer},
     flags::{RecipeFlags, RunsFlag, in_name},
     layers::Source,
     progress,
@@ -66,13 +68,21 @@ pub struct GlueFlags {
 }
 
 /// Names of [`Pooling`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PoolingFlag {
     /// The first token.
     Cls,
     /// The mean of all.
     Mean,
+}
+
+impl From<PoolingFlag> for Pooling {
+    fn from(flag: PoolingFlag) -> Self {
+        match flag {
+            PoolingFlag::Cls => Self::Cls,
+            PoolingFlag::Mean => Self::Mean,
+        }
+    }
 }
 
 /// How a BERT is fine-tuned; the objective is the caller's.
@@ -102,6 +112,9 @@ const GATE_EVERY: u32 = 5;
 /// How close an inner layer's number is to the last one's for the gate to call it right: a tenth of STS-B's scale.
 const CLOSE: f32 = 0.5;
 
+/// Of a score from 0 to 1.
+pub const A_POINT: f64 = 0.01;
+
 /// Samples that a smoke run takes of each part, and a small one to train on.
 const SMOKE: usize = 64;
 const SMALL: usize = 10_000;
@@ -113,6 +126,9 @@ pub struct Glue<'a> {
     task: Task,
     model: String,
     data: Texts,
+    /// MNLI's second development part, where it is there.
+    mismatched: Option<EncodedTexts>,
+    config: BertConfig,
     files: [String; 2],
     device: Device,
     stop: &'static AtomicBool,
@@ -140,6 +156,9 @@ pub struct Measured {
 pub struct Exits {
     /// In words.
     pub signal: &'static str,
+    /// What thresholds are compared with.
+    #[serde(skip)]
+    pub by: Signal,
     /// On which this was tried.
     pub samples: usize,
     /// Their score after the last layer.
@@ -204,9 +223,19 @@ impl<'a> Glue<'a> {
         };
         let train = first(train, flags.train_limit.map_or(most, NonZeroUsize::get))?;
         let held_out = first(held_out, most_held_out)?;
-        let config = BertConfig::from_hf(&flags.model)?;
-        let encoder = encoder_of(&flags.model, &config, flags.max_tokens.map(NonZeroUsize::get))?;
-        let max_tokens = encoder.1;
+        let pooling = flags.pooling.map(Pooling::from);
+        let options = LoadOptions { head: Head::None, pooling, ..Default::default() };
+        let config = Bert::load_with(&flags.model, &options, device)?.model.config().clone();
+        let most = TOKENS.min(config.max_position_embeddings);
+        let max_tokens = flags.max_tokens.map_or(most, NonZeroUsize::get);
+        let encoder = encoder_of(&flags.model, &config, Some(max_tokens))?;
+        let mismatched = match file(task, &folder, Part::DevMismatched) {
+            Ok(path) if task == Task::Mnli => {
+                let samples = first(load_file(task, &path)?, most_held_out)?;
+                Some(EncodedTexts::new(encoder.clone(), &samples)?)
+            }
+            _ => None,
+        };
         let name = task.name().to_lowercase().replace('-', "");
         let data = Texts::new(&name, encoder, (&train, &held_out), device)?;
         progress::line(&format!(
@@ -223,6 +252,8 @@ impl<'a> Glue<'a> {
             task,
             model: model_names(&[&flags.model])?.concat(),
             data,
+            mismatched,
+            config,
             files,
             device: device.clone(),
             stop,
@@ -243,7 +274,7 @@ impl<'a> Glue<'a> {
         let Texts { train, held_out, .. } = &self.data;
         json!({ "train_file": self.files[0], "held_out_file": self.files[1], "train_samples": train.samples(),
             "held_out_samples": held_out.samples(), "truncated": [train.truncated(), held_out.truncated()],
-            "metrics": self.task.metrics() })
+            "metrics": self.task.metrics(), "pooling": self.config.pooling })
     }
 
     /// Fine-tunes the checkpoint as planned, or goes on where that stands, and measures every layer on the samples held out.
@@ -254,10 +285,7 @@ impl<'a> Glue<'a> {
     pub fn measured(&self, plan: &Plan) -> Result<Measured> {
         let classes = self.task.classes();
         let head = Head::Fresh { labels: classes.len().max(1), seed: plan.seed };
-        let pooling = self.flags.pooling.map(|pooling| match pooling {
-            PoolingFlag::Cls => Pooling::Cls,
-            PoolingFlag::Mean => Pooling::Mean,
-        });
+        let pooling = Some(self.config.pooling);
         let options = LoadOptions { head, heads: Some(plan.heads), pooling, ..Default::default() };
         let model = Bert::load_with(&self.flags.model, &options, &self.device)?.model;
         let model = model.with_labels(classes.iter().map(|name| (*name).to_owned()))?;
@@ -270,14 +298,15 @@ impl<'a> Glue<'a> {
             trained(&label, &model, &self.data, &config, &self.flags.runs.runs.join(&name), self.stop)?;
         // For other programs, and for `inspect` and `early_exit_server`.
         let folder = self.flags.runs.runs.join("models").join(&name);
-        let tokenizer = |folder: &Path| folder.join("tokenizer.json");
         trained.keep(&folder, "tokenizer.json", || {
             model.save(&folder)?;
-            std::fs::copy(tokenizer(&self.flags.model), tokenizer(&folder))
-                .with_context(|| tokenizer(&folder).display().to_string())?;
-            Ok(())
+            keep_tokenizer(&self.flags.model, &folder, self.data.train.max_tokens())
         })?;
-        self.measure(&plan.name, &model.packed()?, trained.seconds)
+        let measured = self.measure(&plan.name, &model.packed()?, trained.seconds)?;
+        if classes.is_empty() {
+            keep_exits(&folder, &measured)?;
+        }
+        Ok(measured)
     }
 
     fn run_name(&self, plan: &Plan) -> String {
@@ -287,15 +316,19 @@ impl<'a> Glue<'a> {
         let model = self.model.replace(['/', '\\'], "-");
         let (task, preset) = (&self.data.name, common.preset.name());
         let tokens = in_name("tokens", *max_tokens);
-        let pooling = if self.flags.pooling == Some(PoolingFlag::Mean) { "-mean" } else { "" };
+        let pooling = if self.config.pooling == Pooling::Mean { "-mean" } else { "" };
         format!("{task}{limit}-{model}{pooling}{tokens}-{}-{preset}{recipe}-seed{}", plan.run, plan.seed)
     }
 
     fn measure(&self, name: &str, model: &Bert, train_s: f64) -> Result<Measured> {
-        let all: Vec<usize> = (0..self.data.held_out.samples()).collect();
-        let (features, logits) = self.layers_of(model, &all)?;
+        let (features, logits) = self.layers_of(model, &self.data.held_out)?;
         let targets = self.data.held_out.targets();
         let mut metrics = BTreeMap::new();
+        if let Some(texts) = &self.mismatched {
+            let (_, logits) = self.layers_of(model, texts)?;
+            let scores = logits.iter().map(|logits| score(self.task, logits, texts.targets()));
+            metrics.insert("accuracy, mismatched".to_owned(), scores.collect::<Result<_>>()?);
+        }
         for metric in self.task.metrics() {
             let of = |logits| metric.score(logits, targets);
             metrics.insert(metric.name().to_owned(), logits.iter().map(of).collect::<Result<_, _>>()?);
@@ -309,7 +342,7 @@ impl<'a> Glue<'a> {
                 Targets::Numbers(numbers) => self.number_exits(model, &features, &logits, numbers)?,
                 _ => {
                     let held_out = HeldOut::from_logits(Signal::MaxProbability, &logits)?;
-                    vec![self.exits("largest probability", &held_out, &logits, targets)?]
+                    vec![self.exits(Signal::MaxProbability, &held_out, &logits, targets)?]
                 }
             },
             train_s,
@@ -337,7 +370,7 @@ impl<'a> Glue<'a> {
         let (features, logits) = (rows(features, &test)?, rows(logits, &test)?);
         let targets = Targets::Numbers(test.iter().map(|&sample| numbers[sample as usize]).collect());
         let change = HeldOut::from_logits(Signal::Change, &logits)?;
-        let mut exits = vec![self.exits("change of the answer", &change, &logits, &targets)?];
+        let mut exits = vec![self.exits(Signal::Change, &change, &logits, &targets)?];
         let inner = answers.len() - 1;
         let close = |answer: &Vec<f32>| -> Vec<bool> {
             answer.iter().zip(&answers[inner]).map(|(inner, last)| (inner - last).abs() <= CLOSE).collect()
@@ -345,8 +378,9 @@ impl<'a> Glue<'a> {
         let right: Vec<Vec<bool>> = answers[..inner].iter().map(close).collect();
         match Gate::fit(&learned[..inner], &right) {
             Ok(gate) => {
-                let gated = HeldOut::from_features(model, Signal::Gate(gate), &features)?;
-                exits.push(self.exits("learned gate", &gated, &logits, &targets)?);
+                let gate = Signal::Gate(gate);
+                let gated = HeldOut::from_features(model, gate.clone(), &features)?;
+                exits.push(self.exits(gate, &gated, &logits, &targets)?);
             }
             // All inner answers are close, or none: nothing to learn.
             Err(ExitError::OneSided { .. } | ExitError::Empty) => {}
@@ -356,13 +390,7 @@ impl<'a> Glue<'a> {
     }
 
     /// What leaving at each of some thresholds gives, of the logits of layers `1..=L`.
-    fn exits(
-        &self,
-        signal: &'static str,
-        held_out: &HeldOut,
-        logits: &[Tensor],
-        targets: &Targets,
-    ) -> Result<Exits> {
+    fn exits(&self, by: Signal, held_out: &HeldOut, logits: &[Tensor], targets: &Targets) -> Result<Exits> {
         let depth = logits.len();
         let all = Tensor::stack(logits, 0)?; // (L, samples, classes)
         let (_, samples, classes) = all.dims3()?;
@@ -383,15 +411,21 @@ impl<'a> Glue<'a> {
             });
         }
         let full = score(self.task, &logits[depth - 1], targets)?;
-        Ok(Exits { signal, samples, full, leaving })
+        let signal = match by {
+            Signal::Change => "change of the answer",
+            Signal::Gate(_) => "learned gate",
+            _ => "largest probability",
+        };
+        Ok(Exits { signal, by, samples, full, leaving })
     }
 
-    /// Features and logits of layers `1..=L` of some of the texts held out, in their order.
-    fn layers_of(&self, model: &Bert, texts: &[usize]) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+    /// Features and logits of layers `1..=L`, in the order of the texts.
+    fn layers_of(&self, model: &Bert, texts: &EncodedTexts) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
         let depth = model.depth();
         let (mut features, mut logits) = (vec![Vec::new(); depth], vec![Vec::new(); depth]);
         let mut order = Vec::new();
-        for (batch, rows) in self.data.held_out.by_length(texts, &self.device) {
+        let all: Vec<usize> = (0..texts.samples()).collect();
+        for (batch, rows) in texts.by_length(&all, &self.device) {
             if self.stop.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(Interrupted(
                     "stopped; what is trained is saved, and the same command goes on from there",
@@ -419,6 +453,19 @@ impl<'a> Glue<'a> {
         };
         Ok((sorted(features)?, sorted(logits)?))
     }
+}
+
+/// Writes beside a model of a number when to leave it: by the last of its signals (the gate, where there is one), as boldly as costs at most a
+/// point of the score on the samples held out. What is there already stays.
+fn keep_exits(folder: &Path, measured: &Measured) -> Result<()> {
+    let depth = measured.score.len();
+    let Err(ExitError::NotCalibrated { .. }) = SavedExits::load(folder, depth) else { return Ok(()) };
+    let chosen = measured.exits.last().and_then(|exits| Some((exits, exits.within(A_POINT)?)));
+    if let Some((exits, leaving)) = chosen {
+        let thresholds = Thresholds::common(exits.by.clone(), leaving.threshold, depth);
+        SavedExits { depth, thresholds, calibration: Calibration::Given }.save(folder)?;
+    }
+    Ok(())
 }
 
 /// The mean of the task's metrics.

@@ -13,7 +13,7 @@ use crate::encoded::{EncodedTexts, encoder_of};
 #[derive(Debug)]
 pub struct Sentences {
     model: Bert,
-    encoder: (layerwise_data::Encoder, usize),
+    encoder: layerwise_data::Encoder,
     device: Device,
 }
 

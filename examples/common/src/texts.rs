@@ -34,7 +34,7 @@ impl Texts {
     /// When the tokenizer cannot.
     pub fn new(
         name: &str,
-        encoder: (Encoder, usize),
+        encoder: Encoder,
         (train, held_out): (&TextSet, &TextSet),
         device: &Device,
     ) -> Result<Self> {

@@ -160,7 +160,7 @@ impl<K: Kind> Transformer<K> {
     /// Writes a Hugging Face folder that [`load`](Self::load) and Python's `transformers` read: `config.json`,
     /// `model.safetensors`, and `layerwise.json` for the exits.
     ///
-    /// A BERT of [`Pooling::Mean`](crate::Pooling::Mean) has other logits in Python, whose `BertForSequenceClassification` reads the first token.
+    /// A BERT of [`Pooling::Mean`] has other logits in Python, whose `BertForSequenceClassification` reads the first token; a warning of `tracing` says so.
     ///
     /// Equal models give equal bytes. Each file is written under a temporary name, synced and renamed.
     ///
@@ -173,6 +173,9 @@ impl<K: Kind> Transformer<K> {
         let exit_norm = exit_norm.map_or_else(ExitNorm::default, |norm| *norm);
         let heads = classifier.map_or_else(Heads::default, |classifier| *classifier.heads);
         let pooling = pooling.map(|pooling| *pooling);
+        if pooling == Some(Pooling::Mean) {
+            tracing::warn!(folder = %folder.display(), "exits read the mean of all tokens; Python's transformers read the first");
+        }
         let layerwise = LayerwiseJson { exit_norm, heads, pooling, exits: None };
         folder::save(folder, &self.config.to_hf(), Some(&layerwise), &self.config.written(&self.params)?)
     }
