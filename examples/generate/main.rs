@@ -66,10 +66,9 @@ fn continue_prompts(flags: &Flags, device: &Device) -> Result<()> {
     let ids = prompts.iter().map(|prompt| bpe.ids(prompt)).collect::<Result<Vec<_>, _>>()?;
     let how = flags.way.how(&model, &bpe, device)?;
     let few = if flags.common.preset == Preset::Smoke { 8 } else { 100 };
-    let ends = model.config().eos_token_id.filter(|id| (*id as usize) < model.config().vocab_size);
     let config = GenerationConfig {
         max_new_tokens: flags.max_new_tokens.map_or(few, NonZeroUsize::get),
-        end: ends.or(bpe.end_of_text()),
+        end: model.config().eos_token_id.or(bpe.end_of_text()),
         sampling: Sampling { temperature: flags.temperature, top_p: flags.top_p },
         seed: flags.common.seed,
     };

@@ -54,7 +54,7 @@ impl ByteBpe {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] where there is neither; [`Error::Format`] for files that are no tokenizer.
+    /// [`Error::NotFound`] where there is neither; [`Error::Format`] for files that are no tokenizer, or one that is not of pairs of bytes, or not of all bytes.
     pub fn open(folder: &Path) -> Result<Self> {
         let [whole, vocabulary, merges] =
             ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| folder.join(name));
@@ -65,11 +65,13 @@ impl ByteBpe {
             // What the file says of samples is nothing to a corpus.
             tokenizer.with_truncation(None).map_err(bad)?;
             tokenizer.with_padding(None);
-            let by_bytes = matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)));
+            let by_bytes = matches!(tokenizer.get_model(), ModelWrapper::BPE(_))
+                && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)))
+                && matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
             if !by_bytes || tokenizer.get_normalizer().is_some() {
                 return Err(format(&whole, "expected pairs of bytes, as GPT-2 has them, and no normaliser"));
             }
-            return Ok(Self { path: whole, tokenizer });
+            return Self { path: whole, tokenizer }.of_all_bytes();
         }
         if !vocabulary.is_file() || !merges.is_file() {
             let expected = "tokenizer.json, or vocab.json and merges.txt".to_owned();
@@ -84,7 +86,17 @@ impl ByteBpe {
             let marked = tokenizer.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]);
             marked.map_err(|error| format(&vocabulary, error.to_string()))?;
         }
-        Ok(Self { tokenizer, path: vocabulary })
+        Self { tokenizer, path: vocabulary }.of_all_bytes()
+    }
+
+    /// Whether any text has ids: one that has a byte without a piece would lose it.
+    fn of_all_bytes(self) -> Result<Self> {
+        let pieces = |symbol: &char| self.tokenizer.token_to_id(&symbol.to_string()).is_some();
+        let without = ByteLevel::alphabet().iter().filter(|symbol| !pieces(symbol)).count();
+        if without > 0 {
+            return Err(format(&self.path, format!("{without} of the 256 bytes have no piece of their own")));
+        }
+        Ok(self)
     }
 
     /// Learns `vocabulary` pieces of some texts, the 256 bytes and [`END_OF_TEXT`] among them: fewer where the texts do not have so many.

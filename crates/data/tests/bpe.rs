@@ -71,10 +71,22 @@ fn what_is_learned_is_kept() -> Result {
         "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": END_OF_TEXT });
     fs::write(&path, file.to_string())?;
     assert_eq!(ByteBpe::open(folder.path())?.ids(&text)?, ids);
-    file["pre_tokenizer"] = serde_json::json!({ "type": "WhitespaceSplit" });
+    for (key, value) in [
+        ("pre_tokenizer", serde_json::json!({ "type": "WhitespaceSplit" })),
+        ("decoder", serde_json::Value::Null),
+    ] {
+        let mut other = file.clone();
+        other[key] = value;
+        fs::write(&path, other.to_string())?;
+        let text = ByteBpe::open(folder.path()).unwrap_err().to_string();
+        assert!(text.contains("tokenizer.json") && text.contains("pairs of bytes"), "{text}");
+    }
+    // A byte that occurs in no pair, so that the rest is whole.
+    let pieces = file["model"]["vocab"].as_object_mut().ok_or("no vocabulary")?;
+    pieces.remove("Q").ok_or("no piece")?;
     fs::write(&path, file.to_string())?;
     let text = ByteBpe::open(folder.path()).unwrap_err().to_string();
-    assert!(text.contains("tokenizer.json") && text.contains("pairs of bytes"), "{text}");
+    assert!(text.contains("tokenizer.json") && text.contains("1 of the 256 bytes"), "{text}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use layerwise_exit::{
     Check, Continuation, Decoding, Error, FixedDepth, Generation, GenerationConfig, GenerationCounts, Policy,
     Random, Reads, Result, Sampling, Signal, Speculate, Thresholds, Token, Verdict, generate,
 };
-use layerwise_models::{Batch, Gpt2, Gpt2Config, Pass, tap};
+use layerwise_models::{Batch, Decoder, Gpt2, Gpt2Config, Hidden, KvCache, Next, Pass, Tapped, tap};
 use layerwise_ops::init;
 use proptest::prelude::*;
 use rand::Rng;
@@ -92,6 +92,52 @@ fn same_text(model: &Gpt2, prompt: &[u32], a: &[u32], b: &[u32]) -> bool {
     short(logits, a[at]).max(short(logits, b[at])) < ROUNDING
 }
 
+/// Remembers what the last exit says: for each row that it is asked, the logits.
+struct Recording {
+    model: Gpt2,
+    last: Mutex<Vec<Vec<f32>>>,
+}
+
+impl Tapped for Recording {
+    fn depth(&self) -> usize {
+        self.model.depth()
+    }
+
+    fn embed(&self, batch: &Batch, pass: Pass) -> candle_core::Result<Hidden> {
+        self.model.embed(batch, pass)
+    }
+
+    fn block(&self, layer: usize, hidden: &Hidden, pass: Pass) -> candle_core::Result<Hidden> {
+        self.model.block(layer, hidden, pass)
+    }
+
+    fn feature(&self, hidden: &Hidden) -> candle_core::Result<Tensor> {
+        self.model.feature(hidden)
+    }
+
+    fn exit(&self, layer: usize, feature: &Tensor, pass: Pass) -> candle_core::Result<Tensor> {
+        let logits = self.model.exit(layer, feature, pass)?;
+        if layer == self.depth() {
+            self.last.lock().expect("no panic").extend(logits.to_vec2()?);
+        }
+        Ok(logits)
+    }
+}
+
+impl Decoder for Recording {
+    fn cache(&self) -> candle_core::Result<KvCache> {
+        self.model.cache()
+    }
+
+    fn embed_next(&self, texts: &[(&[u32], usize)]) -> candle_core::Result<Tensor> {
+        self.model.embed_next(texts)
+    }
+
+    fn block_next(&self, layer: usize, xs: &Tensor, texts: &mut [Next<'_>]) -> candle_core::Result<Tensor> {
+        self.model.block_next(layer, xs, texts)
+    }
+}
+
 /// Leaves as dice fall, and remembers the logits that it saw go: text, layer, logits.
 #[derive(Debug)]
 struct Dice {
@@ -137,28 +183,45 @@ proptest! {
         let model = gpt2(seed % 5);
         let prompts = prompts(seed, texts);
         let dice = Dice { seed, rolls: AtomicU64::new(0), gone: Mutex::new(Vec::new()) };
-        let (said, counts) = said(&model, &prompts, Decoding::Leave { policy: &dice, words: None }).unwrap();
-        prop_assert_eq!(counts.tokens, 20 * texts);
-        let gone = dice.gone.into_inner().unwrap();
+        let recording = Recording { model: model.clone(), last: Mutex::new(Vec::new()) };
         let mut seen = vec![Vec::new(); texts];
-        for (text, layer, logits) in gone {
+        // Texts in the order in which the last exit answered them.
+        let mut whole_depth = Vec::new();
+        let hear = |token: Token| {
+            if token.layer == DEPTH {
+                whole_depth.push(token.text);
+            }
+            ControlFlow::Continue(())
+        };
+        let decoding = Decoding::Leave { policy: &dice, words: None };
+        let (said, counts) = generate(&recording, &prompts, decoding, &greedy(), hear).unwrap();
+        prop_assert_eq!(counts.tokens, 20 * texts);
+        for (text, layer, logits) in dice.gone.into_inner().unwrap() {
             seen[text].push((layer, logits));
         }
-        for ((prompt, said), seen) in prompts.iter().zip(&said).zip(seen) {
+        let last = recording.last.into_inner().unwrap();
+        prop_assert_eq!(last.len(), whole_depth.len());
+        let mut last_of = vec![Vec::new(); texts];
+        for (text, logits) in whole_depth.into_iter().zip(last) {
+            last_of[text].push(logits);
+        }
+        for (((prompt, said), seen), last) in prompts.iter().zip(&said).zip(seen).zip(last_of) {
             let mut ids = prompt.clone();
-            let mut seen = seen.into_iter();
+            let (mut seen, mut last) = (seen.into_iter(), last.into_iter());
             for (&id, &layer) in said.ids.iter().zip(&said.layers) {
                 let expected = &whole(&model, &ids).unwrap()[layer - 1];
-                if layer < DEPTH {
-                    let (left_at, logits) = seen.next().unwrap();
-                    prop_assert_eq!(left_at, layer);
-                    let off = logits.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
-                    prop_assert!(off < ROUNDING, "logits of layer {} are {} off", layer, off);
-                }
+                let (left_at, logits) = if layer < DEPTH {
+                    seen.next().unwrap()
+                } else {
+                    (DEPTH, last.next().unwrap())
+                };
+                prop_assert_eq!(left_at, layer);
+                let off = logits.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0., f32::max);
+                prop_assert!(off < ROUNDING, "logits of layer {} are {} off", layer, off);
                 prop_assert!(short(expected, id) < ROUNDING);
                 ids.push(id);
             }
-            prop_assert!(seen.next().is_none());
+            prop_assert!(seen.next().is_none() && last.next().is_none());
         }
     }
 

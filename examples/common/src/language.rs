@@ -197,11 +197,8 @@ impl<'a> Language<'a> {
         let texts = flags.train.iter().map(|path| text_file(path)).collect::<Result<Vec<_>, _>>()?;
         let (bpe, config) = match &flags.model {
             Some(folder) => {
-                let config = Gpt2Config::from_hf(folder)?;
-                let bpe = ByteBpe::open(folder)?;
-                bpe.check(config.vocab_size)?;
-                let config = Gpt2Config { vocab_size: bpe.vocabulary(), ..config };
-                (bpe, config)
+                let (model, bpe) = open_language_model(folder, device)?;
+                (bpe, model.config().clone())
             }
             None => {
                 let bpe = ByteBpe::train(
@@ -274,7 +271,7 @@ impl<'a> Language<'a> {
     /// As [`trained`], and what measuring reports.
     pub fn measured(&self, plan: &Plan) -> Result<LayersOfLanguage> {
         let model = match &self.flags.model {
-            Some(folder) => Gpt2::load(folder, &self.device)?.with_vocabulary(self.bpe.vocabulary())?,
+            Some(folder) => open_language_model(folder, &self.device)?.0,
             None => Gpt2::new(self.config.clone(), &mut init::rng(plan.seed), &self.device)?,
         };
         let config =
@@ -455,5 +452,12 @@ pub fn open_language_model(folder: &Path, device: &Device) -> Result<(Gpt2, Byte
     let model = Gpt2::load(folder, device)?;
     bpe.check(model.config().vocab_size)?;
     // Rows that are no word are not to be said.
+    let spare = model.config().vocab_size - bpe.vocabulary();
+    if spare > 0 {
+        progress::line(&format!(
+            "{}: {spare} rows of the table of words are no word and are left out",
+            folder.display()
+        ));
+    }
     Ok((model.with_vocabulary(bpe.vocabulary())?, bpe))
 }

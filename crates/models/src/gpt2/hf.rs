@@ -133,7 +133,8 @@ fn convert(hf: HfConfig) -> Result<Gpt2Config> {
         attn_pdrop: hf.attn_pdrop,
         layer_norm_epsilon: hf.layer_norm_epsilon,
         initializer_range: hf.initializer_range,
-        eos_token_id: hf.eos_token_id,
+        // A mark that the table has no row for is never said.
+        eos_token_id: hf.eos_token_id.filter(|id| (*id as usize) < hf.vocab_size),
         ..Gpt2Config::default()
     };
     config.validate()?;
