@@ -96,7 +96,7 @@ impl Default for Hub {
 impl Hub {
     /// The folder that holds a model: `config.json`; `model.safetensors`, or `model.safetensors.index.json`
     /// with the shards it names; and where the repository has them `preprocessor_config.json`,
-    /// `tokenizer.json` and `layerwise.json`.
+    /// `tokenizer.json`, `tokenizer_config.json` and `layerwise.json`.
     ///
     /// `id` is `owner/name`, or an old name without owner such as `gpt2`.
     ///

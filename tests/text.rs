@@ -115,7 +115,14 @@ fn tasks_are_trained_measured_and_found_again() -> Done {
     let (classes, number) = (aligned("sst2")?, aligned("stsb")?);
     inspected(folder.path(), classes, &data)?;
     served(folder.path(), classes, &data)?;
-    numbers_are_served(number, &data)
+    numbers_are_served(number, &data, &results["tasks"]["STS-B"]["models"][1][0])?;
+    // What is kept beside a model stays, though the model is measured again.
+    let mut saved = SavedExits::load(number, DEPTH)?;
+    saved.thresholds.at.values_mut().for_each(|threshold| *threshold /= 2.);
+    saved.save(number)?;
+    succeed(&run("f07_aligned_bert", &[&arguments[..], &["--objective", "aligned"]].concat(), &again));
+    assert_eq!(SavedExits::load(number, DEPTH)?, saved);
+    Ok(())
 }
 
 /// Lines of a file, pairs too, and the samples of a task.
@@ -206,11 +213,24 @@ fn served(folder: &Path, model: &Path, data: &Path) -> Done {
     Ok(())
 }
 
-/// By a threshold that is given, and by what f07 keeps beside the model.
-fn numbers_are_served(model: &Path, data: &Path) -> Done {
-    let saved = SavedExits::load(model, DEPTH)?;
-    assert!(matches!(saved.thresholds.signal, Signal::Gate(_) | Signal::Change), "{saved:?}");
+/// By a threshold that is given, and by what f07 keeps beside the model: the boldest that costs at most a point.
+fn numbers_are_served(model: &Path, data: &Path, measured: &Value) -> Done {
+    let saved = SavedExits::load(model, DEPTH)?.thresholds;
+    let exits = measured["exits"].as_array().and_then(|exits| exits.last()).ok_or("exits")?;
+    let signal =
+        if matches!(saved.signal, Signal::Gate(_)) { "learned gate" } else { "change of the answer" };
+    assert_eq!(exits["signal"], signal);
+    let full = exits["full"].as_f64().ok_or("full")?;
+    let cheap = exits["leaving"].as_array().ok_or("leaving")?.iter().rev();
+    let boldest = cheap.filter(|exit| exit["score"].as_f64() >= Some(full - 0.01)).max_by(|a, b| {
+        let ratio = |exit: &Value| exit["layer_ratio"].as_f64().unwrap_or_default();
+        ratio(a).total_cmp(&ratio(b))
+    });
+    assert!(boldest.ok_or("nobody leaves")?["layer_ratio"].as_f64() > Some(1.), "{exits}");
     let kept = Server::start(model, &[])?;
+    let stats: Value =
+        serde_json::from_str(said_to(&kept, "GET /stats", b"")?.lines().last().ok_or("a body")?)?;
+    assert_eq!(stats["settings"]["thresholds"], serde_json::to_value(&saved)?);
     let server = Server::start(model, &["--threshold", "0.1"])?;
     for server in [&kept, &server] {
         for (body, from, to) in [(&b"a film\ta good film"[..], 2.5, 5.5), (b"a film\ta bad film", -0.5, 2.5)]
@@ -235,9 +255,13 @@ fn numbers_are_served(model: &Path, data: &Path) -> Done {
 }
 
 fn ask_for(server: &Server, body: &[u8]) -> Done<String> {
+    said_to(server, "POST /classify", body)
+}
+
+fn said_to(server: &Server, what: &str, body: &[u8]) -> Done<String> {
     let mut stream = std::net::TcpStream::connect(&server.address)?;
     let head = format!(
-        "POST /classify HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        "{what} HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(&[head.as_bytes(), body].concat())?;
@@ -253,6 +277,7 @@ fn what_a_folder_says_is_done() -> Done {
     let model = &checkpoint(folder.path(), WORDS.len(), Pooling::Mean)?;
     let data = &tasks(folder.path())?;
     let (out, runs) = (folder.path().join("out"), folder.path().join("runs"));
+    fs::write(model.join("tokenizer_config.json"), r#"{"do_lower_case": false, "model_max_length": 12}"#)?;
     let header = "sentence1\tsentence2\tgold_label\n";
     fs::create_dir_all(data.join("MNLI"))?;
     let labels = ["entailment", "contradiction"];
@@ -280,8 +305,13 @@ fn what_a_folder_says_is_done() -> Done {
     let metrics = &task["models"][0][0]["metrics"];
     assert!(numbers(&metrics["accuracy"]).iter().all(|score| *score > 0.9), "{metrics}");
     assert!(numbers(&metrics["accuracy, mismatched"]).iter().all(|score| *score < 0.1), "{metrics}");
+    let mismatched = json!({ "file": "dev_mismatched.tsv", "samples": 48, "truncated": 48 });
+    assert_eq!(task["settings"]["mismatched"], mismatched);
     let trained = fs::read_dir(runs.join("models"))?.next().ok_or("a model")??.path();
     assert!(text(&trained).contains("-mean-tokens6-aligned"), "{trained:?}");
+    assert_eq!(Bert::load(&trained, &Cpu)?.config().pooling, Pooling::Mean);
+    let kept: Value = serde_json::from_slice(&fs::read(trained.join("tokenizer_config.json"))?)?;
+    assert_eq!(kept, json!({ "do_lower_case": false, "model_max_length": 6 }));
     let (lines, out) = (folder.path().join("lines.txt"), folder.path().join("inspect"));
     fs::write(&lines, "a good film\nthe bad film the good film\n")?;
     let inspect = || run("inspect", &["--model", text(&trained), "--input", text(&lines)], &out);
@@ -291,6 +321,16 @@ fn what_a_folder_says_is_done() -> Done {
     assert!(said.contains("1 of 2 texts have more than 6 tokens"), "{said}");
     fs::write(trained.join("tokenizer_config.json"), "{ model_max_length")?;
     fails_with(&inspect(), 1, &["tokenizer_config.json"]);
+    // What is wrong is said before anything is trained.
+    let runs = folder.path().join("no-runs");
+    let f07 = |model: &Path| {
+        let arguments = ["--model", text(model), "--data", text(data), "--runs", text(&runs)];
+        run("f07_aligned_bert", &[&arguments[..], &more].concat(), &out)
+    };
+    fails_with(&f07(&trained), 1, &["tokenizer_config.json"]);
+    fs::write(data.join("MNLI/dev_mismatched.tsv"), "sentence1\tsentence2\na\tb\n")?;
+    fails_with(&f07(model), 1, &["dev_mismatched.tsv", "no labels"]);
+    assert!(!runs.exists());
     Ok(())
 }
 

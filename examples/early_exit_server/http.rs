@@ -141,7 +141,7 @@ pub(crate) struct Answer {
     pub(crate) says: Says,
     /// The layer after which the sample left.
     pub(crate) layer: usize,
-    /// Said where the end of a text was left out, as the model takes no more tokens.
+    /// Said where a text was cut, as the model takes no more tokens.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) truncated: bool,
 }

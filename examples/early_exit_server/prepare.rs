@@ -11,7 +11,7 @@ use layerwise::{
 };
 use layerwise_example_common::{
     checkpoint::{Checkpoint, preprocess_of},
-    encoded::encoder_of,
+    encoded::{encoder_of, max_tokens_of},
     input::prepared,
 };
 
@@ -26,7 +26,7 @@ pub(crate) enum Prepare {
     /// PNG and JPEG files.
     Images(Images),
     /// UTF-8, a tab between the texts of a pair.
-    Texts(Box<Texts>),
+    Texts(Box<Encoder>),
 }
 
 /// One sample.
@@ -41,10 +41,6 @@ pub(crate) struct Images {
     preprocess: Preprocess,
     channels: usize,
     size: usize,
-}
-
-pub(crate) struct Texts {
-    encoder: Encoder,
 }
 
 impl Prepare {
@@ -66,8 +62,8 @@ impl Prepare {
                 Ok(Self::Images(images))
             }
             Checkpoint::Bert(bert) => {
-                let encoder = encoder_of(folder, bert.config(), None)?;
-                Ok(Self::Texts(Box::new(Texts { encoder })))
+                let most = max_tokens_of(folder, bert.config())?;
+                Ok(Self::Texts(Box::new(encoder_of(folder, bert.config(), most)?)))
             }
         }
     }
@@ -80,10 +76,10 @@ impl Prepare {
                 let batch = sample.context("expected a PNG or JPEG image in the body")?;
                 Ok(Prepared { batch, truncated: false })
             }
-            Self::Texts(texts) => {
+            Self::Texts(encoder) => {
                 let text = std::str::from_utf8(body).context("expected a text in UTF-8 in the body")?;
                 ensure!(!text.trim().is_empty(), "expected a text in the body, which is empty");
-                texts.sample(&Text::of_line(text), 0, device)
+                text_sample(encoder, &Text::of_line(text), 0, device)
             }
         }
     }
@@ -95,12 +91,15 @@ impl Prepare {
                 let edge = images.size as u32;
                 Ok(vec![images.sample(&RgbImage::new(edge, edge), device)?])
             }
-            Self::Texts(texts) => {
-                let most = texts.encoder.max_tokens();
+            Self::Texts(encoder) => {
+                let most = encoder.max_tokens();
                 let mut widths: Vec<usize> = (STEP..most).step_by(STEP).chain([most]).collect();
                 let usual = widths.len().min(4) - 1;
                 widths.swap(0, usual);
-                widths.into_iter().map(|width| Ok(texts.sample(&"a".into(), width, device)?.batch)).collect()
+                widths
+                    .into_iter()
+                    .map(|width| Ok(text_sample(encoder, &"a".into(), width, device)?.batch))
+                    .collect()
             }
         }
     }
@@ -130,17 +129,15 @@ fn decoded(body: &[u8]) -> Result<RgbImage> {
     Ok(reader.decode()?.into_rgb8())
 }
 
-impl Texts {
-    /// Of at least so many tokens, and always with a mask: texts go on together where they have one shape.
-    fn sample(&self, text: &Text, tokens: usize, device: &Device) -> Result<Prepared> {
-        let encoded = self.encoder.encode(std::slice::from_ref(text))?.remove(0);
-        let tokens = encoded.ids.len().max(tokens).next_multiple_of(STEP).min(self.encoder.max_tokens());
-        let Padded { ids, mask, types } = self.encoder.pad_to(&[&encoded], tokens, device)?;
-        let mask = match mask {
-            Some(mask) => mask,
-            None => Tensor::ones(ids.shape(), DType::U8, device)?,
-        };
-        let batch = Batch { inputs: ids, mask: Some(mask), token_types: Some(types) };
-        Ok(Prepared { batch, truncated: encoded.truncated })
-    }
+/// Of at least so many tokens, and always with a mask: texts go on together where they have one shape.
+fn text_sample(encoder: &Encoder, text: &Text, tokens: usize, device: &Device) -> Result<Prepared> {
+    let encoded = encoder.encode(std::slice::from_ref(text))?.remove(0);
+    let tokens = encoded.ids.len().max(tokens).next_multiple_of(STEP).min(encoder.max_tokens());
+    let Padded { ids, mask, types } = encoder.pad_to(&[&encoded], tokens, device)?;
+    let mask = match mask {
+        Some(mask) => mask,
+        None => Tensor::ones(ids.shape(), DType::U8, device)?,
+    };
+    let batch = Batch { inputs: ids, mask: Some(mask), token_types: Some(types) };
+    Ok(Prepared { batch, truncated: encoded.truncated })
 }

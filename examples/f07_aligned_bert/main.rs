@@ -13,7 +13,7 @@ use layerwise::{
 };
 use layerwise_example_common::{
     Results,
-    glue::{Glue, GlueFlags, Measured},
+    glue::{Glue, GlueFlags, Measured, base_config},
     interrupt, run_main,
     vision::Plan,
 };
@@ -79,10 +79,11 @@ fn f07(flags: &Flags, device: &Device) -> Result<()> {
     let config = json!({ "preset": common.preset, "data": flags.glue.data, "model": flags.glue.model,
         "seeds": flags.seeds, "max_tokens": flags.glue.max_tokens, "train": Glue::recipe(&flags.glue) });
     let mut results = Results::new(NAME, config, common.seed, device);
+    let base = base_config(&flags.glue, device)?;
     // What is wrong with any task's files is said before anything is trained.
     let opened = tasks
         .iter()
-        .map(|&task| Glue::open(&flags.glue, task, device, stop).with_context(|| task.name()))
+        .map(|&task| Glue::open(&flags.glue, &base, task, device, stop).with_context(|| task.name()))
         .collect::<Result<Vec<_>>>()?;
     let mut shown = Vec::new();
     for (&task, glue) in tasks.iter().zip(&opened) {

@@ -7,7 +7,7 @@ use layerwise::data::glue::Task;
 use layerwise_example_common::{
     Report, Results, Table,
     curves::mean_curve,
-    glue::{A_POINT, Measured},
+    glue::{A_POINT, Measured, in_words},
     plots::{self, Panel, Series},
     progress,
     table::{decimals, percent},
@@ -36,7 +36,7 @@ pub(crate) fn show(out: &Path, results: &mut Results, tasks: &Tasks) -> Result<(
     Report::new("BERT on GLUE, layer by layer")
         .paragraph(metrics)
         .paragraph(
-            "Layers are those after each block, at the first token, or as the mean of all tokens with --pooling mean; each exit is pooler and classifier. COS is the cosine of a sample's \
+            "Layers are those after each block, at the first token, or, where --pooling or the model's folder says so, the mean of all; each exit is pooler and classifier. COS is the cosine of a sample's \
              features in two layers, each centred over the samples; its mean over samples.",
         )
         .figure(&score, "Score of the exit after each layer, means over seeds.")
@@ -77,7 +77,7 @@ fn exit_table(tasks: &Tasks) -> Table {
                     table.row([
                         task.name().to_owned(),
                         model.name.clone(),
-                        exits.signal.to_owned(),
+                        in_words(&exits.signal).to_owned(),
                         decimals(exit.threshold, 4),
                         percent(exit.score),
                         decimals(100. * (exits.full - exit.score), 1),
@@ -99,9 +99,8 @@ fn panels(tasks: &Tasks, label: &str, values: fn(&Measured) -> &Vec<f64>) -> Vec
     tasks.iter().map(panel).collect()
 }
 
-/// By the last of its signals: of a number the gate, where there is one.
 fn exits_of(model: &Measured) -> Series {
-    let leaving = model.exits.last().map_or(&[][..], |exits| &exits.leaving);
+    let leaving = model.exits_taken().map_or(&[][..], |exits| &exits.leaving);
     let mut points: Vec<(f64, f64)> = leaving.iter().map(|exit| (exit.layer_ratio, exit.score)).collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     points.dedup();

@@ -17,7 +17,8 @@ use super::{
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-const OPTIONAL: [&str; 3] = ["preprocessor_config.json", "tokenizer.json", "layerwise.json"];
+const OPTIONAL: [&str; 4] =
+    ["preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "layerwise.json"];
 const SPLITS: [&str; 4] = ["train-", "validation-", "valid-", "test-"];
 
 /// Small files first: what is missing is noticed before the weights are downloaded.

@@ -51,6 +51,7 @@ fn a_model_in_the_cache_needs_no_request() -> Result<()> {
     let shards = [
         ("config.json", "{}"),
         ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "{}"),
         ("model.safetensors.index.json", INDEX),
         ("model-00001-of-00002.safetensors", "w"),
         ("model-00002-of-00002.safetensors", "w"),

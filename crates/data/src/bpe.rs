@@ -1,7 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use tokenizers::{
-    AddedToken, DecoderWrapper, ModelWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer,
+    AddedToken, DecoderWrapper, Model as _, ModelWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    Tokenizer,
     models::bpe::{BPE, BpeTrainer},
     pre_tokenizers::byte_level::ByteLevel,
 };
@@ -65,13 +66,17 @@ impl ByteBpe {
             // What the file says of samples is nothing to a corpus.
             tokenizer.with_truncation(None).map_err(bad)?;
             tokenizer.with_padding(None);
-            let by_bytes = matches!(tokenizer.get_model(), ModelWrapper::BPE(_))
-                && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_)))
+            let by_bytes = matches!(tokenizer.get_model(), ModelWrapper::BPE(pairs) if pairs.dropout.is_none())
+                && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(level)) if !level.add_prefix_space)
                 && matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
             if !by_bytes || tokenizer.get_normalizer().is_some() {
-                return Err(format(&whole, "expected pairs of bytes, as GPT-2 has them, and no normaliser"));
+                let expected = "expected pairs of bytes, as GPT-2 has them: a ByteLevel pre-tokenizer without add_prefix_space, BPE without dropout, a ByteLevel decoder, \
+                    and no normaliser";
+                return Err(format(&whole, expected));
             }
-            return Self { path: whole, tokenizer }.of_all_bytes();
+            let bpe = Self { path: whole, tokenizer };
+            bpe.check_bytes()?;
+            return Ok(bpe);
         }
         if !vocabulary.is_file() || !merges.is_file() {
             let expected = "tokenizer.json, or vocab.json and merges.txt".to_owned();
@@ -86,17 +91,21 @@ impl ByteBpe {
             let marked = tokenizer.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]);
             marked.map_err(|error| format(&vocabulary, error.to_string()))?;
         }
-        Self { tokenizer, path: vocabulary }.of_all_bytes()
+        let bpe = Self { tokenizer, path: vocabulary };
+        bpe.check_bytes()?;
+        Ok(bpe)
     }
 
-    /// Whether any text has ids: one that has a byte without a piece would lose it.
-    fn of_all_bytes(self) -> Result<Self> {
-        let pieces = |symbol: &char| self.tokenizer.token_to_id(&symbol.to_string()).is_some();
-        let without = ByteLevel::alphabet().iter().filter(|symbol| !pieces(symbol)).count();
-        if without > 0 {
-            return Err(format(&self.path, format!("{without} of the 256 bytes have no piece of their own")));
+    /// Every byte has a piece: a text with one that has none would lose it.
+    fn check_bytes(&self) -> Result<()> {
+        let model = self.tokenizer.get_model();
+        let is_piece = |symbol: &char| model.token_to_id(&symbol.to_string()).is_some();
+        match ByteLevel::alphabet().iter().filter(|symbol| !is_piece(symbol)).count() {
+            0 => Ok(()),
+            without => {
+                Err(format(&self.path, format!("{without} of the 256 bytes have no piece of their own")))
+            }
         }
-        Ok(self)
     }
 
     /// Learns `vocabulary` pieces of some texts, the 256 bytes and [`END_OF_TEXT`] among them: fewer where the texts do not have so many.

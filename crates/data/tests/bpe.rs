@@ -78,16 +78,33 @@ fn what_is_learned_is_kept() -> Result {
         let mut other = file.clone();
         other[key] = value;
         fs::write(&path, other.to_string())?;
-        let text = ByteBpe::open(folder.path()).unwrap_err().to_string();
-        assert!(text.contains("tokenizer.json") && text.contains("pairs of bytes"), "{text}");
+        refused(folder.path(), &["tokenizer.json", "pairs of bytes"]);
+    }
+    for (part, key, value) in
+        [("model", "dropout", 0.1.into()), ("pre_tokenizer", "add_prefix_space", true.into())]
+    {
+        let mut other = file.clone();
+        other[part][key] = value;
+        fs::write(&path, other.to_string())?;
+        refused(folder.path(), &["tokenizer.json", key]);
     }
     // A byte that occurs in no pair, so that the rest is whole.
     let pieces = file["model"]["vocab"].as_object_mut().ok_or("no vocabulary")?;
     pieces.remove("Q").ok_or("no piece")?;
+    let pieces = serde_json::to_string(&pieces)?;
     fs::write(&path, file.to_string())?;
-    let text = ByteBpe::open(folder.path()).unwrap_err().to_string();
-    assert!(text.contains("tokenizer.json") && text.contains("1 of the 256 bytes"), "{text}");
+    refused(folder.path(), &["tokenizer.json", "1 of the 256 bytes"]);
+    // Nor may the older two files lack one.
+    fs::remove_file(&path)?;
+    fs::write(folder.path().join("vocab.json"), pieces)?;
+    fs::write(folder.path().join("merges.txt"), "")?;
+    refused(folder.path(), &["vocab.json", "1 of the 256 bytes"]);
     Ok(())
+}
+
+fn refused(folder: &Path, says: &[&str]) {
+    let text = ByteBpe::open(folder).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(says.iter().all(|word| text.contains(word)), "{text}, expected {says:?}");
 }
 
 #[test]

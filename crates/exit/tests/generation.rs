@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    path::Path,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -242,6 +243,28 @@ proptest! {
         prop_assert!(counts.steps <= before.steps && counts.accepted <= counts.drafted);
         prop_assert!(drafts > 0 || (counts.drafted, counts.acceptance()) == (0, None));
     }
+}
+
+/// 200 greedy tokens of three prompts are those of Python's transformers (`gpt2_hf.py` of `layerwise-models`), by all layers, by drafts, and where nobody leaves.
+#[test]
+fn what_is_said_is_what_transformers_say() -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/gpt2_greedy");
+    let model = Gpt2::load(&folder, &Cpu).expect("the fixture");
+    let expected = candle_core::safetensors::load(folder.join("expected.safetensors"), &Cpu)?;
+    let of = |name: &str, i: usize| expected[&format!("{name}_{i}")].to_vec1::<u32>();
+    let prompts = (0..3).map(|i| of("prompt", i)).collect::<candle_core::Result<Vec<_>>>()?;
+    let config = GenerationConfig { max_new_tokens: 200, ..greedy() };
+    let drafts = |layer, adaptive| Decoding::Speculate(Speculate { layer, drafts: 4, adaptive, words: None });
+    let never = Thresholds::common(Signal::MaxProbability, 1., model.depth());
+    let nobody = Decoding::Leave { policy: &never, words: None };
+    for served in [model.frozen(), model.packed().expect("a packed model")] {
+        for decoding in [Decoding::Full, drafts(1, false), drafts(2, true), nobody] {
+            for (i, said) in say(&served, &prompts, decoding, &config)?.0.iter().enumerate() {
+                assert_eq!(said.ids, of("said", i)?, "{decoding:?}, prompt {i}");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A thousand prompts, and in the end drafts save steps.

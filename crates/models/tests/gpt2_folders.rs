@@ -96,6 +96,24 @@ fn python_reads_what_we_write() -> Result {
     common::assert_python_agrees(common::for_python(&batch)?, folder.path(), &want)
 }
 
+/// The mark that ends a text is a word, or there is none.
+#[test]
+fn a_mark_that_is_no_word_is_none() -> Result {
+    let folder = tempfile::tempdir()?;
+    let model = common::gpt2(tiny_gpt2())?;
+    model.save(folder.path())?;
+    for (mark, expected) in [(30, Some(30)), (31, None), (50_256, None)] {
+        common::change_config(folder.path(), "eos_token_id", mark.into())?;
+        assert_eq!(Gpt2Config::from_hf(folder.path())?.eos_token_id, expected);
+    }
+    common::change_config(folder.path(), "eos_token_id", 29.into())?;
+    let marked = Gpt2::load(folder.path(), &Cpu)?;
+    for (words, expected) in [(31, Some(29)), (30, Some(29)), (29, None)] {
+        assert_eq!(marked.with_vocabulary(words)?.config().eos_token_id, expected);
+    }
+    Ok(())
+}
+
 #[test]
 fn rows_that_are_no_word_are_left_out() -> Result {
     let model = common::gpt2(tiny_gpt2())?;

@@ -22,24 +22,16 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// What that calls the most tokens of a text.
 const MOST: &str = "model_max_length";
+/// Python's `transformers` write 1e30 where they do not know.
+const UNKNOWN: f64 = 1e9;
 
-/// The tokenizer of a BERT's folder, which must be the model's. It takes as many tokens of a text as are asked for; or as the folder says, or 256,
-/// but no more than the model has positions for.
+/// The tokenizer of a BERT's folder, which must be the model's. Longer texts are cut.
 ///
 /// # Errors
 ///
-/// When there is no tokenizer, it is another model's, or more tokens are asked for than there are positions.
-pub fn encoder_of(folder: &Path, config: &BertConfig, max_tokens: Option<usize>) -> Result<Encoder> {
+/// When there is no tokenizer, it is another model's, or the model has no positions for so many tokens.
+pub fn encoder_of(folder: &Path, config: &BertConfig, max_tokens: usize) -> Result<Encoder> {
     let positions = config.max_position_embeddings;
-    let max_tokens = match max_tokens {
-        Some(asked) => asked,
-        // Python's `transformers` write 1e30 where nobody knows.
-        None => tokenizer_config(folder)?
-            .get(MOST)
-            .and_then(Value::as_f64)
-            .map_or(TOKENS, |most| most as usize)
-            .min(positions),
-    };
     ensure!(
         max_tokens <= positions,
         "--max-tokens {max_tokens}: {} has positions for {positions}",
@@ -50,13 +42,38 @@ pub fn encoder_of(folder: &Path, config: &BertConfig, max_tokens: Option<usize>)
     Ok(encoder)
 }
 
+/// Most tokens of a text for a model: `model_max_length` of its `tokenizer_config.json`, or 256 where nobody says; at most as many as it has
+/// positions for.
+///
+/// # Errors
+///
+/// When that file is damaged; the message names it.
+pub fn max_tokens_of(folder: &Path, config: &BertConfig) -> Result<usize> {
+    let most = match tokenizer_config(folder)?.get(MOST) {
+        None | Some(Value::Null) => None,
+        Some(most) if most.as_f64() >= Some(UNKNOWN) => None,
+        Some(most) => {
+            let number = most.as_u64().filter(|most| *most > 0);
+            let file = folder.join(TOKENIZER_CONFIG);
+            Some(number.with_context(|| {
+                format!("{}: {MOST} is {most}, expected a number of tokens", file.display())
+            })?)
+        }
+    };
+    Ok(most.map_or(TOKENS, |most| most as usize).min(config.max_position_embeddings))
+}
+
 /// Puts the tokenizer of a model into the folder of one that was trained from it, with the most tokens that it was trained on; `tokenizer.json` last.
 ///
 /// # Errors
 ///
 /// When files cannot be read or written.
-pub(crate) fn keep_tokenizer(from: &Path, to: &Path, max_tokens: usize) -> Result<()> {
-    let mut config = tokenizer_config(from)?;
+pub(crate) fn keep_tokenizer(
+    from: &Path,
+    mut config: Map<String, Value>,
+    to: &Path,
+    max_tokens: usize,
+) -> Result<()> {
     config.insert(MOST.into(), max_tokens.into());
     write_atomic(&to.join(TOKENIZER_CONFIG), &serde_json::to_vec_pretty(&config)?)?;
     let file = from.join(TOKENIZER);
@@ -65,7 +82,7 @@ pub(crate) fn keep_tokenizer(from: &Path, to: &Path, max_tokens: usize) -> Resul
 }
 
 /// What a folder says of its tokenizer beside `tokenizer.json`, if anything.
-fn tokenizer_config(folder: &Path) -> Result<Map<String, Value>> {
+pub(crate) fn tokenizer_config(folder: &Path) -> Result<Map<String, Value>> {
     let path = folder.join(TOKENIZER_CONFIG);
     if !path.exists() {
         return Ok(Map::new());
@@ -234,5 +251,35 @@ impl Source for EncodedTexts {
 
     fn settings(&self) -> Value {
         json!({ "max_tokens": self.max_tokens(), "truncated": self.truncated() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_says_how_many_tokens_a_text_has() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let config = BertConfig { max_position_embeddings: 300, ..Default::default() };
+        let most = || max_tokens_of(folder.path(), &config);
+        assert_eq!(most()?, TOKENS);
+        let file = folder.path().join(TOKENIZER_CONFIG);
+        for (says, expected) in [
+            ("{}", TOKENS),
+            (r#"{"model_max_length": null}"#, TOKENS),
+            (r#"{"model_max_length": 1000000000000000019884624838656}"#, TOKENS),
+            (r#"{"model_max_length": 128}"#, 128),
+            (r#"{"model_max_length": 512}"#, 300),
+        ] {
+            std::fs::write(&file, says)?;
+            assert_eq!(most()?, expected, "{says}");
+        }
+        for says in ["0", "-1", "12.5", "\"128\""] {
+            std::fs::write(&file, format!("{{\"model_max_length\": {says}}}"))?;
+            let text = most().unwrap_err().to_string();
+            assert!(text.contains(TOKENIZER_CONFIG) && text.contains(says), "{text}");
+        }
+        Ok(())
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use layerwise_data::{
-    Targets, TextSet,
+    Error as DataError, Targets, TextSet,
     glue::{Part, Task, file, load_file},
     metrics::Metric,
 };
@@ -21,13 +21,13 @@ use layerwise_exit::{
 use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Pooling, Tapped, tap};
 use layerwise_similarity::{Centring, Measure};
 use layerwise_train::{AdamWConfig, Schedule, TrainConfig};
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value, json};
 
 use crate::{
     CommonFlags, Preset,
     checkpoint::model_names,
-    encoded::{EncodedTexts, TOKENS, encoder_of, first, keep_tokenizer},
+    encoded::{EncodedTexts, TOKENS, encoder_of, first, keep_tokenizer, tokenizer_config},
     flags::{RecipeFlags, RunsFlag, in_name},
     layers::Source,
     progress,
@@ -126,9 +126,10 @@ pub struct Glue<'a> {
     task: Task,
     model: String,
     data: Texts,
-    /// MNLI's second development part, where it is there.
-    mismatched: Option<EncodedTexts>,
-    config: BertConfig,
+    /// MNLI's second development part and its file, where it is there.
+    mismatched: Option<(EncodedTexts, String)>,
+    config: &'a BertConfig,
+    tokenizer_config: Map<String, Value>,
     files: [String; 2],
     device: Device,
     stop: &'static AtomicBool,
@@ -154,11 +155,9 @@ pub struct Measured {
 /// Leaving by one signal.
 #[derive(Clone, Debug, Serialize)]
 pub struct Exits {
-    /// In words.
-    pub signal: &'static str,
-    /// What thresholds are compared with.
-    #[serde(skip)]
-    pub by: Signal,
+    /// What thresholds are compared with; in words in results.
+    #[serde(serialize_with = "written_in_words")]
+    pub signal: Signal,
     /// On which this was tried.
     pub samples: usize,
     /// Their score after the last layer.
@@ -180,6 +179,32 @@ pub struct Leaving {
     pub histogram: Vec<usize>,
 }
 
+/// What tables call a signal.
+#[must_use]
+pub fn in_words(signal: &Signal) -> &'static str {
+    match signal {
+        Signal::MaxProbability => "largest probability",
+        Signal::Margin => "margin",
+        Signal::Entropy => "entropy",
+        Signal::Patience => "patience",
+        Signal::Saturation => "saturation",
+        Signal::Change => "change of the answer",
+        Signal::Gate(_) => "learned gate",
+    }
+}
+
+fn written_in_words<S: Serializer>(signal: &Signal, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(in_words(signal))
+}
+
+impl Measured {
+    /// The way to leave that is shown and kept: of a number by the gate, where there is one.
+    #[must_use]
+    pub fn exits_taken(&self) -> Option<&Exits> {
+        self.exits.last()
+    }
+}
+
 impl Exits {
     /// The boldest threshold that costs at most so much of the score.
     #[must_use]
@@ -198,6 +223,7 @@ impl<'a> Glue<'a> {
     /// When they are not there or wrong, or the tokenizer is not the model's.
     pub fn open(
         flags: &'a GlueFlags,
+        config: &'a BertConfig,
         task: Task,
         device: &Device,
         stop: &'static AtomicBool,
@@ -205,7 +231,9 @@ impl<'a> Glue<'a> {
         let folder = flags.data.join(task.name());
         let ((train, train_file), (held_out, held_out_file)) =
             (part(task, &folder, Part::Train)?, part(task, &folder, Part::Dev)?);
-        for (samples, file) in [(&train, &train_file), (&held_out, &held_out_file)] {
+        let mismatched = mismatched(task, &folder)?;
+        let parts = [(&train, &train_file), (&held_out, &held_out_file)];
+        for (samples, file) in parts.into_iter().chain(mismatched.as_ref().map(|(set, file)| (set, file))) {
             let labelled = !matches!(samples.targets(), Targets::None);
             ensure!(
                 labelled,
@@ -214,8 +242,8 @@ impl<'a> Glue<'a> {
                 task.name()
             );
         }
-        let files = [train_file, held_out_file]
-            .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        let name = |path: PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let files = [train_file, held_out_file].map(name);
         let (most, most_held_out) = match flags.common.preset {
             Preset::Smoke => (SMOKE, SMOKE),
             Preset::Small => (SMALL, usize::MAX),
@@ -223,18 +251,22 @@ impl<'a> Glue<'a> {
         };
         let train = first(train, flags.train_limit.map_or(most, NonZeroUsize::get))?;
         let held_out = first(held_out, most_held_out)?;
-        let pooling = flags.pooling.map(Pooling::from);
-        let options = LoadOptions { head: Head::None, pooling, ..Default::default() };
-        let config = Bert::load_with(&flags.model, &options, device)?.model.config().clone();
-        let most = TOKENS.min(config.max_position_embeddings);
-        let max_tokens = flags.max_tokens.map_or(most, NonZeroUsize::get);
-        let encoder = encoder_of(&flags.model, &config, Some(max_tokens))?;
-        let mismatched = match file(task, &folder, Part::DevMismatched) {
-            Ok(path) if task == Task::Mnli => {
-                let samples = first(load_file(task, &path)?, most_held_out)?;
-                Some(EncodedTexts::new(encoder.clone(), &samples)?)
+        let default = TOKENS.min(config.max_position_embeddings);
+        let max_tokens = flags.max_tokens.map_or(default, NonZeroUsize::get);
+        let encoder = encoder_of(&flags.model, config, max_tokens)?;
+        let tokenizer_config = tokenizer_config(&flags.model)?;
+        let mismatched = match mismatched {
+            Some((set, path)) => {
+                let texts = EncodedTexts::new(encoder.clone(), &first(set, most_held_out)?)?;
+                progress::line(&format!(
+                    "{}: {} more held out ({})",
+                    task.name(),
+                    texts.samples(),
+                    path.display()
+                ));
+                Some((texts, name(path)))
             }
-            _ => None,
+            None => None,
         };
         let name = task.name().to_lowercase().replace('-', "");
         let data = Texts::new(&name, encoder, (&train, &held_out), device)?;
@@ -254,6 +286,7 @@ impl<'a> Glue<'a> {
             data,
             mismatched,
             config,
+            tokenizer_config,
             files,
             device: device.clone(),
             stop,
@@ -272,9 +305,12 @@ impl<'a> Glue<'a> {
     #[must_use]
     pub fn settings(&self) -> Value {
         let Texts { train, held_out, .. } = &self.data;
+        let mismatched = self.mismatched.as_ref().map(|(texts, file)| {
+            json!({ "file": file, "samples": texts.samples(), "truncated": texts.truncated() })
+        });
         json!({ "train_file": self.files[0], "held_out_file": self.files[1], "train_samples": train.samples(),
             "held_out_samples": held_out.samples(), "truncated": [train.truncated(), held_out.truncated()],
-            "metrics": self.task.metrics(), "pooling": self.config.pooling })
+            "metrics": self.task.metrics(), "pooling": self.config.pooling, "mismatched": mismatched })
     }
 
     /// Fine-tunes the checkpoint as planned, or goes on where that stands, and measures every layer on the samples held out.
@@ -300,7 +336,12 @@ impl<'a> Glue<'a> {
         let folder = self.flags.runs.runs.join("models").join(&name);
         trained.keep(&folder, "tokenizer.json", || {
             model.save(&folder)?;
-            keep_tokenizer(&self.flags.model, &folder, self.data.train.max_tokens())
+            keep_tokenizer(
+                &self.flags.model,
+                self.tokenizer_config.clone(),
+                &folder,
+                self.data.train.max_tokens(),
+            )
         })?;
         let measured = self.measure(&plan.name, &model.packed()?, trained.seconds)?;
         if classes.is_empty() {
@@ -324,7 +365,7 @@ impl<'a> Glue<'a> {
         let (features, logits) = self.layers_of(model, &self.data.held_out)?;
         let targets = self.data.held_out.targets();
         let mut metrics = BTreeMap::new();
-        if let Some(texts) = &self.mismatched {
+        if let Some((texts, _)) = &self.mismatched {
             let (_, logits) = self.layers_of(model, texts)?;
             let scores = logits.iter().map(|logits| score(self.task, logits, texts.targets()));
             metrics.insert("accuracy, mismatched".to_owned(), scores.collect::<Result<_>>()?);
@@ -390,7 +431,13 @@ impl<'a> Glue<'a> {
     }
 
     /// What leaving at each of some thresholds gives, of the logits of layers `1..=L`.
-    fn exits(&self, by: Signal, held_out: &HeldOut, logits: &[Tensor], targets: &Targets) -> Result<Exits> {
+    fn exits(
+        &self,
+        signal: Signal,
+        held_out: &HeldOut,
+        logits: &[Tensor],
+        targets: &Targets,
+    ) -> Result<Exits> {
         let depth = logits.len();
         let all = Tensor::stack(logits, 0)?; // (L, samples, classes)
         let (_, samples, classes) = all.dims3()?;
@@ -411,12 +458,7 @@ impl<'a> Glue<'a> {
             });
         }
         let full = score(self.task, &logits[depth - 1], targets)?;
-        let signal = match by {
-            Signal::Change => "change of the answer",
-            Signal::Gate(_) => "learned gate",
-            _ => "largest probability",
-        };
-        Ok(Exits { signal, by, samples, full, leaving })
+        Ok(Exits { signal, samples, full, leaving })
     }
 
     /// Features and logits of layers `1..=L`, in the order of the texts.
@@ -455,17 +497,49 @@ impl<'a> Glue<'a> {
     }
 }
 
-/// Writes beside a model of a number when to leave it: by the last of its signals (the gate, where there is one), as boldly as costs at most a
-/// point of the score on the samples held out. What is there already stays.
+/// Writes beside a model of a number when to leave it: as boldly as costs at most a point of the score on the samples held out. What is there
+/// already stays.
 fn keep_exits(folder: &Path, measured: &Measured) -> Result<()> {
     let depth = measured.score.len();
-    let Err(ExitError::NotCalibrated { .. }) = SavedExits::load(folder, depth) else { return Ok(()) };
-    let chosen = measured.exits.last().and_then(|exits| Some((exits, exits.within(A_POINT)?)));
-    if let Some((exits, leaving)) = chosen {
-        let thresholds = Thresholds::common(exits.by.clone(), leaving.threshold, depth);
-        SavedExits { depth, thresholds, calibration: Calibration::Given }.save(folder)?;
+    match SavedExits::load(folder, depth) {
+        Err(ExitError::NotCalibrated { .. }) => {}
+        there => return there.map(|_| ()).context("when to leave"),
     }
-    Ok(())
+    let chosen = measured.exits_taken().and_then(|exits| Some((exits, exits.within(A_POINT)?)));
+    let Some((exits, leaving)) = chosen else {
+        progress::line(&format!(
+            "{}: every threshold costs more than a point, so none is kept beside the model",
+            folder.display()
+        ));
+        return Ok(());
+    };
+    let thresholds = Thresholds::common(exits.signal.clone(), leaving.threshold, depth);
+    Ok(SavedExits { depth, thresholds, calibration: Calibration::Given }.save(folder)?)
+}
+
+/// The configuration of the BERT to fine-tune, with what exits read: as asked for, or as its folder says.
+///
+/// # Errors
+///
+/// As [`Bert::load_with`].
+pub fn base_config(flags: &GlueFlags, device: &Device) -> Result<BertConfig> {
+    let pooling = flags.pooling.map(Pooling::from);
+    let options = LoadOptions { head: Head::None, pooling, ..Default::default() };
+    Ok(Bert::load_with(&flags.model, &options, device)?.model.config().clone())
+}
+
+/// MNLI's second development part, where it is there; other tasks have none.
+fn mismatched(task: Task, folder: &Path) -> Result<Option<(TextSet, PathBuf)>> {
+    if task != Task::Mnli {
+        return Ok(None);
+    }
+    match file(task, folder, Part::DevMismatched) {
+        Err(DataError::NotFound { .. }) => Ok(None),
+        path => {
+            let path = path?;
+            Ok(Some((load_file(task, &path)?, path)))
+        }
+    }
 }
 
 /// The mean of the task's metrics.

@@ -135,6 +135,8 @@ pub struct Language<'a> {
     flags: &'a LanguageFlags,
     bpe: ByteBpe,
     config: Gpt2Config,
+    /// What is fine-tuned.
+    base: Option<Gpt2>,
     corpus: Corpus,
     sentences: Option<Sentences>,
     device: Device,
@@ -195,10 +197,10 @@ impl<'a> Language<'a> {
     pub fn open(flags: &'a LanguageFlags, device: &Device, stop: &'static AtomicBool) -> Result<Self> {
         let preset = flags.common.preset;
         let texts = flags.train.iter().map(|path| text_file(path)).collect::<Result<Vec<_>, _>>()?;
-        let (bpe, config) = match &flags.model {
+        let (bpe, config, base) = match &flags.model {
             Some(folder) => {
                 let (model, bpe) = open_language_model(folder, device)?;
-                (bpe, model.config().clone())
+                (bpe, model.config().clone(), Some(model))
             }
             None => {
                 let bpe = ByteBpe::train(
@@ -209,7 +211,7 @@ impl<'a> Language<'a> {
                     eos_token_id: bpe.end_of_text(),
                     ..language_model(preset, bpe.vocabulary())
                 };
-                (bpe, config)
+                (bpe, config, None)
             }
         };
         let tokens = TOKENS.min(config.n_positions);
@@ -239,7 +241,7 @@ impl<'a> Language<'a> {
         let file = flags.train[0].file_name().unwrap_or_default().to_string_lossy();
         let name = file.trim_end_matches(".gz").trim_end_matches(".txt").replace('.', "-");
         let corpus = Corpus { name, train, held_out, device: device.clone() };
-        Ok(Self { flags, bpe, config, corpus, sentences, device: device.clone(), stop })
+        Ok(Self { flags, bpe, config, base, corpus, sentences, device: device.clone(), stop })
     }
 
     /// How models are trained, but for the objective.
@@ -270,8 +272,8 @@ impl<'a> Language<'a> {
     ///
     /// As [`trained`], and what measuring reports.
     pub fn measured(&self, plan: &Plan) -> Result<LayersOfLanguage> {
-        let model = match &self.flags.model {
-            Some(folder) => open_language_model(folder, &self.device)?.0,
+        let model = match &self.base {
+            Some(model) => model.copied()?,
             None => Gpt2::new(self.config.clone(), &mut init::rng(plan.seed), &self.device)?,
         };
         let config =
@@ -455,7 +457,7 @@ pub fn open_language_model(folder: &Path, device: &Device) -> Result<(Gpt2, Byte
     let spare = model.config().vocab_size - bpe.vocabulary();
     if spare > 0 {
         progress::line(&format!(
-            "{}: {spare} rows of the table of words are no word and are left out",
+            "{}: {spare} rows of the table are no word and are left out",
             folder.display()
         ));
     }

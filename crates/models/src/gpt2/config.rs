@@ -70,6 +70,12 @@ impl Gpt2Config {
         self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))
     }
 
+    /// Of another vocabulary; a mark of the end that is none of its words is none.
+    pub(super) fn of_words(self, vocab_size: usize) -> Self {
+        let eos_token_id = self.eos_token_id.filter(|id| (*id as usize) < vocab_size);
+        Self { vocab_size, eos_token_id, ..self }
+    }
+
     /// Operations for a sample of so many tokens, each of which has an answer.
     ///
     /// ```

@@ -68,7 +68,8 @@ const MODEL_TYPE: &str = "gpt2";
 impl Gpt2Config {
     /// The configuration that a Hugging Face folder's `config.json` describes; the exits are [`Shared`].
     ///
-    /// Keys it does not know are ignored; keys that are missing have the value that Python's `GPT2Config` gives them.
+    /// Keys it does not know are ignored; keys that are missing have the value that Python's `GPT2Config` gives them. An `eos_token_id` that is no row of
+    /// the table is none.
     ///
     /// [`Shared`]: crate::ExitNorm::Shared
     ///
@@ -121,7 +122,6 @@ fn convert(hf: HfConfig) -> Result<Gpt2Config> {
         return unsupported("add_cross_attention", "a decoder without an encoder");
     }
     let config = Gpt2Config {
-        vocab_size: hf.vocab_size,
         n_positions: hf.n_positions,
         n_embd: hf.n_embd,
         n_layer: hf.n_layer,
@@ -133,10 +133,10 @@ fn convert(hf: HfConfig) -> Result<Gpt2Config> {
         attn_pdrop: hf.attn_pdrop,
         layer_norm_epsilon: hf.layer_norm_epsilon,
         initializer_range: hf.initializer_range,
-        // A mark that the table has no row for is never said.
-        eos_token_id: hf.eos_token_id.filter(|id| (*id as usize) < hf.vocab_size),
+        eos_token_id: hf.eos_token_id,
         ..Gpt2Config::default()
     };
+    let config = config.of_words(hf.vocab_size);
     config.validate()?;
     Ok(config)
 }

@@ -71,8 +71,7 @@ impl Gpt2 {
         if words == self.config.vocab_size {
             return Ok(self.clone());
         }
-        let eos_token_id = self.config.eos_token_id.filter(|id| (*id as usize) < words);
-        let config = Gpt2Config { vocab_size: words, eos_token_id, ..self.config.clone() };
+        let config = self.config.clone().of_words(words);
         let mut params = self.params.clone();
         let table = self.embeddings.words.detach().narrow(0, 0, words)?;
         params.insert(WORDS, Var::from_tensor(&table.copy()?)?);
