@@ -69,7 +69,12 @@ fn tasks_are_trained_measured_and_found_again() -> Done {
                     assert_eq!(numbers(&exit["histogram"]).iter().sum::<f64>(), samples);
                 }
                 let ratio = |exit: &Value| exit["layer_ratio"].as_f64();
-                assert!(leaving.is_sorted_by_key(ratio) && ratio(&leaving[0]) >= Some(1.), "{leaving:?}");
+                let score = |exit: &Value| exit["score"].as_f64();
+                assert!(
+                    leaving.is_sorted_by(|a, b| ratio(a) < ratio(b) && score(a) > score(b)),
+                    "{leaving:?}"
+                );
+                assert!(ratio(&leaving[0]) >= Some(1.), "{leaving:?}");
             }
         }
     }

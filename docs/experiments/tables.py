@@ -278,8 +278,8 @@ def glue_exits(at):
                 if not cheap:
                     continue
                 best = max(cheap, key=lambda exit: exit["layer_ratio"])
-                rows.append([task, name, exits["signal"], percent(exits["full"]), percent(best["score"]), hundredths(best["layer_ratio"])])
-    return table(["task", "training", "leaves by", "score without exits", "with exits", "layers, times fewer"], rows)
+                rows.append([task, name, exits["signal"], best["from"], percent(exits["full"]), percent(best["score"]), hundredths(best["layer_ratio"])])
+    return table(["task", "training", "leaves by", "from layer", "score without exits", "with exits", "layers, times fewer"], rows)
 
 
 def lines_of(path):

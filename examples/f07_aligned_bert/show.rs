@@ -44,7 +44,7 @@ pub(crate) fn show(out: &Path, results: &mut Results, tasks: &Tasks) -> Result<(
         .figure(&ratios, "Leaving where the largest probability is above a threshold; of a number, where a learned gate says that it is close to the last layer's (or, without \
             one, where it moved less than a threshold); the first seed.")
         .table(&layers, "Score after each layer in percent, means over seeds.")
-        .table(&exits, "The boldest thresholds that cost at most a point of the score; the first seed. Thresholds were compared on the samples that they are scored on.")
+        .table(&exits, "The boldest thresholds, and the first layers that they are asked after, that cost at most a point of the score; the first seed. They were compared on the samples that they are scored on.")
         .close(results, out)
 }
 
@@ -68,8 +68,16 @@ fn score_table(tasks: &Tasks) -> Table {
 
 /// What costs at most a point.
 fn exit_table(tasks: &Tasks) -> Table {
-    let mut table =
-        Table::new(["task", "model", "signal", "threshold", "score", "points lost", "layer ratio"]);
+    let mut table = Table::new([
+        "task",
+        "model",
+        "signal",
+        "from layer",
+        "threshold",
+        "score",
+        "points lost",
+        "layer ratio",
+    ]);
     for (task, models) in tasks {
         for model in models.iter().filter_map(|seeds| seeds.first()) {
             for exits in &model.exits {
@@ -78,6 +86,7 @@ fn exit_table(tasks: &Tasks) -> Table {
                         task.name().to_owned(),
                         model.name.clone(),
                         in_words(&exits.signal).to_owned(),
+                        exit.from.to_string(),
                         decimals(exit.threshold, 4),
                         percent(exit.score),
                         decimals(100. * (exits.full - exit.score), 1),
@@ -101,10 +110,7 @@ fn panels(tasks: &Tasks, label: &str, values: fn(&Measured) -> &Vec<f64>) -> Vec
 
 fn exits_of(model: &Measured) -> Series {
     let leaving = model.exits_taken().map_or(&[][..], |exits| &exits.leaving);
-    let mut points: Vec<(f64, f64)> = leaving.iter().map(|exit| (exit.layer_ratio, exit.score)).collect();
-    points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    points.dedup();
-    Series::new(model.name.clone(), points)
+    Series::new(model.name.clone(), leaving.iter().map(|exit| (exit.layer_ratio, exit.score)))
 }
 
 fn name(seeds: &[Measured]) -> String {

@@ -162,13 +162,18 @@ pub struct Exits {
     pub samples: usize,
     /// Their score after the last layer.
     pub full: f64,
-    /// From cautious to bold.
+    /// From cautious to bold: of all that were tried, those than which no other saves more and scores as well.
     pub leaving: Vec<Leaving>,
 }
 
-/// Leaving at one threshold.
+/// Leaving at one threshold, from one layer on.
 #[derive(Clone, Debug, Serialize)]
 pub struct Leaving {
+    /// Who leaves where.
+    #[serde(skip)]
+    pub thresholds: Thresholds,
+    /// The first layer after which a sample may leave.
+    pub from: usize,
     /// On the signal.
     pub threshold: f64,
     /// Layers of the model over mean layers of a sample.
@@ -206,11 +211,10 @@ impl Measured {
 }
 
 impl Exits {
-    /// The boldest threshold that costs at most so much of the score.
+    /// The boldest that costs at most so much of the score.
     #[must_use]
     pub fn within(&self, lost: f64) -> Option<&Leaving> {
-        let cheap = self.leaving.iter().filter(|exit| self.full - exit.score <= lost + 1e-12);
-        cheap.max_by(|a, b| a.layer_ratio.total_cmp(&b.layer_ratio))
+        self.leaving.iter().rfind(|exit| self.full - exit.score <= lost + 1e-12)
     }
 }
 
@@ -430,7 +434,8 @@ impl<'a> Glue<'a> {
         Ok(exits)
     }
 
-    /// What leaving at each of some thresholds gives, of the logits of layers `1..=L`.
+    /// What leaving at each of some thresholds gives, from each of the layers on, of the logits of layers `1..=L`: where the first layers know
+    /// nothing, samples that leave there cost what later ones save.
     fn exits(
         &self,
         signal: Signal,
@@ -442,9 +447,13 @@ impl<'a> Glue<'a> {
         let all = Tensor::stack(logits, 0)?; // (L, samples, classes)
         let (_, samples, classes) = all.dims3()?;
         let all = all.reshape((depth * samples, classes))?;
-        let inner: Vec<usize> = (1..depth).collect();
+        let mut paths = Vec::new();
+        for from in 1..depth {
+            let checked: Vec<usize> = (from..depth).collect();
+            paths.extend(held_out.path(&checked, STEPS)?.into_iter().map(|thresholds| (from, thresholds)));
+        }
         let mut leaving = Vec::new();
-        for thresholds in held_out.path(&inner, STEPS)? {
+        for (from, thresholds) in paths {
             let layers = held_out.exits(&thresholds)?;
             let rows =
                 layers.iter().enumerate().map(|(sample, layer)| ((layer - 1) * samples + sample) as u32);
@@ -455,8 +464,11 @@ impl<'a> Glue<'a> {
                 layer_ratio: layer_ratio(&histogram),
                 score: score(self.task, &answered, targets)?,
                 histogram,
+                from,
+                thresholds,
             });
         }
+        let leaving = not_dominated(leaving);
         let full = score(self.task, &logits[depth - 1], targets)?;
         Ok(Exits { signal, samples, full, leaving })
     }
@@ -497,6 +509,21 @@ impl<'a> Glue<'a> {
     }
 }
 
+/// Those than which no other saves more and scores as well, from cautious to bold.
+fn not_dominated(mut all: Vec<Leaving>) -> Vec<Leaving> {
+    let better =
+        |a: &Leaving, b: &Leaving| b.layer_ratio.total_cmp(&a.layer_ratio).then(b.score.total_cmp(&a.score));
+    all.sort_by(better);
+    let mut best = f64::NEG_INFINITY;
+    all.retain(|exit| {
+        let keeps = exit.score > best;
+        best = best.max(exit.score);
+        keeps
+    });
+    all.reverse();
+    all
+}
+
 /// Writes beside a model of a number when to leave it: as boldly as costs at most a point of the score on the samples held out. What is there
 /// already stays.
 fn keep_exits(folder: &Path, measured: &Measured) -> Result<()> {
@@ -505,15 +532,14 @@ fn keep_exits(folder: &Path, measured: &Measured) -> Result<()> {
         Err(ExitError::NotCalibrated { .. }) => {}
         there => return there.map(|_| ()).context("when to leave"),
     }
-    let chosen = measured.exits_taken().and_then(|exits| Some((exits, exits.within(A_POINT)?)));
-    let Some((exits, leaving)) = chosen else {
+    let Some(leaving) = measured.exits_taken().and_then(|exits| exits.within(A_POINT)) else {
         progress::line(&format!(
             "{}: every threshold costs more than a point, so none is kept beside the model",
             folder.display()
         ));
         return Ok(());
     };
-    let thresholds = Thresholds::common(exits.signal.clone(), leaving.threshold, depth);
+    let thresholds = leaving.thresholds.clone();
     Ok(SavedExits { depth, thresholds, calibration: Calibration::Given }.save(folder)?)
 }
 
