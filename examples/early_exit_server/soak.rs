@@ -67,6 +67,9 @@ enum Doing {
     Slow,
 }
 
+/// Seconds within which a server that is asked all the time has answered somebody.
+const SHORTEST_WINDOW_S: f64 = 5.;
+
 const OFTEN: [(Doing, u32); 7] = [
     (Doing::Good, 80),
     (Doing::Garbage, 4),
@@ -340,8 +343,8 @@ fn show(
     let all: Vec<f64> = seen.latencies.iter().map(|(_, ms)| *ms).collect();
     ensure!(!all.is_empty(), "no request was answered: {wrong:?}");
     let last = samples.last().map_or(0., |sample| sample.at);
-    // Twenty windows, or as many whole seconds as there are.
-    let windows = last.floor().clamp(1., 20.);
+    // Twenty windows, or as many of a length that no hiccup of a busy machine has.
+    let windows = (last / SHORTEST_WINDOW_S).floor().clamp(1., 20.);
     let window = last / windows;
     let mut p99 = Vec::new();
     for i in 0..windows as u32 {
