@@ -350,13 +350,12 @@ def language_trade():
     of = lambda name, layer: statistics.mean(seed["perplexity"][layer] for seed in models[name])
     last, middle = -1, len(models["standard"][0]["perplexity"]) // 2 - 1
     rows = []
-    for name, seeds in models.items():
-        minutes = statistics.mean(seed["train_s"] for seed in seeds) / 60
+    for name in models:
         each = lambda layer, name=name: ", ".join(f"{seed['perplexity'][layer]:.0f}" for seed in models[name])
         rows.append([
-            name, each(last), hundredths(of(name, last) / of("standard", last)), each(middle), hundredths(of(name, middle) / of("aligned", middle)), f"{minutes:.0f}",
+            name, each(last), hundredths(of(name, last) / of("standard", last)), each(middle), hundredths(of(name, middle) / of("aligned", middle)),
         ])
-    return table(["training", "last layer, seeds", "times standard's", f"layer {middle + 1}, seeds", "times aligned's", "minutes"], rows)
+    return table(["training", "last layer, seeds", "times standard's", f"layer {middle + 1}, seeds", "times aligned's"], rows)
 
 
 def seeds_of(run):
@@ -437,7 +436,7 @@ LANGUAGE = {
     "diversity": (language_said, "diversity"),
     "runs": (runs, "language"),
 }
-PAGES = {"vision.md": VISION, "exits.md": EXITS, "glue.md": GLUE_PAGE}
+PAGES = {"vision.md": VISION, "exits.md": EXITS, "glue.md": GLUE_PAGE, "language.md": LANGUAGE}
 
 
 def main():
