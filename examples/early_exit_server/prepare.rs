@@ -11,7 +11,7 @@ use layerwise::{
 };
 use layerwise_example_common::{
     checkpoint::{Checkpoint, preprocess_of},
-    encoded::{encoder_of, max_tokens_of},
+    encoded::encoder_of,
     input::prepared,
 };
 
@@ -61,10 +61,7 @@ impl Prepare {
                     .with_context(|| folder.display().to_string())?;
                 Ok(Self::Images(images))
             }
-            Checkpoint::Bert(bert) => {
-                let most = max_tokens_of(folder, bert.config())?;
-                Ok(Self::Texts(Box::new(encoder_of(folder, bert.config(), most)?)))
-            }
+            Checkpoint::Bert(bert) => Ok(Self::Texts(Box::new(encoder_of(folder, bert.config())?))),
         }
     }
 

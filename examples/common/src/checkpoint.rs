@@ -9,7 +9,7 @@ use layerwise_models::{Bert, Error as ModelError, Head, LoadOptions, Loaded, Tap
 use serde_json::{Value, json};
 
 use crate::{
-    encoded::{EncodedTexts, encoder_of, first, max_tokens_of, texts_of},
+    encoded::{EncodedTexts, encoder_of, first, texts_of},
     input::Input,
     layers::Source,
     progress,
@@ -70,8 +70,7 @@ impl Checkpoint {
                     format!("{}: a BERT, which takes texts; expected a text file", folder.display())
                 })?;
                 let texts = first(texts_of(input)?, limit.unwrap_or(usize::MAX))?;
-                let most = max_tokens_of(folder, bert.config())?;
-                let texts = EncodedTexts::new(encoder_of(folder, bert.config(), most)?, &texts)?;
+                let texts = EncodedTexts::new(encoder_of(folder, bert.config())?, &texts)?;
                 if texts.truncated() > 0 {
                     progress::line(&format!(
                         "{}: {} of {} texts have more than {} tokens and are cut",

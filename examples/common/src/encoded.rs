@@ -25,12 +25,22 @@ const MOST: &str = "model_max_length";
 /// Python's `transformers` write 1e30 where they do not know.
 const UNKNOWN: f64 = 1e9;
 
-/// The tokenizer of a BERT's folder, which must be the model's. Longer texts are cut.
+/// The tokenizer of a BERT's folder, which must be the model's. Texts are cut where the folder says: at `model_max_length` of its
+/// `tokenizer_config.json`, or 256 tokens where nobody says; at most at as many as the model has positions for.
+///
+/// # Errors
+///
+/// When there is no tokenizer, it is another model's, or `tokenizer_config.json` is damaged; the message names it.
+pub fn encoder_of(folder: &Path, config: &BertConfig) -> Result<Encoder> {
+    encoder_cutting_at(max_tokens_of(folder, config)?, folder, config)
+}
+
+/// As [`encoder_of`]; longer texts are cut, whatever the folder says.
 ///
 /// # Errors
 ///
 /// When there is no tokenizer, it is another model's, or the model has no positions for so many tokens.
-pub fn encoder_of(folder: &Path, config: &BertConfig, max_tokens: usize) -> Result<Encoder> {
+pub(crate) fn encoder_cutting_at(max_tokens: usize, folder: &Path, config: &BertConfig) -> Result<Encoder> {
     let positions = config.max_position_embeddings;
     ensure!(
         max_tokens <= positions,
@@ -42,13 +52,8 @@ pub fn encoder_of(folder: &Path, config: &BertConfig, max_tokens: usize) -> Resu
     Ok(encoder)
 }
 
-/// Most tokens of a text for a model: `model_max_length` of its `tokenizer_config.json`, or 256 where nobody says; at most as many as it has
-/// positions for.
-///
-/// # Errors
-///
-/// When that file is damaged; the message names it.
-pub fn max_tokens_of(folder: &Path, config: &BertConfig) -> Result<usize> {
+/// Where [`encoder_of`] cuts.
+fn max_tokens_of(folder: &Path, config: &BertConfig) -> Result<usize> {
     let most = match tokenizer_config(folder)?.get(MOST) {
         None | Some(Value::Null) => None,
         Some(most) if most.as_f64() >= Some(UNKNOWN) => None,

@@ -27,7 +27,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     CommonFlags, Preset,
     checkpoint::model_names,
-    encoded::{EncodedTexts, TOKENS, encoder_of, first, keep_tokenizer, tokenizer_config},
+    encoded::{EncodedTexts, TOKENS, encoder_cutting_at, first, keep_tokenizer, tokenizer_config},
     flags::{RecipeFlags, RunsFlag, in_name},
     layers::Source,
     progress,
@@ -257,7 +257,7 @@ impl<'a> Glue<'a> {
         let held_out = first(held_out, most_held_out)?;
         let default = TOKENS.min(config.max_position_embeddings);
         let max_tokens = flags.max_tokens.map_or(default, NonZeroUsize::get);
-        let encoder = encoder_of(&flags.model, config, max_tokens)?;
+        let encoder = encoder_cutting_at(max_tokens, &flags.model, config)?;
         let tokenizer_config = tokenizer_config(&flags.model)?;
         let mismatched = match mismatched {
             Some((set, path)) => {
@@ -561,10 +561,7 @@ fn mismatched(task: Task, folder: &Path) -> Result<Option<(TextSet, PathBuf)>> {
     }
     match file(task, folder, Part::DevMismatched) {
         Err(DataError::NotFound { .. }) => Ok(None),
-        path => {
-            let path = path?;
-            Ok(Some((load_file(task, &path)?, path)))
-        }
+        _ => part(task, folder, Part::DevMismatched).map(Some),
     }
 }
 

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use layerwise_data::{Text, TextSet};
 use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Pooling, Tapped};
 
-use crate::encoded::{EncodedTexts, encoder_of, max_tokens_of};
+use crate::encoded::{EncodedTexts, encoder_of};
 
 /// A BERT that was trained so that the mean of its tokens tells what a text is about, as the sentence-transformers are.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Sentences {
     /// When either is missing or wrong, or they are of different models.
     pub fn open(folder: &Path, device: &Device) -> Result<Self> {
         let config = BertConfig::from_hf(folder)?;
-        let encoder = encoder_of(folder, &config, max_tokens_of(folder, &config)?)?;
+        let encoder = encoder_of(folder, &config)?;
         let options = LoadOptions { head: Head::None, pooling: Some(Pooling::Mean), ..Default::default() };
         let model = Bert::load_with(folder, &options, device)?.model;
         Ok(Self { model: model.packed()?, encoder, device: device.clone() })
