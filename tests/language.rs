@@ -172,10 +172,23 @@ fn refused(folder: &Path, model: &Path) -> Done {
         n_positions: 16,
         ..Default::default()
     };
-    Gpt2::new(config, &mut layerwise::ops::init::rng(0), &Cpu)?.save(&other)?;
+    let init = |config: &Gpt2Config| Gpt2::new(config.clone(), &mut layerwise::ops::init::rng(0), &Cpu);
+    init(&config)?.save(&other)?;
     fails_with(&generate(&other, &prompt), 1, &["tokenizer.json"]);
     fs::copy(model.join("tokenizer.json"), other.join("tokenizer.json"))?;
     fails_with(&generate(&other, &prompt), 1, &["tokenizer.json", "300"]);
+
+    // A table that is filled up to a round number: what is no word is not said.
+    let words = Gpt2::load(model, &Cpu)?.config().vocab_size;
+    let vocab_size = words.next_multiple_of(128);
+    assert!(vocab_size > words + 30, "{words}");
+    let filled = folder.join("filled");
+    init(&Gpt2Config { vocab_size, ..config })?.save(&filled)?;
+    fs::copy(model.join("tokenizer.json"), filled.join("tokenizer.json"))?;
+    let said = generate(&filled, &["--prompt", "The", "--max-new-tokens", "12", "--top-p", "1"]);
+    succeed(&said);
+    let told = String::from_utf8(said.stderr)?;
+    assert!(told.contains(&format!("{} rows of the table are no word", vocab_size - words)), "{told}");
     let f08 = |train: &str, more: &[&str]| {
         let test = page("README.md");
         let flags = ["--train", train, "--test", &test, "--preset", "smoke", "--runs", text(&out)];

@@ -7,10 +7,11 @@ use layerwise::data::glue::Task;
 use layerwise_example_common::{
     Report, Results, Table,
     curves::mean_curve,
-    glue::{A_POINT, Measured, in_words},
+    glue::Measured,
     plots::{self, Panel, Series},
     progress,
     table::{decimals, percent},
+    task_exits::{A_POINT, in_words},
 };
 
 /// Tasks, each with its models, each with one entry a seed.

@@ -59,39 +59,14 @@ impl ByteBpe {
     pub fn open(folder: &Path) -> Result<Self> {
         let [whole, vocabulary, merges] =
             ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| folder.join(name));
-        if whole.is_file() {
-            let bytes = std::fs::read(&whole).map_err(io(&whole))?;
-            let bad = |error: tokenizers::Error| format(&whole, error.to_string());
-            let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(bad)?;
-            // What the file says of samples is nothing to a corpus.
-            tokenizer.with_truncation(None).map_err(bad)?;
-            tokenizer.with_padding(None);
-            let by_bytes = matches!(tokenizer.get_model(), ModelWrapper::BPE(pairs) if pairs.dropout.is_none())
-                && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(level)) if !level.add_prefix_space)
-                && matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-            if !by_bytes || tokenizer.get_normalizer().is_some() {
-                let expected = "expected pairs of bytes, as GPT-2 has them: a ByteLevel pre-tokenizer without add_prefix_space, BPE without dropout, a ByteLevel decoder, \
-                    and no normaliser";
-                return Err(format(&whole, expected));
-            }
-            let bpe = Self { path: whole, tokenizer };
-            bpe.check_bytes()?;
-            return Ok(bpe);
-        }
-        if !vocabulary.is_file() || !merges.is_file() {
+        let bpe = if whole.is_file() {
+            Self { tokenizer: by_bytes(&whole)?, path: whole }
+        } else if vocabulary.is_file() && merges.is_file() {
+            Self { tokenizer: of_pairs(&vocabulary, &merges)?, path: vocabulary }
+        } else {
             let expected = "tokenizer.json, or vocab.json and merges.txt".to_owned();
             return Err(Error::NotFound { folder: folder.to_owned(), expected });
-        }
-        let name =
-            |path: &Path| path.to_str().map(str::to_owned).ok_or_else(|| format(path, "a name in UTF-8"));
-        let model = BPE::from_file(&name(&vocabulary)?, &name(&merges)?).build();
-        let model = model.map_err(|error| format(&vocabulary, error.to_string()))?;
-        let mut tokenizer = byte_level(model);
-        if tokenizer.token_to_id(END_OF_TEXT).is_some() {
-            let marked = tokenizer.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]);
-            marked.map_err(|error| format(&vocabulary, error.to_string()))?;
-        }
-        let bpe = Self { tokenizer, path: vocabulary };
+        };
         bpe.check_bytes()?;
         Ok(bpe)
     }
@@ -278,6 +253,36 @@ fn parts(text: &str) -> Vec<&str> {
 fn no_piece(id: u32, tokenizer: &Tokenizer) -> Error {
     let expected = format!("one of the tokenizer's {} pieces", vocabulary::pieces(tokenizer));
     Error::Setting { field: "an id", value: id.to_string(), expected }
+}
+
+/// The tokenizer of a `tokenizer.json`, if it is one of byte pairs as GPT-2 has them.
+fn by_bytes(path: &Path) -> Result<Tokenizer> {
+    let bytes = std::fs::read(path).map_err(io(path))?;
+    let bad = |error: tokenizers::Error| format(path, error.to_string());
+    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(bad)?;
+    // What the file says of samples is nothing to a corpus.
+    tokenizer.with_truncation(None).map_err(bad)?;
+    tokenizer.with_padding(None);
+    let by_bytes = matches!(tokenizer.get_model(), ModelWrapper::BPE(pairs) if pairs.dropout.is_none())
+        && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(level)) if !level.add_prefix_space)
+        && matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+    if !by_bytes || tokenizer.get_normalizer().is_some() {
+        let expected = "expected pairs of bytes, as GPT-2 has them: a ByteLevel pre-tokenizer without add_prefix_space, BPE without dropout, a ByteLevel decoder, \
+            and no normaliser";
+        return Err(format(path, expected));
+    }
+    Ok(tokenizer)
+}
+
+/// The tokenizer of a `vocab.json` and a `merges.txt`.
+fn of_pairs(vocabulary: &Path, merges: &Path) -> Result<Tokenizer> {
+    let name = |path: &Path| path.to_str().map(str::to_owned).ok_or_else(|| format(path, "a name in UTF-8"));
+    let bad = |error: tokenizers::Error| format(vocabulary, error.to_string());
+    let mut tokenizer = byte_level(BPE::from_file(&name(vocabulary)?, &name(merges)?).build().map_err(bad)?);
+    if tokenizer.token_to_id(END_OF_TEXT).is_some() {
+        tokenizer.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]).map_err(bad)?;
+    }
+    Ok(tokenizer)
 }
 
 /// How GPT-2 cuts texts before pairs are joined: no space is put before the first word.

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use clap::{Args, ValueEnum};
 use layerwise_data::{
@@ -15,13 +15,11 @@ use layerwise_data::{
     glue::{Part, Task, file, load_file},
     metrics::Metric,
 };
-use layerwise_exit::{
-    Calibration, Error as ExitError, Gate, HeldOut, SavedExits, Signal, Thresholds, layer_ratio,
-};
+use layerwise_exit::{HeldOut, Signal};
 use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Pooling, Tapped, tap};
 use layerwise_similarity::{Centring, Measure};
 use layerwise_train::{AdamWConfig, Schedule, TrainConfig};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -33,6 +31,7 @@ use crate::{
     progress,
     run::Interrupted,
     similarity::to_last,
+    task_exits::{TaskExits, keep_exits, number_exits, task_exits},
     texts::Texts,
     training::trained,
     vision::Plan,
@@ -105,16 +104,6 @@ pub fn glue_recipe(preset: Preset) -> TrainConfig {
     }
 }
 
-/// Thresholds that exits are shown at.
-const STEPS: usize = 41;
-/// The gate of a task of numbers learns from every fifth sample held out.
-const GATE_EVERY: u32 = 5;
-/// How close an inner layer's number is to the last one's for the gate to call it right: a tenth of STS-B's scale.
-const CLOSE: f32 = 0.5;
-
-/// Of a score from 0 to 1.
-pub const A_POINT: f64 = 0.01;
-
 /// Samples that a smoke run takes of each part, and a small one to train on.
 const SMOKE: usize = 64;
 const SMALL: usize = 10_000;
@@ -147,74 +136,16 @@ pub struct Measured {
     /// Sample-wise cosine to the last layer, mean over samples.
     pub cos_to_last: Vec<f64>,
     /// What leaving early gives, by what a sample's certainty is read from.
-    pub exits: Vec<Exits>,
+    pub exits: Vec<TaskExits>,
     /// Seconds that its training steps took.
     pub train_s: f64,
-}
-
-/// Leaving by one signal.
-#[derive(Clone, Debug, Serialize)]
-pub struct Exits {
-    /// What thresholds are compared with; in words in results.
-    #[serde(serialize_with = "written_in_words")]
-    pub signal: Signal,
-    /// On which this was tried.
-    pub samples: usize,
-    /// Their score after the last layer.
-    pub full: f64,
-    /// From cautious to bold: of all that were tried, those than which no other saves more and scores as well.
-    pub leaving: Vec<Leaving>,
-}
-
-/// Leaving at one threshold, from one layer on.
-#[derive(Clone, Debug, Serialize)]
-pub struct Leaving {
-    /// Who leaves where.
-    #[serde(skip)]
-    pub thresholds: Thresholds,
-    /// The first layer after which a sample may leave.
-    pub from: usize,
-    /// On the signal.
-    pub threshold: f64,
-    /// Layers of the model over mean layers of a sample.
-    pub layer_ratio: f64,
-    /// The task's score of the answers given.
-    pub score: f64,
-    /// Samples that leave after each layer.
-    pub histogram: Vec<usize>,
-}
-
-/// What tables call a signal.
-#[must_use]
-pub fn in_words(signal: &Signal) -> &'static str {
-    match signal {
-        Signal::MaxProbability => "largest probability",
-        Signal::Margin => "margin",
-        Signal::Entropy => "entropy",
-        Signal::Patience => "patience",
-        Signal::Saturation => "saturation",
-        Signal::Change => "change of the answer",
-        Signal::Gate(_) => "learned gate",
-    }
-}
-
-fn written_in_words<S: Serializer>(signal: &Signal, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(in_words(signal))
 }
 
 impl Measured {
     /// The way to leave that is shown and kept: of a number by the gate, where there is one.
     #[must_use]
-    pub fn exits_taken(&self) -> Option<&Exits> {
+    pub fn exits_taken(&self) -> Option<&TaskExits> {
         self.exits.last()
-    }
-}
-
-impl Exits {
-    /// The boldest that costs at most so much of the score.
-    #[must_use]
-    pub fn within(&self, lost: f64) -> Option<&Leaving> {
-        self.leaving.iter().rfind(|exit| self.full - exit.score <= lost + 1e-12)
     }
 }
 
@@ -349,7 +280,7 @@ impl<'a> Glue<'a> {
         })?;
         let measured = self.measure(&plan.name, &model.packed()?, trained.seconds)?;
         if classes.is_empty() {
-            keep_exits(&folder, &measured)?;
+            keep_exits(&folder, model.depth(), measured.exits_taken())?;
         }
         Ok(measured)
     }
@@ -384,93 +315,14 @@ impl<'a> Glue<'a> {
             metrics,
             cos_to_last: to_last(&features, Measure::Cos(Centring::Samples))?,
             exits: match targets {
-                Targets::Numbers(numbers) => self.number_exits(model, &features, &logits, numbers)?,
+                Targets::Numbers(numbers) => number_exits(self.task, model, (&features, &logits), numbers)?,
                 _ => {
                     let held_out = HeldOut::from_logits(Signal::MaxProbability, &logits)?;
-                    vec![self.exits(Signal::MaxProbability, &held_out, &logits, targets)?]
+                    vec![task_exits(self.task, Signal::MaxProbability, &held_out, &logits, targets)?]
                 }
             },
             train_s,
         })
-    }
-
-    /// Two ways to leave where the answer is a number, on the samples that the gate has not learned from.
-    fn number_exits(
-        &self,
-        model: &Bert,
-        features: &[Tensor],
-        logits: &[Tensor],
-        numbers: &[f32],
-    ) -> Result<Vec<Exits>> {
-        let (learn, test): (Vec<u32>, Vec<u32>) =
-            (0..numbers.len() as u32).partition(|sample| sample % GATE_EVERY == 0);
-        let rows = |layers: &[Tensor], rows: &[u32]| -> Result<Vec<Tensor>> {
-            let rows = Tensor::new(rows, &self.device)?;
-            layers.iter().map(|layer| Ok(layer.index_select(&rows, 0)?)).collect()
-        };
-        let answers = rows(logits, &learn)?;
-        let answers = answers.iter().map(|z| z.flatten_all()?.to_vec1::<f32>());
-        let answers = answers.collect::<candle_core::Result<Vec<_>>>()?;
-        let learned = rows(features, &learn)?;
-        let (features, logits) = (rows(features, &test)?, rows(logits, &test)?);
-        let targets = Targets::Numbers(test.iter().map(|&sample| numbers[sample as usize]).collect());
-        let change = HeldOut::from_logits(Signal::Change, &logits)?;
-        let mut exits = vec![self.exits(Signal::Change, &change, &logits, &targets)?];
-        let inner = answers.len() - 1;
-        let close = |answer: &Vec<f32>| -> Vec<bool> {
-            answer.iter().zip(&answers[inner]).map(|(inner, last)| (inner - last).abs() <= CLOSE).collect()
-        };
-        let right: Vec<Vec<bool>> = answers[..inner].iter().map(close).collect();
-        match Gate::fit(&learned[..inner], &right) {
-            Ok(gate) => {
-                let gate = Signal::Gate(gate);
-                let gated = HeldOut::from_features(model, gate.clone(), &features)?;
-                exits.push(self.exits(gate, &gated, &logits, &targets)?);
-            }
-            // All inner answers are close, or none: nothing to learn.
-            Err(ExitError::OneSided { .. } | ExitError::Empty) => {}
-            Err(error) => return Err(error).context("the learned gate"),
-        }
-        Ok(exits)
-    }
-
-    /// What leaving at each of some thresholds gives, from each of the layers on, of the logits of layers `1..=L`: where the first layers know
-    /// nothing, samples that leave there cost what later ones save.
-    fn exits(
-        &self,
-        signal: Signal,
-        held_out: &HeldOut,
-        logits: &[Tensor],
-        targets: &Targets,
-    ) -> Result<Exits> {
-        let depth = logits.len();
-        let all = Tensor::stack(logits, 0)?; // (L, samples, classes)
-        let (_, samples, classes) = all.dims3()?;
-        let all = all.reshape((depth * samples, classes))?;
-        let mut paths = Vec::new();
-        for from in 1..depth {
-            let checked: Vec<usize> = (from..depth).collect();
-            paths.extend(held_out.path(&checked, STEPS)?.into_iter().map(|thresholds| (from, thresholds)));
-        }
-        let mut leaving = Vec::new();
-        for (from, thresholds) in paths {
-            let layers = held_out.exits(&thresholds)?;
-            let rows =
-                layers.iter().enumerate().map(|(sample, layer)| ((layer - 1) * samples + sample) as u32);
-            let answered = all.index_select(&Tensor::from_iter(rows, all.device())?, 0)?;
-            let histogram = held_out.outcome(&thresholds)?.histogram;
-            leaving.push(Leaving {
-                threshold: thresholds.at.values().next().copied().unwrap_or_default(),
-                layer_ratio: layer_ratio(&histogram),
-                score: score(self.task, &answered, targets)?,
-                histogram,
-                from,
-                thresholds,
-            });
-        }
-        let leaving = not_dominated(leaving);
-        let full = score(self.task, &logits[depth - 1], targets)?;
-        Ok(Exits { signal, samples, full, leaving })
     }
 
     /// Features and logits of layers `1..=L`, in the order of the texts.
@@ -509,40 +361,6 @@ impl<'a> Glue<'a> {
     }
 }
 
-/// Those than which no other saves more and scores as well, from cautious to bold.
-fn not_dominated(mut all: Vec<Leaving>) -> Vec<Leaving> {
-    let better =
-        |a: &Leaving, b: &Leaving| b.layer_ratio.total_cmp(&a.layer_ratio).then(b.score.total_cmp(&a.score));
-    all.sort_by(better);
-    let mut best = f64::NEG_INFINITY;
-    all.retain(|exit| {
-        let keeps = exit.score > best;
-        best = best.max(exit.score);
-        keeps
-    });
-    all.reverse();
-    all
-}
-
-/// Writes beside a model of a number when to leave it: as boldly as costs at most a point of the score on the samples held out. What is there
-/// already stays.
-fn keep_exits(folder: &Path, measured: &Measured) -> Result<()> {
-    let depth = measured.score.len();
-    match SavedExits::load(folder, depth) {
-        Err(ExitError::NotCalibrated { .. }) => {}
-        there => return there.map(|_| ()).context("when to leave"),
-    }
-    let Some(leaving) = measured.exits_taken().and_then(|exits| exits.within(A_POINT)) else {
-        progress::line(&format!(
-            "{}: every threshold costs more than a point, so none is kept beside the model",
-            folder.display()
-        ));
-        return Ok(());
-    };
-    let thresholds = leaving.thresholds.clone();
-    Ok(SavedExits { depth, thresholds, calibration: Calibration::Given }.save(folder)?)
-}
-
 /// The configuration of the BERT to fine-tune, with what exits read: as asked for, or as its folder says.
 ///
 /// # Errors
@@ -566,7 +384,7 @@ fn mismatched(task: Task, folder: &Path) -> Result<Option<(TextSet, PathBuf)>> {
 }
 
 /// The mean of the task's metrics.
-fn score(task: Task, logits: &Tensor, targets: &Targets) -> Result<f64> {
+pub(crate) fn score(task: Task, logits: &Tensor, targets: &Targets) -> Result<f64> {
     let metrics: &[Metric] = task.metrics();
     let scores = metrics.iter().map(|metric| metric.score(logits, targets)).collect::<Result<Vec<_>, _>>()?;
     Ok(scores.iter().sum::<f64>() / scores.len() as f64)

@@ -27,6 +27,7 @@ pub mod run;
 pub mod sentences;
 pub mod similarity;
 pub mod table;
+pub mod task_exits;
 pub mod texts;
 pub mod training;
 pub mod vision;
