@@ -264,10 +264,10 @@ fn by_bytes(path: &Path) -> Result<Tokenizer> {
     tokenizer.with_truncation(None).map_err(bad)?;
     tokenizer.with_padding(None);
     let by_bytes = matches!(tokenizer.get_model(), ModelWrapper::BPE(pairs) if pairs.dropout.is_none())
-        && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(level)) if !level.add_prefix_space)
+        && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(level)) if level.use_regex && !level.add_prefix_space)
         && matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
     if !by_bytes || tokenizer.get_normalizer().is_some() {
-        let expected = "expected pairs of bytes, as GPT-2 has them: a ByteLevel pre-tokenizer without add_prefix_space, BPE without dropout, a ByteLevel decoder, \
+        let expected = "expected pairs of bytes, as GPT-2 has them: a ByteLevel pre-tokenizer with use_regex and without add_prefix_space, BPE without dropout, a ByteLevel decoder, \
             and no normaliser";
         return Err(format(path, expected));
     }

@@ -33,8 +33,12 @@ struct Slots {
 const ROOM: usize = 64;
 
 impl KvCache {
-    /// Of a text of which nothing was read, and which has `longest` tokens at most.
-    pub(crate) fn new(depth: usize, width: usize, longest: usize, device: &Device) -> Result<Self> {
+    /// Of a text of which nothing was read, and which has `longest` tokens at most; `width` of keys and values.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    pub fn new(depth: usize, width: usize, longest: usize, device: &Device) -> Result<Self> {
         let slots = |_| -> Result<Slots> {
             let empty = || Tensor::zeros((ROOM.min(longest), width), DType::F32, device);
             Ok(Slots { keys: empty()?, values: empty()?, len: 0 })
@@ -59,8 +63,12 @@ impl KvCache {
         self.blocks.iter_mut().for_each(|slots| slots.len = slots.len.min(len));
     }
 
-    /// Whether block `layer` may be given `count` tokens from place `from` on.
-    pub(crate) fn check(&self, layer: usize, from: usize, count: usize) -> Result<()> {
+    /// Whether block `layer` may be given `count` tokens from place `from` on. To be asked of all texts before any is [pushed](Self::push).
+    ///
+    /// # Errors
+    ///
+    /// When there is no such block, it has not had exactly the tokens before, or the text becomes too long.
+    pub fn check(&self, layer: usize, from: usize, count: usize) -> Result<()> {
         let (len, longest, depth) = (self.len(layer), self.longest, self.blocks.len());
         if layer == 0 || layer > depth {
             bail!("block {layer}: a cache of {depth} blocks")
@@ -77,11 +85,13 @@ impl KvCache {
     }
 
     /// Adds keys and values `(tokens, width)` to those of block `layer`, and returns all, `(1, all tokens, width)`; views that the next call may change.
-    pub(crate) fn push(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<[Tensor; 2]> {
-        let (longest, depth) = (self.longest, self.blocks.len());
-        let Some(slots) = self.blocks.get_mut(layer.wrapping_sub(1)) else {
-            bail!("block {layer}: a cache of {depth} blocks")
-        };
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check); when shapes do not fit.
+    pub fn push(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<[Tensor; 2]> {
+        self.check(layer, self.len(layer), keys.dim(0)?)?;
+        let (longest, slots) = (self.longest, &mut self.blocks[layer - 1]);
         let len = slots.len + keys.dim(0)?;
         let room = slots.keys.dim(0)?;
         if len > room {

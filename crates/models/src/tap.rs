@@ -196,6 +196,76 @@ pub trait Tapped {
 }
 
 /// A stack whose tokens see none behind them, so that a text is read token by token: block by block, with what earlier tokens have left there. No graph.
+///
+/// ```
+/// use candle_core::{Device::Cpu, Result, Tensor};
+/// use layerwise_models::{Batch, Decoder, Hidden, KvCache, Next, Pass, Tapped};
+/// use layerwise_ops::{Attention, attention};
+///
+/// /// Blocks that add what a token sees of those before; words are rows of a table.
+/// struct Stack {
+///     words: Tensor, // (words, 8)
+/// }
+///
+/// fn seen(queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
+///     let causal = Attention { causal: true, ..Attention::full(1) };
+///     attention(queries, keys, keys, &causal)
+/// }
+///
+/// impl Tapped for Stack {
+///     fn depth(&self) -> usize {
+///         2
+///     }
+///     fn embed(&self, batch: &Batch, _: Pass) -> Result<Hidden> {
+///         Ok(Hidden { xs: layerwise_ops::embedding(&batch.inputs, &self.words)?, mask: None })
+///     }
+///     fn block(&self, _: usize, hidden: &Hidden, _: Pass) -> Result<Hidden> {
+///         let xs = &hidden.xs;
+///         Ok(Hidden { xs: (xs + seen(xs, xs)?)?, mask: None })
+///     }
+///     fn feature(&self, hidden: &Hidden) -> Result<Tensor> {
+///         hidden.xs.flatten(0, 1)
+///     }
+///     fn exit(&self, _: usize, feature: &Tensor, _: Pass) -> Result<Tensor> {
+///         feature.matmul(&self.words.t()?)
+///     }
+/// }
+///
+/// impl Decoder for Stack {
+///     fn cache(&self) -> Result<KvCache> {
+///         KvCache::new(2, 8, 32, &Cpu)
+///     }
+///     fn embed_next(&self, texts: &[(&[u32], usize)]) -> Result<Tensor> {
+///         let ids: Vec<u32> = texts.iter().flat_map(|(ids, _)| *ids).copied().collect();
+///         layerwise_ops::embedding(&Tensor::new(ids, &Cpu)?, &self.words)
+///     }
+///     fn block_next(&self, layer: usize, xs: &Tensor, texts: &mut [Next<'_>]) -> Result<Tensor> {
+///         texts.iter().try_for_each(|text| text.cache.check(layer, text.from, text.count))?;
+///         let (mut all, mut first) = (Vec::new(), 0);
+///         for Next { cache, count, .. } in texts {
+///             let own = xs.narrow(0, first, *count)?;
+///             let [keys, _] = cache.push(layer, &own, &own)?;
+///             all.push(seen(&own.unsqueeze(0)?, &keys)?.squeeze(0)?);
+///             first += *count;
+///         }
+///         xs + Tensor::cat(&all, 0)?
+///     }
+/// }
+///
+/// let stack = Stack { words: Tensor::randn(0f32, 1., (20, 8), &Cpu)? };
+/// let whole = stack.embed(&Batch::from(Tensor::new(&[[3u32, 1, 4]], &Cpu)?), Pass::EVAL)?;
+/// let whole = stack.block(1, &whole, Pass::EVAL)?.xs.squeeze(0)?;
+///
+/// // The first two tokens, then the third.
+/// let (mut cache, mut parts) = (stack.cache()?, Vec::new());
+/// for (ids, from) in [(&[3u32, 1][..], 0), (&[4][..], 2)] {
+///     let next = Next { cache: &mut cache, from, count: ids.len() };
+///     parts.push(stack.block_next(1, &stack.embed_next(&[(ids, from)])?, &mut [next])?);
+/// }
+/// let error = (whole - Tensor::cat(&parts, 0)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+/// assert!(error < 1e-5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub trait Decoder: Tapped {
     /// For a text of which nothing was read.
     ///

@@ -3,6 +3,8 @@
 pub(super) struct Acceptance {
     right: f64,
     tried: f64,
+    /// Rounds since anything was drafted.
+    idle: u32,
 }
 
 /// What is supposed before anything was drafted: as if `TRIED` drafts had been right `PRIOR` of the time.
@@ -10,10 +12,12 @@ const PRIOR: f64 = 0.8;
 const TRIED: f64 = 2.;
 /// What is left of a round's weight after the next.
 const FORGET: f64 = 0.9;
+/// Where no number of drafts seems to pay, one is tried after so many rounds: only drafts tell how often they are right.
+const TRY: u32 = 16;
 
 impl Default for Acceptance {
     fn default() -> Self {
-        Self { right: PRIOR * TRIED, tried: TRIED }
+        Self { right: PRIOR * TRIED, tried: TRIED, idle: TRY }
     }
 }
 
@@ -22,7 +26,11 @@ impl Acceptance {
     pub(super) fn add(&mut self, round: impl IntoIterator<Item = (usize, usize)>) {
         let aged = |before: f64, prior: f64| FORGET * before + (1. - FORGET) * prior;
         (self.right, self.tried) = (aged(self.right, PRIOR * TRIED), aged(self.tried, TRIED));
+        self.idle += 1;
         for (right, drafted) in round {
+            if drafted > 0 {
+                self.idle = 0;
+            }
             self.right += right as f64;
             self.tried += (right + 1).min(drafted) as f64;
         }
@@ -37,6 +45,8 @@ impl Acceptance {
     /// ```text
     /// argmax_k (1 - a^(k+1)) / (1 - a) / cost(k)
     /// ```
+    ///
+    /// If that is none, one now and then.
     pub(super) fn best(&self, costs: &Costs, texts: usize, most: usize) -> usize {
         let (mut tokens, mut likely) = (0., 1.);
         let mut best = (0, 0.);
@@ -48,7 +58,7 @@ impl Acceptance {
                 best = (drafts, speed);
             }
         }
-        best.0
+        if best.0 == 0 && self.idle >= TRY { most.min(1) } else { best.0 }
     }
 }
 
@@ -95,6 +105,19 @@ mod tests {
         // It is tried again: what was seen is forgotten.
         (0..50).for_each(|_| unlucky.add([(0, 0), (0, 0)]));
         assert!(unlucky.rate() > 0.6 && unlucky.best(&costs(0.3), 1, 8) > 0);
+        // Of many texts they are only known by trying, which costs little: where all are right it goes on, where none are it stops.
+        let many = |drafting: &Costs, right: usize| {
+            let mut some = Acceptance::default();
+            let rounds = (0..100).map(|_| {
+                let drafts = some.best(drafting, 8, 6).min(1);
+                some.add([(drafts.min(right), drafts); 8]);
+                drafts
+            });
+            rounds.sum::<usize>()
+        };
+        let half = Costs { draft: 0.5, first: 0.5 };
+        assert_eq!(Acceptance { idle: 0, ..Default::default() }.best(&half, 8, 6), 0);
+        assert!(many(&half, 1) > 80 && many(&half, 0) < 10, "{} {}", many(&half, 1), many(&half, 0));
         // Free drafts are always worth it, dear ones never.
         assert_eq!((lucky.best(&costs(0.), 1, 5), lucky.best(&costs(10.), 1, 5)), (5, 0));
     }

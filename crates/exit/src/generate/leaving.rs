@@ -51,7 +51,7 @@ pub(super) fn step<M: Decoder + ?Sized>(
         let mut parts: Vec<Option<Tensor>> = rows.parts()?.into_iter().map(Some).collect();
         for (&at, logits) in gone.iter().zip(&logits) {
             let text = &mut texts[alive[at]];
-            if let Some(rows) = parts[at].take() {
+            if let Some(rows) = parts[at].take().filter(|_| layer < model.depth()) {
                 // What is of all texts is kept by none of them.
                 text.wait(layer + 1, if alive.len() > 1 { rows.copy()? } else { rows })?;
             }

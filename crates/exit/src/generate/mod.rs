@@ -290,6 +290,28 @@ impl<'a, M: Decoder + ?Sized> Generation<'a, M> {
 ///
 /// Prompt `i` draws from the seed of `config` plus `i`.
 ///
+/// ```
+/// use std::ops::ControlFlow;
+///
+/// use candle_core::Device::Cpu;
+/// use layerwise_exit::{Decoding, GenerationConfig, Sampling, Speculate, generate};
+/// use layerwise_models::{Gpt2, Gpt2Config};
+///
+/// let config = Gpt2Config { vocab_size: 50, n_embd: 24, n_layer: 3, ..Default::default() };
+/// let gpt2 = Gpt2::new(config, &mut layerwise_ops::init::rng(0), &Cpu)?.packed()?;
+/// let config = GenerationConfig { max_new_tokens: 8, sampling: Sampling::GREEDY, ..Default::default() };
+/// let prompts = [vec![5, 17], vec![2]];
+///
+/// let (plain, _) = generate(&gpt2, &prompts, Decoding::Full, &config, |_| ControlFlow::Continue(()))?;
+/// let drafts = Decoding::Speculate(Speculate { layer: 1, drafts: 4, adaptive: true, words: None });
+/// let (same, counts) = generate(&gpt2, &prompts, drafts, &config, |token| {
+///     assert!(token.id < 50); // as soon as it is said
+///     ControlFlow::Continue(())
+/// })?;
+/// assert_eq!((same, counts.tokens), (plain, 16));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// As [`Generation::new`], [`Generation::add`] and [`Generation::step`].

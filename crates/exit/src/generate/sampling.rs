@@ -7,6 +7,15 @@ use crate::{Error, Result, argmax};
 /// How the next token is drawn from logits.
 ///
 /// First the temperature, then the nucleus (Holtzman et al. 2020): the likeliest tokens whose probabilities sum to `top_p` at least, and no more of them than that takes.
+///
+/// ```
+/// use layerwise_exit::Sampling;
+///
+/// let careful = Sampling { temperature: 0.7, ..Default::default() }; // p = 0.95
+/// careful.validate()?;
+/// assert!(Sampling { top_p: 0., ..careful }.validate().is_err());
+/// # Ok::<(), layerwise_exit::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
@@ -26,6 +35,8 @@ impl Sampling {
     /// Always the likeliest token.
     pub const GREEDY: Self = Self { temperature: 0., top_p: 1. };
 
+    /// Whether tokens can be drawn so.
+    ///
     /// # Errors
     ///
     /// [`Error::Setting`] for a temperature that is negative or not finite, and a `top_p` outside of (0, 1].

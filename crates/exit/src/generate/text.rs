@@ -56,7 +56,7 @@ impl Text {
 
     /// Has states, the last rows of the text, wait for block `layer`.
     pub(super) fn wait(&mut self, layer: usize, rows: Tensor) -> Result<()> {
-        let Some(waiting) = self.waiting.get_mut(layer - 1) else { return Ok(()) };
+        let waiting = &mut self.waiting[layer - 1];
         waiting.push(rows);
         if waiting.len() == TOGETHER {
             *waiting = vec![Tensor::cat(waiting, 0)?];
