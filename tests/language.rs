@@ -36,9 +36,13 @@ fn a_language_model_is_trained_measured_and_says_something() -> Done {
     let first = results(&out)?;
     let models = first["language_models"].as_array().ok_or("models")?;
     let mut losses = Vec::new();
-    for (model, name) in models.iter().zip(["standard", "aligned"]) {
+    let aligned = json!({ "aligned": { "weights": "linear" } });
+    for (model, (name, objective)) in
+        models.iter().zip([("standard", json!("standard")), ("aligned", aligned)])
+    {
         let model = &model[0];
         assert_eq!((&model["name"], &model["said"]["coherence"]), (&json!(name), &Value::Null));
+        assert_eq!(model["objective"], objective);
         let loss = numbers(&model["loss"]);
         for (loss, perplexity) in loss.iter().zip(numbers(&model["perplexity"])) {
             assert!((loss.exp() / perplexity - 1.).abs() < 1e-9);
@@ -65,6 +69,19 @@ fn a_language_model_is_trained_measured_and_says_something() -> Done {
     let again = folder.path().join("again");
     succeed(&run("f08_aligned_gpt", &arguments, &again));
     assert_eq!(results(&again)?["language_models"], first["language_models"]);
+    if let Some(weights) = layerwise_testkit::from_env("LAYERWISE_WEIGHTS") {
+        let encoder = weights.join("minilm6");
+        succeed(&run("f08_aligned_gpt", &[&arguments[..], &["--encoder", text(&encoder)]].concat(), &again));
+        for model in results(&again)?["language_models"].as_array().ok_or("models")? {
+            let coherence = numbers(&model[0]["said"]["coherence"]);
+            // What goes on with a text of this project is about as much.
+            assert!(
+                coherence.len() == DEPTH && coherence.iter().all(|c| (0.1..0.95).contains(c)),
+                "{coherence:?}"
+            );
+        }
+        assert!(fs::read_to_string(again.join("layers.svg"))?.contains("coherence"));
+    }
     let model = fs::read_dir(runs.join("models"))?.map(|entry| entry.map(|entry| entry.path()));
     let model = model.collect::<Result<Vec<_>, _>>()?;
     let aligned = model
@@ -107,20 +124,13 @@ fn spoken(folder: &Path, model: &Path) -> Done {
     assert_eq!(said(&["--exit-layer", "2"])?["speed"]["layers"], 2.);
     let layers =
         |more: &[&str]| -> Done<f64> { Ok(said(more)?["speed"]["layers"].as_f64().ok_or("layers")?) };
-    let within = 1. ..=DEPTH as f64;
     assert_eq!(layers(&["--policy", "confidence", "--threshold", "1"])?, DEPTH as f64);
-    assert!(within.contains(&layers(&[
-        "--policy",
-        "confidence",
-        "--threshold",
-        "0.2",
-        "--words",
-        "100",
-        "--text",
-        &page("README.md")
-    ])?));
+    let some = 1. ..DEPTH as f64 - 0.05;
+    let unsure =
+        ["--policy", "confidence", "--threshold", "0.2", "--words", "100", "--text", &page("README.md")];
+    assert!(some.contains(&layers(&unsure)?));
     assert_eq!(layers(&["--policy", "entropy", "--threshold", "9", "--check", "2"])?, 2.);
-    assert!(within.contains(&layers(&["--policy", "saturation", "--threshold", "0.5"])?));
+    assert!(some.contains(&layers(&["--policy", "saturation", "--threshold", "0.5"])?));
     let gate = ["--policy", "gate", "--threshold", "0", "--text", &page("README.md")];
     assert_eq!(layers(&gate)?, 1.);
 
@@ -154,7 +164,9 @@ fn refused(folder: &Path, model: &Path) -> Done {
     fails_with(&with(&["--exit-layer", "4"]), 1, &["--exit-layer 4", "1 to 3"]);
     fails_with(&with(&["--speculate", "3"]), 1, &["--speculate 3", "1 to 2"]);
     fails_with(&with(&["--speculate", "1", "--words", "40"]), 2, &["--text"]);
-    fails_with(&with(&["--words", "40", "--text", "README.md"]), 1, &["--words", "--speculate or --policy"]);
+    fails_with(&with(&["--words", "40", "--text", "README.md"]), 1, &["--words", "--speculate", "--policy"]);
+    let few = ["--policy", "saturation", "--words", "40", "--text", "README.md"];
+    fails_with(&with(&few), 1, &["--words", "reads logits"]);
     fails_with(&with(&["--policy", "confidence", "--check", "3"]), 1, &["layer 3"]);
     fails_with(&with(&["--policy", "confidence", "--threshold", "2"]), 1, &["threshold"]);
     fails_with(&with(&["--policy", "gate"]), 2, &["--text"]);

@@ -1,4 +1,4 @@
-"""Writes the tables of `vision.md`, `exits.md` and `glue.md` from the results beside them, in the folders of the same names.
+"""Writes the tables of `vision.md`, `exits.md`, `glue.md` and `language.md` from the results beside them, in the folders of the same names.
 
     python3 docs/experiments/tables.py            # rewrites what stands between `<!-- NAME -->` and `<!-- /NAME -->`
     python3 docs/experiments/tables.py --check    # fails when a table is not what the results say
@@ -246,8 +246,8 @@ def glue(at):
     return {task: {name: by_seed(tasks[task][name]) for name in GLUE_TRAININGS if name in tasks[task]} for task in GLUE if task in tasks}
 
 
-def mean(seeds, key):
-    return [statistics.mean(values) for values in zip(*(of[key] for of in seeds))]
+def mean(seeds, key, of_values=statistics.mean):
+    return [of_values(values) for values in zip(*(of[key] for of in seeds))]
 
 
 def glue_layers(at, key, write):
@@ -316,22 +316,21 @@ def glue_twin(at):
 
 
 def language():
-    """Trainings by name, of all results: a list of seeds for each."""
+    """Trainings of the small recipe by name: a list of seeds for each."""
     models = {}
-    for path in sorted((HERE / "language").glob("*/*.json")):
+    for path in sorted((HERE / "language" / "small").glob("*.json")):
         for seeds in json.loads(path.read_text())["language_models"]:
             models.setdefault(seeds[0]["name"], []).extend(seeds)
     return models
 
 
-def language_layers(key, write):
-    rows = [[name, len(seeds), *map(write, mean(seeds, key))] for name, seeds in language().items()]
+def language_layers(key, write, of_seeds=statistics.mean):
+    rows = [[name, len(seeds), *map(write, mean(seeds, key, of_seeds))] for name, seeds in language().items()]
     return table(["training", "seeds", *range(1, len(rows[0]) - 1)], rows)
 
 
 def language_said(key):
-    means = {name: [statistics.mean(values) for values in zip(*(of["said"][key] for of in seeds))] for name, seeds in language().items()}
-    rows = [[name, *map(hundredths, values)] for name, values in means.items()]
+    rows = [[name, *map(hundredths, mean([of["said"] for of in seeds], key))] for name, seeds in language().items()]
     return table(["training", *range(1, len(rows[0]))], rows)
 
 
@@ -347,7 +346,7 @@ def language_saturation():
 def language_trade():
     """The last layer beside standard training's, the middle one beside aligned training's."""
     models = language()
-    of = lambda name, layer: statistics.mean(seed["perplexity"][layer] for seed in models[name])
+    of = lambda name, layer: statistics.geometric_mean(seed["perplexity"][layer] for seed in models[name])
     last, middle = -1, len(models["standard"][0]["perplexity"]) // 2 - 1
     rows = []
     for name in models:
@@ -427,7 +426,7 @@ GLUE_PAGE = {
 }
 LANGUAGE = {
     "trade": (language_trade,),
-    "perplexity": (language_layers, "perplexity", lambda value: f"{value:.0f}"),
+    "perplexity": (language_layers, "perplexity", lambda value: f"{value:.0f}", statistics.geometric_mean),
     "accuracy": (language_layers, "accuracy", percent),
     "cos": (language_layers, "cos_to_last", hundredths),
     "agreement": (language_layers, "agreement", percent),

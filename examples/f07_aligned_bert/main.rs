@@ -15,6 +15,7 @@ use layerwise_example_common::{
     Results,
     glue::{Glue, GlueFlags, Measured, base_config},
     interrupt, run_main,
+    training::recipe_settings,
     vision::Plan,
 };
 use serde_json::json;
@@ -77,7 +78,7 @@ fn f07(flags: &Flags, device: &Device) -> Result<()> {
     let seeds = common.seeds(flags.seeds)?;
     let (out, stop) = (common.out_folder(NAME)?, interrupt::stop_flag()?);
     let config = json!({ "preset": common.preset, "data": flags.glue.data, "model": flags.glue.model,
-        "seeds": flags.seeds, "max_tokens": flags.glue.max_tokens, "train": Glue::recipe(&flags.glue) });
+        "seeds": flags.seeds, "max_tokens": flags.glue.max_tokens, "train": recipe_settings(&Glue::recipe(&flags.glue)) });
     let mut results = Results::new(NAME, config, common.seed, device);
     let base = base_config(&flags.glue, device)?;
     // What is wrong with any task's files is said before anything is trained.

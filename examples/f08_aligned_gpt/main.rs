@@ -12,6 +12,7 @@ use layerwise_example_common::{
     Results, interrupt,
     language::{Language, LanguageFlags, LayersOfLanguage},
     run_main,
+    training::recipe_settings,
     vision::Plan,
 };
 use serde_json::json;
@@ -81,7 +82,7 @@ fn f08(flags: &Flags, device: &Device) -> Result<()> {
     let (out, stop) = (common.out_folder(NAME)?, interrupt::stop_flag()?);
     let language = Language::open(&flags.language, device, stop)?;
     let config = json!({ "preset": common.preset, "train": train, "test": test, "model": model, "encoder": encoder,
-        "seeds": flags.seeds, "text": language.settings()?, "training": Language::recipe(&flags.language) });
+        "seeds": flags.seeds, "text": language.settings()?, "training": recipe_settings(&Language::recipe(&flags.language)) });
     let mut results = Results::new(NAME, config, common.seed, device);
     let mut models: Vec<Vec<LayersOfLanguage>> = Vec::new();
     for objective in &flags.objective {

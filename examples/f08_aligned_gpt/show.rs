@@ -48,7 +48,7 @@ pub(crate) fn show(out: &Path, results: &mut Results, models: &Models) -> Result
     report
         .paragraph(
             "Every layer predicts the next token through the final norm and the table of words. Accuracy and perplexity are of all text held out; COS (each \
-             layer centred over the tokens), agreement and saturation of its first tokens. Texts are continued by nucleus sampling, p = 0.95, by one layer alone. \
+             layer centred over the tokens), agreement and saturation of 16 blocks from all over it. Texts are continued by nucleus sampling, p = 0.95, by one layer alone. \
              Diversity is the product of the shares of different 2-, 3- and 4-grams in a continuation; coherence the cosine of prompt and continuation under a sentence \
              encoder.",
         )

@@ -37,7 +37,7 @@ pub(crate) struct WayFlags {
     words: Option<NonZeroUsize>,
     /// Text that words are counted in, and that the gate learns from: a file, plain or .gz.
     #[arg(long, value_name = "FILE", required_if_eq("policy", "gate"))]
-    text: Option<PathBuf>,
+    pub(crate) text: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,6 +56,12 @@ enum Measure {
     Gate,
 }
 
+impl Measure {
+    fn reads_logits(self) -> bool {
+        !matches!(self, Self::Saturation | Self::Gate)
+    }
+}
+
 /// A way to decode.
 pub(crate) enum How {
     Full,
@@ -67,8 +73,10 @@ pub(crate) enum How {
 impl WayFlags {
     pub(crate) fn how(&self, model: &Gpt2, bpe: &ByteBpe, device: &Device) -> Result<How> {
         ensure!(
-            self.words.is_none() || self.speculate.is_some() || self.policy.is_some(),
-            "--words: of --speculate or --policy"
+            self.words.is_none()
+                || self.speculate.is_some()
+                || self.policy.is_some_and(Measure::reads_logits),
+            "--words: of --speculate, or of a --policy that reads logits"
         );
         let text = self
             .text

@@ -16,7 +16,8 @@ use layerwise::{
     models::{Gpt2, Tapped},
 };
 use layerwise_example_common::{
-    CommonFlags, Preset, Results, interrupt, language::open_language_model, progress, run_main,
+    CommonFlags, Preset, Results, interrupt, language::open_language_model, progress, run::Interrupted,
+    run_main,
 };
 use serde_json::json;
 
@@ -73,8 +74,7 @@ fn continue_prompts(flags: &Flags, device: &Device) -> Result<()> {
         seed: flags.common.seed,
     };
     let out = flags.common.out_folder(NAME)?;
-    let settings =
-        json!({ "model": flags.model, "decoding": how.name(), "text": config, "prompts": prompts.len() });
+    let settings = json!({ "model": flags.model, "decoding": how.name(), "text": flags.way.text, "continuation": config, "prompts": prompts });
     let mut results = Results::new(NAME, settings, flags.common.seed, device);
     let (said, counts, seconds) = spoken((&model, &bpe), &prompts, &ids, how.decoding(), &config)?;
     let texts = said.iter().map(|text| bpe.text(&text.ids)).collect::<Result<Vec<_>, _>>()?;
@@ -147,10 +147,13 @@ fn spoken(
     if let Some(stream) = aloud {
         progress::print(&format!("{}\n", stream.finish()?.unwrap_or_default()));
     }
-    match broken {
-        Some(error) => Err(error),
-        None => Ok((said, counts, seconds)),
+    if let Some(error) = broken {
+        return Err(error);
     }
+    if stop.load(Ordering::Relaxed) {
+        return Err(Interrupted("stopped; no results were written").into());
+    }
+    Ok((said, counts, seconds))
 }
 
 fn say(stream: &mut TextStream<'_>, id: u32) -> Result<()> {

@@ -26,7 +26,7 @@ use layerwise_example_common::{
     recipes::digits_vit,
     run_main,
     similarity::all_pairs,
-    training::trained,
+    training::{recipe_settings, trained},
 };
 use serde_json::json;
 
@@ -76,7 +76,7 @@ fn quickstart(flags: &CommonFlags, device: Device) -> Result<()> {
         ..Default::default()
     };
     let vit = digits_vit();
-    let settings = json!({ "preset": flags.preset, "train": config, "vit": vit, "tolerance": TOLERANCE,
+    let settings = json!({ "preset": flags.preset, "train": recipe_settings(&config), "vit": vit, "tolerance": TOLERANCE,
         "train_samples": data.train_len(), "test_samples": data.test_len() });
     let mut results = layerwise_example_common::Results::new("quickstart", settings, flags.seed, &device);
 

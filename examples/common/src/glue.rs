@@ -18,7 +18,7 @@ use layerwise_data::{
 use layerwise_exit::{HeldOut, Signal};
 use layerwise_models::{Bert, BertConfig, Head, LoadOptions, Pass, Pooling, Tapped, tap};
 use layerwise_similarity::{Centring, Measure};
-use layerwise_train::{AdamWConfig, Schedule, TrainConfig};
+use layerwise_train::{AdamWConfig, Objective, Schedule, TrainConfig};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -129,6 +129,8 @@ pub struct Glue<'a> {
 pub struct Measured {
     /// What tables and figures call it.
     pub name: String,
+    /// What it minimised.
+    pub objective: Objective,
     /// The task's score after each layer, at most 1: the mean of its metrics.
     pub score: Vec<f64>,
     /// Each of them.
@@ -278,7 +280,7 @@ impl<'a> Glue<'a> {
                 self.data.train.max_tokens(),
             )
         })?;
-        let measured = self.measure(&plan.name, &model.packed()?, trained.seconds)?;
+        let measured = self.measure(plan, &model.packed()?, trained.seconds)?;
         if classes.is_empty() {
             keep_exits(&folder, model.depth(), measured.exits_taken())?;
         }
@@ -296,7 +298,7 @@ impl<'a> Glue<'a> {
         format!("{task}{limit}-{model}{pooling}{tokens}-{}-{preset}{recipe}-seed{}", plan.run, plan.seed)
     }
 
-    fn measure(&self, name: &str, model: &Bert, train_s: f64) -> Result<Measured> {
+    fn measure(&self, plan: &Plan, model: &Bert, train_s: f64) -> Result<Measured> {
         let (features, logits) = self.layers_of(model, &self.data.held_out)?;
         let targets = self.data.held_out.targets();
         let mut metrics = BTreeMap::new();
@@ -310,7 +312,8 @@ impl<'a> Glue<'a> {
             metrics.insert(metric.name().to_owned(), logits.iter().map(of).collect::<Result<_, _>>()?);
         }
         Ok(Measured {
-            name: name.to_owned(),
+            name: plan.name.clone(),
+            objective: plan.objective.clone(),
             score: logits.iter().map(|logits| score(self.task, logits, targets)).collect::<Result<_>>()?,
             metrics,
             cos_to_last: to_last(&features, Measure::Cos(Centring::Samples))?,

@@ -10,17 +10,19 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{D, Device, Tensor};
 use clap::Args;
 use layerwise_data::{ByteBpe, TokenBlocks, metrics::diversity, text_file};
-use layerwise_exit::{Decoding, FixedDepth, Gate, GenerationConfig, evaluate, generate, histogram};
+use layerwise_exit::{
+    Decoding, FixedDepth, Gate, GenerationConfig, LayerScores, evaluate, generate, histogram,
+};
 use layerwise_models::{Batch, Gpt2, Gpt2Config, Pass, Tapped, tap};
 use layerwise_ops::init::{self, ChaCha8Rng};
 use layerwise_similarity::{Centring, Measure, saturation};
-use layerwise_train::{AdamWConfig, Samples, Schedule, TrainConfig};
+use layerwise_train::{AdamWConfig, Objective, Samples, Schedule, TrainConfig};
 use ndarray::Array2;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    CommonFlags, Preset,
+    CommonFlags, Preset, Progress,
     checkpoint::model_names,
     flags::{RecipeFlags, RunsFlag},
     progress,
@@ -92,17 +94,17 @@ fn vocabulary(preset: Preset) -> usize {
 /// How a GPT-2 is trained; the objective is the caller's. `new`: from random weights.
 #[must_use]
 pub fn language_recipe(preset: Preset, new: bool) -> TrainConfig {
-    let (epochs, lr) = match preset {
-        Preset::Smoke => (1, 1e-3),
-        Preset::Small => (3, 1e-3),
-        Preset::Paper => (1, 2e-5),
+    // What is pretrained has to be changed a little only.
+    let (epochs, of_new, of_pretrained) = match preset {
+        Preset::Smoke => (1, 1e-3, 1e-4),
+        Preset::Small => (3, 1e-3, 1e-4),
+        Preset::Paper => (1, 6e-4, 2e-5),
     };
     TrainConfig {
         epochs,
         batch_size: 8,
-        // What is pretrained has to be changed a little only.
         optimiser: AdamWConfig {
-            lr: if new { lr } else { lr.min(1e-4) },
+            lr: if new { of_new } else { of_pretrained },
             weight_decay: 0.1,
             ..Default::default()
         },
@@ -157,6 +159,8 @@ struct Corpus {
 pub struct LayersOfLanguage {
     /// What tables and figures call it.
     pub name: String,
+    /// What it minimised.
+    pub objective: Objective,
     /// Share of tokens held out that are told rightly.
     pub accuracy: Vec<f64>,
     /// Mean cross-entropy of them, nats.
@@ -215,6 +219,8 @@ impl<'a> Language<'a> {
             }
         };
         let tokens = TOKENS.min(config.n_positions);
+        // One to go on with, and one behind it.
+        ensure!(tokens > 1, "--model: a model of {tokens} position, expected 2 at least");
         let blocks = |ids: Vec<u32>| {
             let most = if preset == Preset::Smoke { SMOKE * tokens + 1 } else { usize::MAX };
             let ids = ids.into_iter().take(most).collect();
@@ -303,8 +309,9 @@ impl<'a> Language<'a> {
     }
 
     fn measure(&self, plan: &Plan, model: &Gpt2, train_s: f64) -> Result<LayersOfLanguage> {
-        let scores = evaluate(model, self.scored())?;
+        let scores = self.scores(plan, model);
         self.go_on()?;
+        let scores = scores?;
         let (features, answers) = look(model, &self.corpus.held_out, &self.device)?;
         let depth = model.depth();
         let tokens = answers[0].len();
@@ -317,6 +324,7 @@ impl<'a> Language<'a> {
         let saturated: Vec<usize> = saturation(predictions.view())?.iter().map(|layer| layer + 1).collect();
         Ok(LayersOfLanguage {
             name: plan.name.clone(),
+            objective: plan.objective.clone(),
             perplexity: scores.loss.iter().map(|loss| loss.exp()).collect(),
             accuracy: scores.accuracy,
             loss: scores.loss,
@@ -333,15 +341,20 @@ impl<'a> Language<'a> {
         if self.stop.load(Ordering::Relaxed) { Err(Interrupted(stopped).into()) } else { Ok(()) }
     }
 
-    /// All blocks held out, in batches.
-    fn scored(&self) -> impl Iterator<Item = candle_core::Result<(Batch, Tensor)>> {
+    /// Of all blocks held out, or of as many as there was time for.
+    fn scores(&self, plan: &Plan, model: &Gpt2) -> Result<LayerScores> {
         let held_out = &self.corpus.held_out;
         let all: Vec<usize> = (0..held_out.len()).collect();
-        let batches: Vec<Vec<usize>> = all.chunks(SCORED).map(<[usize]>::to_vec).collect();
-        batches.into_iter().map(move |blocks| {
-            let (inputs, next) = held_out.batch(&blocks, &self.device).map_err(candle_core::Error::wrap)?;
-            Ok((inputs.into(), next))
-        })
+        let label = format!("measuring {}, seed {}", plan.name, plan.seed);
+        let mut progress = Progress::new(&label, all.len() as u64);
+        let batches = all.chunks(SCORED).take_while(|_| !self.stop.load(Ordering::Relaxed)).map(|blocks| {
+            let (inputs, next) = held_out.batch(blocks, &self.device).map_err(candle_core::Error::wrap)?;
+            progress.set(blocks[0] as u64, "");
+            Ok((Batch::from(inputs), next))
+        });
+        let scores = evaluate(model, batches)?;
+        progress.finish(&format!("{} blocks", all.len()));
+        Ok(scores)
     }
 
     /// Continues the beginnings of blocks held out with every layer.
@@ -349,8 +362,7 @@ impl<'a> Language<'a> {
         let held_out = &self.corpus.held_out;
         let (tokens, ids) = (held_out.tokens(), held_out.ids());
         let (count, prompt) = (held_out.len().min(PROMPTS), PROMPT.min(tokens / 2));
-        // From all over the text.
-        let starts = (0..count).map(|i| i * held_out.len() / count * tokens);
+        let starts = spread(held_out, count).map(|block| block * tokens);
         let prompts: Vec<Vec<u32>> = starts.map(|start| ids[start..start + prompt].to_vec()).collect();
         let mut said = Said { prompt: self.bpe.text(&prompts[0])?, ..Default::default() };
         let (mut coherence, before) = (Vec::new(), self.texts(&prompts)?);
@@ -384,9 +396,15 @@ impl<'a> Language<'a> {
     }
 }
 
-/// Features `(tokens, width)` and answers of layers `1..=L` on the first blocks of a text.
+/// So many blocks from all over a text.
+fn spread(text: &TokenBlocks, count: usize) -> impl Iterator<Item = usize> {
+    let blocks = text.len();
+    (0..count).map(move |i| i * blocks / count)
+}
+
+/// Features `(tokens, width)` and answers of layers `1..=L` on some blocks of a text.
 fn look(model: &Gpt2, text: &TokenBlocks, device: &Device) -> Result<(Vec<Tensor>, Vec<Vec<u32>>)> {
-    let blocks: Vec<usize> = (0..text.len().min(LOOK)).collect();
+    let blocks: Vec<usize> = spread(text, text.len().min(LOOK)).collect();
     let (inputs, _) = text.batch(&blocks, device)?;
     let (mut features, mut answers) = (Vec::new(), Vec::new());
     tap::for_each_layer(model, &inputs.into(), Pass::EVAL, |layer, hidden| {

@@ -15,6 +15,16 @@ use crate::{
     run::Interrupted,
 };
 
+/// What `results.json` says of a recipe that several models are trained by: all but the objective and the seed, which are each model's own.
+#[must_use]
+pub fn recipe_settings(config: &TrainConfig) -> Value {
+    let mut settings = json!(config);
+    if let Some(fields) = settings.as_object_mut() {
+        fields.retain(|name, _| name != "objective" && name != "seed");
+    }
+    settings
+}
+
 /// A model that examples train.
 pub trait Trainable: Tapped + Sized {
     /// The trainable parameters.

@@ -30,7 +30,7 @@ use crate::{
     layers::{Source, features, indices, scores},
     progress,
     recipes::{cifar10_recipe, cifar10_vit, digits_vit, fine_tuned_size, fine_tuning_recipe},
-    training::{Trained, trained},
+    training::{Trained, recipe_settings, trained},
 };
 
 /// Flags of the experiments that train vision transformers.
@@ -370,7 +370,7 @@ impl<'a> Vision<'a> {
         match &self.origin {
             Origin::Train { data: images, start, config } => {
                 let mut settings = json!({ "preset": preset, "data": data, "images": images.name,
-                    "train_samples": images.train_len(), "test_samples": samples, "augment": images.augment, "train": config });
+                    "train_samples": images.train_len(), "test_samples": samples, "augment": images.augment, "train": recipe_settings(config) });
                 match start {
                     Start::Random(vit) => settings["vit"] = json!(vit),
                     Start::Pretrained { folder, image_size, .. } => {
