@@ -91,7 +91,6 @@ struct Way {
     accepted: usize,
     /// All that was said.
     said: Vec<Vec<u32>>,
-    same: bool,
 }
 
 fn line(flags: &Flags) -> Result<Measured> {
@@ -129,6 +128,9 @@ fn line(flags: &Flags) -> Result<Measured> {
         ("saturation".to_owned(), leave(&saturation, None)),
         ("gate".to_owned(), leave(&gate, None)),
     ];
+    // What it costs that there could be some.
+    let none = Speculate { layer: 1, drafts: 0, adaptive: false, words: None };
+    ways.push(("no drafts".to_owned(), Decoding::Speculate(none)));
     for layer in 1..=depth / 2 {
         for (name, words) in [(String::new(), None), (format!(" of {} words", words.len()), few)] {
             let how = Speculate { layer, drafts: flags.drafts, adaptive: true, words };
@@ -138,21 +140,21 @@ fn line(flags: &Flags) -> Result<Measured> {
     if let Some(only) = &flags.way {
         ways.retain(|(name, decoding)| matches!(decoding, Decoding::Full) || name.starts_with(only.as_str()));
     }
-    let mut measured: Vec<Way> = ways.iter().map(|_| Way { same: true, ..Default::default() }).collect();
+    let mut measured: Vec<Way> = ways.iter().map(|_| Way::default()).collect();
     let sampling = Sampling { temperature: flags.temperature, ..Default::default() };
     let config = GenerationConfig { max_new_tokens: flags.tokens, sampling, ..Default::default() };
     for round in 0..=flags.timing.rounds {
         for group in prompts.chunks(flags.batch) {
-            let mut full = Vec::new();
-            for ((_, decoding), way) in ways.iter().zip(&mut measured) {
+            // There and back again, so that no way is always the first.
+            let mut turns: Vec<_> = ways.iter().zip(&mut measured).collect();
+            if round % 2 == 1 {
+                turns.reverse();
+            }
+            for ((_, decoding), way) in turns {
                 let start = Instant::now();
                 let (said, counts) =
                     generate(&model, group, *decoding, &config, |_| ControlFlow::Continue(()))?;
                 let seconds = start.elapsed().as_secs_f64();
-                if matches!(decoding, Decoding::Full) {
-                    full = said.iter().map(|text| text.ids.clone()).collect();
-                }
-                way.same &= said.iter().zip(&full).all(|(text, full)| text.ids == *full);
                 // The first round warms up.
                 if round == 0 {
                     way.tokens += counts.tokens;
@@ -168,18 +170,19 @@ fn line(flags: &Flags) -> Result<Measured> {
             }
         }
     }
-    let full = measured[0].seconds.clone();
+    let full = &measured[0];
     let told = |(name, way): (&(String, Decoding<'_>), &Way)| {
-        let ratios: Vec<f64> = full.iter().zip(&way.seconds).map(|(full, seconds)| full / seconds).collect();
+        let ratios: Vec<f64> =
+            full.seconds.iter().zip(&way.seconds).map(|(full, seconds)| full / seconds).collect();
         let told = json!({ "tokens_per_s": way.tokens as f64 / median(&way.seconds), "over_full": median(&ratios),
             "layers": way.layers / way.tokens as f64, "drafted": way.drafted,
-            "acceptance": (way.drafted > 0).then(|| way.accepted as f64 / way.drafted as f64), "same_as_full": way.same });
+            "acceptance": (way.drafted > 0).then(|| way.accepted as f64 / way.drafted as f64), "same_as_full": way.said == full.said });
         (name.0.clone(), told)
     };
     let all: BTreeMap<String, serde_json::Value> = ways.iter().zip(&measured).map(told).collect();
     let more = json!({ "model": flags.model.file_name().map(|name| name.to_string_lossy()), "batch": flags.batch, "groups": flags.groups,
-        "prompt": flags.prompt, "tokens": flags.tokens, "temperature": flags.temperature, "ways": all, "said": measured[0].said });
-    Ok(Measured { seconds: full, peak_rss_mib: cases::peak_rss_mib()?, more })
+        "prompt": flags.prompt, "tokens": flags.tokens, "temperature": flags.temperature, "ways": all, "said": full.said });
+    Ok(Measured { seconds: full.seconds.clone(), peak_rss_mib: cases::peak_rss_mib()?, more })
 }
 
 fn bench() -> Result<()> {

@@ -396,7 +396,8 @@ def print_decode(results, args):
             for way in runs[0]["ways"] if runs else []:
                 each = [run["ways"][way] for run in runs]
                 over = [one["over_full"] for one in each]
-                share = f"{100 * each[0]['acceptance']:.0f} % of {each[0]['drafted']}" if each[0]["acceptance"] is not None else ""
+                right, drafted = each[0]["acceptance"], each[0]["drafted"]
+                share = f"{100 * right:.0f} % of {drafted}" if drafted else "none" if way.startswith("drafts") else ""
                 speed = three(statistics.median(one["tokens_per_s"] for one in each))
                 faster = f"{statistics.median(over):.2f} ({min(over):.2f} to {max(over):.2f})"
                 same = "yes" if all(one["same_as_full"] for one in each) else "no"
