@@ -315,13 +315,16 @@ def glue_twin(at):
     return table(["task", "training", "ours: mean, seeds", "PyTorch: mean, seeds", "points"], rows)
 
 
+LANGUAGE_TRAININGS = ["standard", "aligned", "alternating", "mixed", "mixed, rotating", "standard first"]
+
+
 def language():
-    """Trainings of the small recipe by name: a list of seeds for each."""
-    models = {}
+    """Trainings of the small recipe by name: a list of seeds, from 0 on, for each."""
+    models = {name: [] for name in LANGUAGE_TRAININGS}
     for path in sorted((HERE / "language" / "small").glob("*.json")):
         for seeds in json.loads(path.read_text())["language_models"]:
-            models.setdefault(seeds[0]["name"], []).extend(seeds)
-    return models
+            models[seeds[0]["name"]].extend(seeds)
+    return {name: seeds for name, seeds in models.items() if seeds}
 
 
 def language_layers(key, write, of_seeds=statistics.mean):
@@ -344,15 +347,16 @@ def language_saturation():
 
 
 def language_trade():
-    """The last layer beside standard training's, the middle one beside aligned training's."""
+    """The last layer beside standard training's, the middle one beside aligned training's, of as many seeds."""
     models = language()
-    of = lambda name, layer: statistics.geometric_mean(seed["perplexity"][layer] for seed in models[name])
+    of = lambda name, layer, seeds: statistics.geometric_mean(seed["perplexity"][layer] for seed in models[name][:seeds])
     last, middle = -1, len(models["standard"][0]["perplexity"]) // 2 - 1
     rows = []
     for name in models:
         each = lambda layer, name=name: ", ".join(f"{seed['perplexity'][layer]:.0f}" for seed in models[name])
+        over = lambda layer, other, name=name, n=len(models[name]): of(name, layer, n) / of(other, layer, n)
         rows.append([
-            name, each(last), hundredths(of(name, last) / of("standard", last)), each(middle), hundredths(of(name, middle) / of("aligned", middle)),
+            name, each(last), hundredths(over(last, "standard")), each(middle), hundredths(over(middle, "aligned")),
         ])
     return table(["training", "last layer, seeds", "times standard's", f"layer {middle + 1}, seeds", "times aligned's"], rows)
 
