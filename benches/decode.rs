@@ -144,10 +144,10 @@ fn line(flags: &Flags) -> Result<Measured> {
     let sampling = Sampling { temperature: flags.temperature, ..Default::default() };
     let config = GenerationConfig { max_new_tokens: flags.tokens, sampling, ..Default::default() };
     for round in 0..=flags.timing.rounds {
-        for group in prompts.chunks(flags.batch) {
+        for (i, group) in prompts.chunks(flags.batch).enumerate() {
             // There and back again, so that no way is always the first.
             let mut turns: Vec<_> = ways.iter().zip(&mut measured).collect();
-            if round % 2 == 1 {
+            if (round + i) % 2 == 1 {
                 turns.reverse();
             }
             for ((_, decoding), way) in turns {

@@ -322,9 +322,11 @@ def language():
     """Trainings of the small recipe by name: a list of seeds, from 0 on, for each."""
     models = {name: [] for name in LANGUAGE_TRAININGS}
     for path in sorted((HERE / "language" / "small").glob("*.json")):
-        for seeds in json.loads(path.read_text())["language_models"]:
-            models[seeds[0]["name"]].extend(seeds)
-    return {name: seeds for name, seeds in models.items() if seeds}
+        run = json.loads(path.read_text())
+        for seeds in run["language_models"]:
+            models[seeds[0]["name"]].extend(enumerate(seeds, start=run["seed"]))
+    in_order = lambda seeds: [of for _, of in sorted(seeds, key=lambda seed: seed[0])]
+    return {name: in_order(seeds) for name, seeds in models.items() if seeds}
 
 
 def language_layers(key, write, of_seeds=statistics.mean):

@@ -85,24 +85,27 @@ fn continue_prompts(flags: &Flags, device: &Device) -> Result<()> {
     }
     let layers: Vec<usize> = said.iter().flat_map(|text| &text.layers).copied().collect();
     let mean = layers.iter().sum::<usize>() as f64 / layers.len().max(1) as f64;
-    let speed = counts.tokens as f64 / seconds;
+    let speed = layers.len() as f64 / seconds;
     let accepted = counts
         .acceptance()
         .map(|share| format!(", {:.0} % of {} drafts right", 100. * share, counts.drafted));
     progress::line(&format!(
         "{}: {} tokens in {seconds:.2} s, {speed:.1} tokens/s, {mean:.1} of {} layers a token{}",
         how.name(),
-        counts.tokens,
+        layers.len(),
         model.depth(),
         accepted.unwrap_or_default()
     ));
     results.more.insert("continuations".into(), json!(texts));
     results.more.insert(
         "speed".into(),
-        json!({ "seconds": seconds, "tokens": counts.tokens, "tokens_per_s": speed, "steps": counts.steps, "layers": mean,
+        json!({ "seconds": seconds, "tokens": layers.len(), "tokens_per_s": speed, "steps": counts.steps, "layers": mean,
             "drafted": counts.drafted, "accepted": counts.accepted }),
     );
     results.write(&out)?;
+    if interrupt::stop_flag()?.load(Ordering::Relaxed) {
+        return Err(Interrupted("stopped; what was said so far is written").into());
+    }
     Ok(())
 }
 
@@ -149,9 +152,6 @@ fn spoken(
     }
     if let Some(error) = broken {
         return Err(error);
-    }
-    if stop.load(Ordering::Relaxed) {
-        return Err(Interrupted("stopped; no results were written").into());
     }
     Ok((said, counts, seconds))
 }

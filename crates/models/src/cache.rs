@@ -84,12 +84,15 @@ impl KvCache {
         Ok(())
     }
 
-    /// Adds keys and values `(tokens, width)` to those of block `layer`, and returns all, `(1, all tokens, width)`; views that the next call may change.
+    /// Adds keys and values, f32 and `(tokens, width)`, to those of block `layer`, and returns all, `(1, all tokens, width)`; views that the next call may change.
     ///
     /// # Errors
     ///
     /// As [`check`](Self::check); when shapes do not fit.
     pub fn push(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<[Tensor; 2]> {
+        if keys.dims() != values.dims() {
+            bail!("block {layer}: keys {:?}, values {:?}", keys.dims(), values.dims())
+        }
         self.check(layer, self.len(layer), keys.dim(0)?)?;
         let (longest, slots) = (self.longest, &mut self.blocks[layer - 1]);
         let len = slots.len + keys.dim(0)?;

@@ -353,6 +353,7 @@ impl<'a> Language<'a> {
             Ok((Batch::from(inputs), next))
         });
         let scores = evaluate(model, batches)?;
+        self.go_on()?;
         progress.finish(&format!("{} blocks", all.len()));
         Ok(scores)
     }

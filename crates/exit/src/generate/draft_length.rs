@@ -46,19 +46,21 @@ impl Acceptance {
     /// argmax_k (1 - a^(k+1)) / (1 - a) / cost(k)
     /// ```
     ///
-    /// If that is none, one now and then.
+    /// If that is none, one now and then, unless none would pay though all were right.
     pub(super) fn best(&self, costs: &Costs, texts: usize, most: usize) -> usize {
         let (mut tokens, mut likely) = (0., 1.);
-        let mut best = (0, 0.);
+        let (mut best, mut may_pay) = ((0, 0.), false);
         for drafts in 0..=most {
             tokens += likely;
             likely *= self.rate();
-            let speed = tokens / costs.of(texts, drafts);
+            let cost = costs.of(texts, drafts);
+            may_pay |= drafts as f64 + 1. > cost;
+            let speed = tokens / cost;
             if speed > best.1 {
                 best = (drafts, speed);
             }
         }
-        if best.0 == 0 && self.idle >= TRY { most.min(1) } else { best.0 }
+        if best.0 == 0 && may_pay && self.idle >= TRY { 1 } else { best.0 }
     }
 }
 
@@ -104,6 +106,7 @@ mod tests {
         assert_eq!(unlucky.best(&costs(0.3), 1, 8), 0);
         // It is tried again: what was seen is forgotten.
         (0..50).for_each(|_| unlucky.add([(0, 0), (0, 0)]));
+        unlucky.idle = 0;
         assert!(unlucky.rate() > 0.6 && unlucky.best(&costs(0.3), 1, 8) > 0);
         // Of many texts they are only known by trying, which costs little: where all are right it goes on, where none are it stops.
         let many = |drafting: &Costs, right: usize| {
@@ -118,13 +121,14 @@ mod tests {
         let half = Costs { draft: 0.5, first: 0.5 };
         assert_eq!(Acceptance { idle: 0, ..Default::default() }.best(&half, 8, 6), 0);
         assert!(many(&half, 1) > 80 && many(&half, 0) < 10, "{} {}", many(&half, 1), many(&half, 0));
+        assert_eq!(many(&Costs { draft: 1.2, first: 0.5 }, 1), 0);
         // Free drafts are always worth it, dear ones never.
         assert_eq!((lucky.best(&costs(0.), 1, 5), lucky.best(&costs(10.), 1, 5)), (5, 0));
     }
 
     #[test]
     fn many_texts_want_fewer_drafts() {
-        let usual = Acceptance::default();
+        let usual = Acceptance { idle: 0, ..Default::default() };
         let of = |texts| usual.best(&costs(0.15), texts, 8);
         assert!(of(1) > of(8) && of(8) >= of(64), "{} {} {}", of(1), of(8), of(64));
         assert!((costs(0.15).of(1, 0) - 1.).abs() < 1e-12 && (costs(0.15).of(9, 0) - 1.).abs() < 1e-12);

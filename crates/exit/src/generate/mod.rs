@@ -45,7 +45,8 @@ pub struct Speculate<'a> {
     pub layer: usize,
     /// Most tokens that are drafted before they are checked.
     pub drafts: usize,
-    /// Fewer where drafts are often wrong, or texts so many that to verify them costs more than it saves; as many of each text. What is sampled then depends on how other
+    /// Fewer where drafts are often wrong, or texts so many that to verify them costs more than it saves; as many of each text. Where none seems
+    /// to pay, one is tried now and then. What is sampled then depends on how other
     /// texts fare, though its distribution does not.
     pub adaptive: bool,
     /// The words that are drafted; `None`: all. The fewer, the less a draft costs.
