@@ -168,5 +168,17 @@ fn what_does_not_fit_is_said() -> Result {
     let mut cut = gpt2.cut(2)?.cache()?;
     let text = gpt2.block_next(3, &state, &mut [Next { cache: &mut cut, from: 0, count: 3 }]);
     assert!(text.unwrap_err().to_string().contains("a cache of 2 blocks"));
+    // Keys without values, more than there is room for, and those of another width, of a model of one's own.
+    let mut own = KvCache::new(2, 8, 4, &Cpu)?;
+    let rows = |count, width| Tensor::zeros((count, width), candle_core::DType::F32, &Cpu);
+    let text = own.push(1, &rows(2, 8)?, &rows(1, 8)?).unwrap_err().to_string();
+    assert!(text.contains("keys [2, 8], values [1, 8]"), "{text}");
+    assert!(own.push(1, &rows(5, 8)?, &rows(5, 8)?).unwrap_err().to_string().contains("positions for 4"));
+    assert!(
+        own.push(1, &rows(1, 6)?, &rows(1, 6)?).is_err() && own.push(3, &rows(1, 8)?, &rows(1, 8)?).is_err()
+    );
+    assert_eq!(own.len(1), 0);
+    let [keys, values] = own.push(1, &rows(3, 8)?, &rows(3, 8)?)?;
+    assert_eq!((keys.dims(), values.dims(), own.len(1)), (&[1, 3, 8][..], &[1, 3, 8][..], 3));
     Ok(())
 }
