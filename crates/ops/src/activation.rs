@@ -1,6 +1,6 @@
 use candle_core::{Result, Tensor};
 
-use crate::simd;
+use crate::{Affine, simd};
 
 /// The nonlinearity of [`feed_forward`](crate::feed_forward).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,12 +23,28 @@ impl Activation {
     ///
     /// On integer tensors.
     pub fn forward(self, xs: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if crate::cuda::has_kernel([xs]) {
+            return crate::cuda::activation(self, xs, None);
+        }
         match self {
             Self::Gelu => crate::gelu(xs),
             Self::GeluTanh => crate::gelu_tanh(xs),
             Self::Relu => xs.relu(),
             Self::Silu => xs.silu(),
         }
+    }
+
+    /// Of a linear map; on CUDA the bias is added in the same pass.
+    pub(crate) fn of_linear(self, xs: &Tensor, map: &Affine<'_>) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(bias) = map.bias.filter(|bias| {
+            map.weight.dims().first().copied() == Some(bias.elem_count())
+                && crate::cuda::has_kernel([xs, map.weight, bias])
+        }) {
+            return crate::cuda::activation(self, &crate::linear(xs, map.weight, None)?, Some(bias));
+        }
+        self.forward(&crate::linear(xs, map.weight, map.bias)?)
     }
 
     pub(crate) fn rows(self, x: &[f32], y: &mut [f32]) {

@@ -49,7 +49,16 @@ pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: Adam
     if share_memory(&[&p, &m, &v, &gradient]) {
         bail!("adamw_step: two of param, gradient, m and v share memory")
     }
-    if [&p, &m, &v, &gradient].into_iter().all(|xs| has_kernel(xs) && xs.is_contiguous()) {
+    let kernels = [&p, &m, &v, &gradient].into_iter().all(|xs| has_kernel(xs) && xs.is_contiguous());
+    #[cfg(feature = "cuda")]
+    let on_gpu =
+        [&p, &m, &v].into_iter().all(|xs| xs.is_contiguous() && xs.dtype() == candle_core::DType::F32)
+            && crate::cuda::has_kernel([&p, &m, &v])
+            && crate::cuda::has_kernel([&gradient])
+            && gradient.device().same_device(p.device());
+    #[cfg(not(feature = "cuda"))]
+    let on_gpu = false;
+    if kernels || on_gpu {
         let update = simd::AdamW {
             beta1: beta1 as f32,
             beta2: beta2 as f32,
@@ -62,6 +71,10 @@ pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: Adam
             eps: eps as f32,
         };
         // One pass over the memory of all four.
+        #[cfg(feature = "cuda")]
+        if on_gpu {
+            return crate::cuda::adamw([&p, &m, &v], &gradient, &update);
+        }
         return with_values_mut(&p, |p| {
             with_values_mut(&m, |m| {
                 with_values_mut(&v, |v| {

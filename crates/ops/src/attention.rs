@@ -77,6 +77,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &Attention<'_>) -> 
         bail!("attention: q, k, v {dims:?}, {heads} heads, causal {}", config.causal)
     }
     config.check_mask("attention", batch, keys)?;
+    #[cfg(feature = "cuda")]
+    if crate::cuda::has_kernel([q, k, v]) {
+        return crate::cuda::attention(q, k, v, config);
+    }
     in_f32([q, k, v], |inputs| {
         let [q, k, v] = inputs;
         if !inputs.into_iter().all(has_kernel) {

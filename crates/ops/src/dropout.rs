@@ -25,6 +25,10 @@ pub struct Dropout {
 /// When `p` is outside `[0, 1)`.
 pub fn dropout(xs: &Tensor, config: Dropout) -> Result<Tensor> {
     let keep = Keep::new(config)?;
+    #[cfg(feature = "cuda")]
+    if crate::cuda::has_kernel([xs]) {
+        return crate::cuda::dropout(xs, keep);
+    }
     if !has_kernel(xs) {
         return crate::plain::dropout(xs, config);
     }
@@ -41,6 +45,16 @@ pub(crate) struct Keep {
 }
 
 impl Keep {
+    /// Nothing is dropped.
+    #[cfg(feature = "cuda")]
+    pub(crate) const ALL: Self = Self { seed: 0, dropped: 0, scale: 1. };
+
+    /// As kernels take it: the seed, of 2^32 hashes those that are dropped, and what is kept is multiplied by.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn numbers(self) -> (u64, u64, f32) {
+        (self.seed, self.dropped, self.scale)
+    }
+
     pub(crate) fn new(Dropout { p, seed }: Dropout) -> Result<Self> {
         if !(0. ..1.).contains(&p) {
             bail!("dropout: p is {p}, expected [0, 1)")

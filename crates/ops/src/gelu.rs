@@ -13,6 +13,10 @@ use crate::{
 ///
 /// On integer tensors.
 pub fn gelu(xs: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::has_kernel([xs]) {
+        return crate::cuda::activation(crate::Activation::Gelu, xs, None);
+    }
     in_f32([xs], |[xs]| {
         if !has_kernel(xs) {
             return crate::plain::gelu(xs);
@@ -27,6 +31,10 @@ pub fn gelu(xs: &Tensor) -> Result<Tensor> {
 ///
 /// On integer tensors.
 pub fn gelu_tanh(xs: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::has_kernel([xs]) {
+        return crate::cuda::activation(crate::Activation::GeluTanh, xs, None);
+    }
     in_f32([xs], |[xs]| {
         if !has_kernel(xs) {
             return crate::plain::gelu_tanh(xs);

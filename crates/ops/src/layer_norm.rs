@@ -21,6 +21,10 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
     if d != Some(weight.dims1()?) || d != Some(bias.dims1()?) {
         bail!("layer_norm: xs {:?}, weight {:?}, bias {:?}", xs.dims(), weight.dims(), bias.dims())
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::has_kernel([xs, weight, bias]) {
+        return crate::cuda::layer_norm(xs, weight, bias, eps);
+    }
     in_f32([xs, weight, bias], |inputs| {
         let [xs, weight, bias] = inputs;
         if !inputs.into_iter().all(has_kernel) {

@@ -7,6 +7,8 @@ mod attention;
 mod avx512;
 mod backward;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dropout;
 mod embedding;
 mod feed_forward;

@@ -23,6 +23,10 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
         let bias = bias.map(Tensor::dims);
         bail!("linear: xs {:?}, weight {:?}, bias {bias:?}", xs.dims(), weight.dims())
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::has_kernel([xs, weight].into_iter().chain(bias)) {
+        return crate::cuda::linear(xs, weight, bias);
+    }
     if !has_kernel(xs) || !has_kernel(weight) || !bias.is_none_or(has_kernel) {
         return crate::plain::linear(xs, weight, bias);
     }

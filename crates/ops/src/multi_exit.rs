@@ -96,7 +96,12 @@ pub fn multi_exit_linear_cross_entropy(
     config: &MultiExit,
 ) -> Result<MultiExitLoss> {
     let shape = Sizes::of(features, weight, bias, targets, row_weights, config)?;
-    if [weight].into_iter().chain(features).chain(bias).any(is_half) {
+    let inputs: Vec<&Tensor> = features.iter().chain([weight]).chain(bias).collect();
+    #[cfg(feature = "cuda")]
+    let on_gpu_as_they_are = crate::cuda::has_kernel(inputs.iter().copied());
+    #[cfg(not(feature = "cuda"))]
+    let on_gpu_as_they_are = false;
+    if !on_gpu_as_they_are && inputs.iter().any(|xs| is_half(xs)) {
         let wide = |xs: &Tensor| xs.to_dtype(DType::F32);
         let features: Vec<Tensor> = features.iter().map(wide).collect::<Result<_>>()?;
         let bias = bias.map(wide).transpose()?;
@@ -122,7 +127,11 @@ pub fn multi_exit_linear_cross_entropy(
             exits: vec![nothing; features.len()],
         });
     }
-    let inputs: Vec<&Tensor> = features.iter().chain([weight]).chain(bias).collect();
+    #[cfg(feature = "cuda")]
+    if on_gpu_as_they_are {
+        let row_weights = row_weights_of(row_weights, &ids, config)?;
+        return on_gpu(&inputs, features.len(), &ids, &row_weights, config);
+    }
     if !inputs.iter().all(|xs| has_kernel(xs)) {
         return crate::plain::multi_exit_linear_cross_entropy(
             features,
@@ -133,18 +142,7 @@ pub fn multi_exit_linear_cross_entropy(
             config,
         );
     }
-    let mut row_weights = match row_weights {
-        Some(weights) => weights.to_dtype(DType::F32)?.to_vec1::<f32>()?,
-        None => vec![1.; ids.len()],
-    };
-    for (row, (weight, id)) in row_weights.iter_mut().zip(&ids).enumerate() {
-        if !weight.is_finite() || *weight < 0. {
-            bail!("{NAME}: row {row} weighs {weight}, expected a finite number, at least 0")
-        }
-        if config.ignore_index == Some(*id) {
-            *weight = 0.;
-        }
-    }
+    let row_weights = row_weights_of(row_weights, &ids, config)?;
     let inputs: Vec<Tensor> = inputs.iter().map(|xs| xs.contiguous()).collect::<Result<_>>()?;
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     let rows = Rows { ids: &ids, weights: &row_weights, total: sum(&row_weights), config };
@@ -156,12 +154,7 @@ pub fn multi_exit_linear_cross_entropy(
     })?;
     let summary = |sums: &Sums| sums.over(rows.total);
     let exits: Vec<ExitSummary> = done.sums.iter().map(summary).collect();
-    let total: f64 = exits
-        .iter()
-        .zip(&config.exit_weights)
-        .filter(|(_, weight)| **weight != 0.)
-        .map(|(exit, weight)| weight * exit.cross_entropy)
-        .sum();
+    let total = weighed(&exits, config);
     let mut gradients = Vec::with_capacity(inputs.len());
     for (gradient, input) in done.gradients.into_iter().zip(&inputs) {
         let tensor = |gradient| Tensor::from_vec(gradient, input.shape(), input.device());
@@ -169,6 +162,63 @@ pub fn multi_exit_linear_cross_entropy(
     }
     let total = record(&inputs, vec![total as f32], &Shape::from(()), Gradients(gradients))?;
     Ok(MultiExitLoss { total, exits })
+}
+
+/// What each row weighs; nothing where its target is ignored.
+fn row_weights_of(weights: Option<&Tensor>, ids: &[u32], config: &MultiExit) -> Result<Vec<f32>> {
+    let mut weights = match weights {
+        Some(weights) => weights.to_dtype(DType::F32)?.to_vec1::<f32>()?,
+        None => vec![1.; ids.len()],
+    };
+    for (row, (weight, id)) in weights.iter_mut().zip(ids).enumerate() {
+        if !weight.is_finite() || *weight < 0. {
+            bail!("{NAME}: row {row} weighs {weight}, expected a finite number, at least 0")
+        }
+        if config.ignore_index == Some(*id) {
+            *weight = 0.;
+        }
+    }
+    Ok(weights)
+}
+
+/// The sum of the exits' cross-entropies, each times its weight; one of weight 0 may be NaN.
+fn weighed(exits: &[ExitSummary], config: &MultiExit) -> f64 {
+    let exits = exits.iter().zip(&config.exit_weights).filter(|(_, weight)| **weight != 0.);
+    exits.map(|(exit, weight)| weight * exit.cross_entropy).sum()
+}
+
+/// The same by kernels of CUDA.
+#[cfg(feature = "cuda")]
+fn on_gpu(
+    inputs: &[&Tensor],
+    exits: usize,
+    ids: &[u32],
+    row_weights: &[f32],
+    config: &MultiExit,
+) -> Result<MultiExitLoss> {
+    use crate::cuda::{Counted, multi_exit, recorded};
+
+    let total = sum(row_weights);
+    let rows: Vec<u32> =
+        (0..).zip(row_weights).filter(|(_, weight)| **weight != 0.).map(|(row, _)| row).collect();
+    if rows.is_empty() {
+        let nothing = Sums::default().over(0.);
+        let loss = Tensor::new(f32::NAN, inputs[0].device())?;
+        return Ok(MultiExitLoss { total: loss, exits: vec![nothing; exits] });
+    }
+    let counted = Counted {
+        targets: rows.iter().map(|&row| ids[row as usize]).collect(),
+        weights: rows.iter().map(|&row| row_weights[row as usize]).collect(),
+        slopes: config.exit_weights.iter().map(|weight| (weight / total) as f32).collect(),
+        smoothing: config.label_smoothing as f32,
+        chunk: config.chunk,
+        rows: (rows.len() < ids.len()).then_some(rows),
+    };
+    let features = Tensor::cat(&inputs[..exits], 0)?;
+    let inputs: Vec<&Tensor> = [&features].into_iter().chain(inputs[exits..].iter().copied()).collect();
+    let done = multi_exit(&inputs, &counted)?;
+    let exits: Vec<ExitSummary> = done.sums.iter().map(|sums| Sums(*sums).over(total)).collect();
+    Ok(MultiExitLoss { total: recorded(&inputs, weighed(&exits, config) as f32, done)?, exits })
 }
 
 fn sum(weights: &[f32]) -> f64 {

@@ -141,7 +141,7 @@ pub fn self_attention(xs: &Tensor, config: &SelfAttention<'_>) -> Result<Tensor>
 pub fn feed_forward(xs: &Tensor, config: &FeedForward<'_>) -> Result<Tensor> {
     let FeedForward { norm, up, down, activation, dropout } = config;
     residual(xs, norm, *dropout, |xs| {
-        let inner = activation.forward(&crate::linear(xs, up.weight, up.bias)?)?;
+        let inner = activation.of_linear(xs, up)?;
         crate::linear(&inner, down.weight, down.bias)
     })
 }

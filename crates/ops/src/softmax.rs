@@ -15,6 +15,10 @@ use crate::{
 ///
 /// When `xs` is a scalar.
 pub fn softmax(xs: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if xs.rank() > 0 && crate::cuda::has_kernel([xs]) {
+        return crate::cuda::softmax(xs);
+    }
     in_f32([xs], |[xs]| {
         if xs.rank() == 0 || !has_kernel(xs) {
             return crate::plain::softmax(xs);

@@ -16,6 +16,6 @@ pub use grad::check_gradients;
 pub use padded::Padded;
 pub use random::random;
 pub use scripted::Scripted;
-pub use shared::from_env;
+pub use shared::{from_env, skipped};
 pub use tiny::TinyStack;
 pub use vit::{tiny_vit, tiny_vit_config};

@@ -15,10 +15,15 @@ use std::{
 #[must_use]
 pub fn from_env(variable: &str) -> Option<PathBuf> {
     let Some(path) = env::var_os(variable).map(PathBuf::from) else {
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        let _ = writeln!(io::stderr(), "skipped: {test} ({variable} is not set)");
+        skipped(&format!("{variable} is not set"));
         return None;
     };
     assert!(path.exists(), "{variable} names {}, which does not exist", path.display());
     Some(path)
+}
+
+/// Says on stderr, past the capture of test output, that this test does not run, and why.
+pub fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(io::stderr(), "skipped: {test} ({why})");
 }

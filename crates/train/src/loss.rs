@@ -65,7 +65,7 @@ pub fn loss<M: Tapped + ?Sized>(
         if answers {
             let exit = if logits_wanted { None } else { model.linear_exit(layer, &feature, pass)? };
             let logits = match exit {
-                Some(exit) if exit.xs.dim(0)? * exit.weight.dim(0)? * weighed_exits > MANY_LOGITS => {
+                Some(exit) if together(&exit, weighed_exits, labels)? => {
                     check_labels(labels, exit.xs.dim(0)?, exit.weight.dim(0)?)?;
                     large.add(layer, exit, of(&terms.cross_entropy, layer));
                     None
@@ -179,6 +179,12 @@ fn cosine(xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
     // A row of zeros has cosine 0 with all others.
     let norms = (dot(xs, xs)? * dot(ys, ys)?)?.affine(1., f64::from(f32::MIN_POSITIVE))?.sqrt()?;
     Ok((dot(xs, ys)? / norms)?.mean_all()?)
+}
+
+/// Whether the losses of all exits are computed as one: where their logits would be large, and on a GPU, which is waited for once then.
+fn together(exit: &LinearExit, exits: usize, labels: &Tensor) -> Result<bool> {
+    let logits = exit.xs.dim(0)? * exit.weight.dim(0)? * exits;
+    Ok(labels.dtype() != DType::F32 && (exit.xs.device().is_cuda() || logits > MANY_LOGITS))
 }
 
 fn check_labels(labels: &Tensor, rows: usize, classes: usize) -> Result<()> {

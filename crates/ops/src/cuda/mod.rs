@@ -1,0 +1,25 @@
+//! The kernels in `kernels/`, on NVIDIA GPUs. Where [`has_kernel`] says no, candle's own operations run.
+
+#![allow(unsafe_code)] // Launching a kernel is: arguments are untyped.
+
+mod activation;
+mod adamw;
+mod attention;
+mod blas;
+mod dropout;
+mod launch;
+mod layer_norm;
+mod linear;
+mod multi_exit;
+mod record;
+mod softmax;
+
+pub(crate) use activation::activation;
+pub(crate) use adamw::adamw;
+pub(crate) use attention::attention;
+pub(crate) use dropout::dropout;
+pub(crate) use launch::has_kernel;
+pub(crate) use layer_norm::layer_norm;
+pub(crate) use linear::linear;
+pub(crate) use multi_exit::{Counted, multi_exit, recorded};
+pub(crate) use softmax::softmax;
