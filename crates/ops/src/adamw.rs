@@ -1,8 +1,8 @@
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{DType, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use crate::{
-    host::{CHUNK, has_kernel, share_memory, with_slices, with_values_mut},
+    host::{CHUNK, has_gpu_kernel, has_kernel, share_memory, with_slices, with_values_mut},
     simd,
 };
 
@@ -50,14 +50,10 @@ pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: Adam
         bail!("adamw_step: two of param, gradient, m and v share memory")
     }
     let kernels = [&p, &m, &v, &gradient].into_iter().all(|xs| has_kernel(xs) && xs.is_contiguous());
-    #[cfg(feature = "cuda")]
-    let on_gpu =
-        [&p, &m, &v].into_iter().all(|xs| xs.is_contiguous() && xs.dtype() == candle_core::DType::F32)
-            && crate::cuda::has_kernel([&p, &m, &v])
-            && crate::cuda::has_kernel([&gradient])
-            && gradient.device().same_device(p.device());
-    #[cfg(not(feature = "cuda"))]
-    let on_gpu = false;
+    let on_gpu = [&p, &m, &v].into_iter().all(|xs| xs.is_contiguous() && xs.dtype() == DType::F32)
+        && has_gpu_kernel([&p, &m, &v])
+        && has_gpu_kernel([&gradient])
+        && gradient.device().same_device(p.device());
     if kernels || on_gpu {
         let update = simd::AdamW {
             beta1: beta1 as f32,

@@ -12,6 +12,16 @@ pub(crate) fn has_kernel(xs: &Tensor) -> bool {
     xs.device().is_cpu() && xs.dtype() == DType::F32 && xs.elem_count() > 0
 }
 
+/// Whether the kernels of CUDA apply, where they are compiled.
+#[cfg(feature = "cuda")]
+pub(crate) use crate::cuda::has_kernel as has_gpu_kernel;
+
+/// Whether the kernels of CUDA apply: they are not compiled.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn has_gpu_kernel<'a>(_: impl IntoIterator<Item = &'a Tensor>) -> bool {
+    false
+}
+
 /// The values of a contiguous f32 argument of a custom operation.
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::{
     gemm::{Mat, MatMut, Threads, gemm},
     half::is_half,
-    host::{has_kernel, with_values},
+    host::{has_gpu_kernel, has_kernel, with_values},
     linear::{column_sums, start},
     many::{Backward, record},
     simd,
@@ -97,10 +97,7 @@ pub fn multi_exit_linear_cross_entropy(
 ) -> Result<MultiExitLoss> {
     let shape = Sizes::of(features, weight, bias, targets, row_weights, config)?;
     let inputs: Vec<&Tensor> = features.iter().chain([weight]).chain(bias).collect();
-    #[cfg(feature = "cuda")]
-    let on_gpu_as_they_are = crate::cuda::has_kernel(inputs.iter().copied());
-    #[cfg(not(feature = "cuda"))]
-    let on_gpu_as_they_are = false;
+    let on_gpu_as_they_are = has_gpu_kernel(inputs.iter().copied());
     if !on_gpu_as_they_are && inputs.iter().any(|xs| is_half(xs)) {
         let wide = |xs: &Tensor| xs.to_dtype(DType::F32);
         let features: Vec<Tensor> = features.iter().map(wide).collect::<Result<_>>()?;

@@ -343,6 +343,19 @@ fn activations() -> Result<()> {
     ];
     let mut cases = Vec::new();
     for of in TYPES {
+        let (x, b) = (numbers(of, 4, &[3, 50])?, numbers(of, 5, &[50])?);
+        cases.push(Case {
+            name: of.kernel("identity"),
+            grid: Grid { blocks: (2, 1), threads: (64, 1) },
+            args: vec![
+                Arg::numbers(of, &values(&x)?),
+                Arg::numbers(of, &values(&b)?),
+                Arg::room(of, 150),
+                Arg::Long(150),
+                Arg::Int(50),
+            ],
+            want: vec![(2, of, values(&x.broadcast_add(&b)?)?)],
+        });
         for (forward, backward, plain) in all {
             for (rows, width, biased) in [(3, 50, true), (1, 1, false), (7, 90, false)] {
                 let x = (random(1, &[rows, width]) * 3.)?;

@@ -309,9 +309,7 @@ impl<'a> Language<'a> {
     }
 
     fn measure(&self, plan: &Plan, model: &Gpt2, train_s: f64) -> Result<LayersOfLanguage> {
-        let scores = self.scores(plan, model);
-        self.go_on()?;
-        let scores = scores?;
+        let scores = self.scores(plan, model)?;
         let (features, answers) = look(model, &self.corpus.held_out, &self.device)?;
         let depth = model.depth();
         let tokens = answers[0].len();
@@ -341,7 +339,7 @@ impl<'a> Language<'a> {
         if self.stop.load(Ordering::Relaxed) { Err(Interrupted(stopped).into()) } else { Ok(()) }
     }
 
-    /// Of all blocks held out, or of as many as there was time for.
+    /// Of all blocks held out.
     fn scores(&self, plan: &Plan, model: &Gpt2) -> Result<LayerScores> {
         let held_out = &self.corpus.held_out;
         let all: Vec<usize> = (0..held_out.len()).collect();
@@ -352,8 +350,10 @@ impl<'a> Language<'a> {
             progress.set(blocks[0] as u64, "");
             Ok((Batch::from(inputs), next))
         });
-        let scores = evaluate(model, batches)?;
+        let scores = evaluate(model, batches);
+        // What stopped is no error of the scores.
         self.go_on()?;
+        let scores = scores?;
         progress.finish(&format!("{} blocks", all.len()));
         Ok(scores)
     }

@@ -19,7 +19,7 @@ pub(crate) fn activation(of: Activation, xs: &Tensor, bias: Option<&Tensor>) -> 
 /// `xs` plus a bias `(width)`.
 pub(super) fn add(xs: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (xs, bias) = (xs.contiguous()?, bias.contiguous()?);
-    let sum = by_type!(xs.dtype(), kernel(["identity", ""], &xs, Some(&bias), None))?;
+    let sum = by_type!(xs.dtype(), kernel("identity", &xs, Some(&bias), None))?;
     record(&[&xs, &bias], sum, Added)
 }
 
@@ -38,18 +38,18 @@ impl Backward for Added {
     }
 }
 
-/// The kernels forward and backward.
-fn name(of: Activation) -> [&'static str; 2] {
+/// The kernel; that of its gradient has `_dx` behind it.
+fn name(of: Activation) -> &'static str {
     match of {
-        Activation::Gelu => ["gelu", "gelu_dx"],
-        Activation::GeluTanh => ["gelu_tanh", "gelu_tanh_dx"],
-        Activation::Relu => ["relu", "relu_dx"],
-        Activation::Silu => ["silu", "silu_dx"],
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_tanh",
+        Activation::Relu => "relu",
+        Activation::Silu => "silu",
     }
 }
 
 fn kernel<T: Number>(
-    [forward, backward]: [&str; 2],
+    name: &str,
     xs: &Tensor,
     bias: Option<&Tensor>,
     gradient: Option<&Tensor>,
@@ -61,9 +61,8 @@ fn kernel<T: Number>(
     let bias = bias.as_ref().map(Input::view::<T>).transpose()?;
     let gradient = gradient.map(Input::of).transpose()?;
     let gradient = gradient.as_ref().map(Input::view::<T>).transpose()?;
-    let name = named::<T>(if gradient.is_some() { backward } else { forward });
     let mut to = room::<T>(&device, count)?;
-    launch!(device, ACTIVATION, name, elements(count)?, arguments => {
+    launch!(device, ACTIVATION, named::<T>(name), elements(count)?, arguments => {
         arguments.arg(&x);
         match &bias {
             Some(bias) => arguments.arg(bias),
@@ -86,7 +85,8 @@ impl Backward for Activated {
 
     fn backward(&self, inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let (xs, bias) = (inputs[0], inputs.get(1).copied());
-        let dx = by_type!(xs.dtype(), kernel(name(self.0), xs, bias, Some(gradient)))?.tensor();
+        let name = format!("{}_dx", name(self.0));
+        let dx = by_type!(xs.dtype(), kernel(&name, xs, bias, Some(gradient)))?.tensor();
         let db = bias.map(|bias| column_sums(&dx, bias.elem_count())?.to_dtype(xs.dtype())).transpose()?;
         Ok([Some(dx)].into_iter().chain(bias.map(|_| db)).collect())
     }

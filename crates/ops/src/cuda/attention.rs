@@ -24,8 +24,8 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, config: &Attention<'
     let op = Heads { samples, heads: config.heads, queries, keys, dim, causal: config.causal, mask, keep };
     let inputs = [&q.contiguous()?, &k.contiguous()?, &v.contiguous()?];
     let [q, k, v] = inputs.map(Tensor::detach);
-    let result = op.forward(&q, &k, &v)?;
-    record(&inputs, Fresh::copy(&result)?, op)
+    let result = Fresh { shape: inputs[0].shape().clone(), ..Fresh::copy(&op.forward(&q, &k, &v)?)? };
+    record(&inputs, result, op)
 }
 
 struct Heads {
@@ -54,14 +54,13 @@ impl Heads {
         xs.transpose(1, 2)?.contiguous()
     }
 
-    /// And back, as a view where there is one part.
+    /// And back to `(samples, tokens, heads, dim)`, as a view.
     fn merged(&self, parts: &[Tensor]) -> Result<Tensor> {
         let all = match parts {
             [one] => one.clone(),
             parts => Tensor::cat(parts, 0)?,
         };
-        let tokens = all.dim(2)?;
-        all.transpose(1, 2)?.reshape((self.samples, tokens, self.heads * self.dim))
+        all.transpose(1, 2)
     }
 
     fn rows(&self, first: usize) -> Rows {
@@ -111,6 +110,8 @@ impl Backward for Heads {
             gradients[1].push(product(transposed(&by_scores), plain(&q), 1.)?.tensor());
             gradients[2].push(product(transposed(&probabilities), plain(&g), 1.)?.tensor());
         }
-        gradients.iter().map(|parts| self.merged(parts).map(Some)).collect()
+        let of =
+            |(parts, input): (&Vec<Tensor>, &&Tensor)| Ok(Some(self.merged(parts)?.reshape(input.shape())?));
+        gradients.iter().zip(inputs).map(of).collect()
     }
 }

@@ -3,7 +3,6 @@
 
 struct Identity {
   static __device__ __forceinline__ float value(float x) { return x; }
-  static __device__ __forceinline__ float slope(float) { return 1.f; }
 };
 
 struct Gelu {
@@ -46,13 +45,16 @@ __device__ __forceinline__ void backward(const T *x, const T *bias, const T *g, 
     put(dx + i, wide(g[i]) * Act::slope(wide(x[i]) + (bias ? wide(bias[i % width]) : 0.f)));
 }
 
-#define OF(ACT, NAME, SUFFIX, T)                                                                                            \
+#define FORWARD(ACT, NAME, SUFFIX, T)                                                                                       \
   extern "C" __global__ void NAME##_##SUFFIX(const T *x, const T *bias, T *y, u64 count, int width) {                       \
     forward<ACT>(x, bias, y, count, width);                                                                                 \
-  }                                                                                                                         \
+  }
+#define BOTH(ACT, NAME, SUFFIX, T)                                                                                          \
+  FORWARD(ACT, NAME, SUFFIX, T)                                                                                             \
   extern "C" __global__ void NAME##_dx_##SUFFIX(const T *x, const T *bias, const T *g, T *dx, u64 count, int width) {       \
     backward<ACT>(x, bias, g, dx, count, width);                                                                            \
   }
-#define KERNEL(NAME, T) \
-  OF(Identity, identity, NAME, T) OF(Gelu, gelu, NAME, T) OF(GeluTanh, gelu_tanh, NAME, T) OF(Relu, relu, NAME, T) OF(Silu, silu, NAME, T)
+#define KERNEL(NAME, T)                                                                                                     \
+  FORWARD(Identity, identity, NAME, T)                                                                                      \
+  BOTH(Gelu, gelu, NAME, T) BOTH(GeluTanh, gelu_tanh, NAME, T) BOTH(Relu, relu, NAME, T) BOTH(Silu, silu, NAME, T)
 FOR_EACH_TYPE(KERNEL)

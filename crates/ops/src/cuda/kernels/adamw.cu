@@ -1,4 +1,4 @@
-// AdamW on many tensors at once; a block takes `PART` elements of one of them.
+// A step of AdamW; a block takes `PART` elements.
 #include "common.cuh"
 
 struct Step {
