@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Tensor};
 use layerwise_models::{Batch, Hidden, Pass, Tapped};
 
-use crate::{Check, CostTable, Error, Policy, Reads, Result, Verdict, awake::keeping_awake};
+use crate::{Check, CostTable, Error, LateVerdict, Policy, Reads, Result, Verdict, awake::keeping_awake};
 
 /// Answers of a batch, in the order of its rows.
 #[derive(Clone, Debug)]
@@ -22,6 +22,9 @@ pub enum Compaction<'a> {
     Never,
     /// They are taken out when that pays, by measured times: see [`Costs::pays`](crate::Costs::pays).
     Profitable(&'a CostTable),
+    /// They are taken out one block later. A GPU is given the next block before it has said who leaves, so that it is never waited for; that block is computed for
+    /// nothing by those who leave. Answers and layers are those of `Always`.
+    Late,
 }
 
 /// A policy, and how batches are run under it.
@@ -73,57 +76,33 @@ impl Engine<'_> {
             return Err(Error::Keys { keys: keys.len(), samples });
         }
         let mut hidden = model.embed(batch, Pass::EVAL)?.detach();
-        let device = hidden.xs.device().clone();
-        // Of each row in the state: its row of the input while it is alive.
-        let mut alive: Vec<Option<usize>> = (0..samples).map(Some).collect();
-        let mut keys = keys.to_vec();
-        let mut memory = None;
-        let mut layer = vec![depth; samples];
-        let mut answers: Vec<Tensor> = Vec::new();
-        let mut answered: Vec<usize> = Vec::with_capacity(samples);
+        let mut run = Run::new(samples, depth, keys);
+        // What was asked a block ago.
+        let mut asked: Option<Asked> = None;
         for l in 1..=depth {
             hidden = model.block(l, &hidden, Pass::EVAL)?.detach();
-            let see = See { layer: l, keys: &keys, memory: memory.as_ref() };
-            let seen = see.look(model, self.policy, &hidden)?;
-            let Some(Seen { leaves, feature, logits, memory: remembered }) = seen else { continue };
-            memory = remembered;
-            let gone: Vec<usize> =
-                (0..alive.len()).filter(|&row| leaves[row] && alive[row].is_some()).collect();
-            if gone.is_empty() {
+            if let Some(asked) = asked.take() {
+                run.settle(model, l - 1, asked.wait(model)?)?;
+                if run.is_over() {
+                    break;
+                }
+                hidden = run.compact(model, hidden)?;
+            }
+            let see = See { layer: l, keys: &run.keys, memory: run.memory.as_ref() };
+            if matches!(self.compaction, Compaction::Late) && l < depth {
+                asked = see.ask(model, self.policy, &hidden)?;
                 continue;
             }
-            let exit = Leaving { layer: l, feature: feature.as_ref(), logits: logits.as_ref(), rows: &gone };
-            let logits = exit.answer(model)?;
-            if let Some(at) = not_finite(&logits)? {
-                let row = alive[gone[at]].unwrap_or_default();
-                return Err(Error::NotFinite { layer: l, row });
-            }
-            answers.push(logits);
-            for &row in &gone {
-                if let Some(row) = alive[row].take() {
-                    layer[row] = l;
-                    answered.push(row);
-                }
-            }
-            if answered.len() == samples {
+            let Some(seen) = see.look(model, self.policy, &hidden)? else { continue };
+            run.settle(model, l, seen)?;
+            if run.is_over() {
                 break;
             }
-            let kept = samples - answered.len();
-            if self.compacts(model, &hidden, kept, depth - l)? {
-                let rows: Vec<u32> =
-                    (0..alive.len() as u32).filter(|&row| alive[row as usize].is_some()).collect();
-                keys = rows.iter().map(|&row| keys[row as usize]).collect();
-                alive.retain(Option::is_some);
-                let rows = Tensor::new(rows, &device)?;
-                hidden = model.select(&hidden, &rows)?;
-                memory = memory.map(|memory| memory.index_select(&rows, 0)).transpose()?;
+            if self.compacts(model, &hidden, samples - run.answered.len(), depth - l)? {
+                hidden = run.compact(model, hidden)?;
             }
         }
-        let logits = match answers.as_slice() {
-            [all] if answered.is_sorted() => all.clone(),
-            parts => in_input_order(parts, &answered, &device)?,
-        };
-        Ok(Exited { logits, layer })
+        run.finish(hidden.xs.device())
     }
 
     fn compacts<M: Tapped + ?Sized>(
@@ -136,13 +115,88 @@ impl Engine<'_> {
         let rows = hidden.xs.dim(0)?;
         Ok(match self.compaction {
             _ if kept == rows => false,
-            Compaction::Always => true,
+            Compaction::Always | Compaction::Late => true,
             Compaction::Never => false,
             // What cannot be measured is no reason not to answer.
             Compaction::Profitable(table) => {
                 table.of_state(model, hidden, rows).map_or(true, |costs| costs.pays(rows, kept, left))
             }
         })
+    }
+}
+
+/// A batch on its way.
+struct Run {
+    /// Of each row in the state: its row of the input while it is alive.
+    alive: Vec<Option<usize>>,
+    keys: Vec<u64>,
+    memory: Option<Tensor>,
+    /// The layer that each row of the input leaves by.
+    layer: Vec<usize>,
+    answers: Vec<Tensor>,
+    /// Rows of the input, in the order of `answers`.
+    answered: Vec<usize>,
+}
+
+impl Run {
+    fn new(samples: usize, depth: usize, keys: &[u64]) -> Self {
+        Self {
+            alive: (0..samples).map(Some).collect(),
+            keys: keys.to_vec(),
+            memory: None,
+            layer: vec![depth; samples],
+            answers: Vec::new(),
+            answered: Vec::with_capacity(samples),
+        }
+    }
+
+    /// Answers those who leave after layer `l`.
+    fn settle<M: Tapped + ?Sized>(&mut self, model: &M, l: usize, seen: Seen) -> Result<()> {
+        let Seen { leaves, feature, logits, memory } = seen;
+        self.memory = memory;
+        let gone: Vec<usize> =
+            (0..self.alive.len()).filter(|&row| leaves[row] && self.alive[row].is_some()).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let exit = Leaving { layer: l, feature: feature.as_ref(), logits: logits.as_ref(), rows: &gone };
+        self.answers.push(exit.answer(model)?);
+        for row in gone {
+            if let Some(row) = self.alive[row].take() {
+                self.layer[row] = l;
+                self.answered.push(row);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.answered.len() == self.layer.len()
+    }
+
+    /// Takes out those who have left.
+    fn compact<M: Tapped + ?Sized>(&mut self, model: &M, hidden: Hidden) -> Result<Hidden> {
+        let rows: Vec<u32> =
+            (0..self.alive.len() as u32).filter(|&row| self.alive[row as usize].is_some()).collect();
+        if rows.len() == self.alive.len() {
+            return Ok(hidden);
+        }
+        self.keys = rows.iter().map(|&row| self.keys[row as usize]).collect();
+        self.alive.retain(Option::is_some);
+        let rows = Tensor::new(rows, hidden.xs.device())?;
+        self.memory = self.memory.take().map(|memory| memory.index_select(&rows, 0)).transpose()?;
+        Ok(model.select(&hidden, &rows)?)
+    }
+
+    fn finish(self, device: &Device) -> Result<Exited> {
+        let logits = match self.answers.as_slice() {
+            [all] if self.answered.is_sorted() => all.clone(),
+            parts => in_input_order(parts, &self.answered, device)?,
+        };
+        match not_finite(&logits)? {
+            Some(row) => Err(Error::NotFinite { layer: self.layer[row], row }),
+            None => Ok(Exited { logits, layer: self.layer }),
+        }
     }
 }
 
@@ -162,60 +216,95 @@ pub(crate) struct Seen {
     pub(crate) memory: Option<Tensor>,
 }
 
+/// Rows that a policy was asked about.
+pub(crate) struct Asked {
+    layer: usize,
+    rows: usize,
+    verdict: LateVerdict,
+    /// Where neither feature nor logits were wanted.
+    state: Option<Hidden>,
+    feature: Option<Tensor>,
+    logits: Option<Tensor>,
+}
+
 impl See<'_> {
-    /// Asks the policy; after the last layer all leave. `None` where nothing is to be looked at.
+    /// Asks the policy and waits; after the last layer all leave. `None` where nothing is to be looked at.
     pub(crate) fn look<M: Tapped + ?Sized>(
         self,
         model: &M,
         policy: &dyn Policy,
         hidden: &Hidden,
     ) -> Result<Option<Seen>> {
-        let (layer, depth) = (self.layer, model.depth());
-        match if layer < depth { policy.reads(layer, depth) } else { Reads::Decision } {
+        match self.reads(model, policy) {
             Reads::Nothing => Ok(None),
-            reads => keeping_awake(&hidden.xs, || self.look_at(reads, model, policy, hidden)).map(Some),
+            reads => {
+                let seen = || self.ask_at(reads, model, policy, hidden)?.wait(model);
+                keeping_awake(&hidden.xs, seen).map(Some)
+            }
         }
     }
 
-    fn look_at<M: Tapped + ?Sized>(
+    /// The same, but does not wait.
+    pub(crate) fn ask<M: Tapped + ?Sized>(
+        self,
+        model: &M,
+        policy: &dyn Policy,
+        hidden: &Hidden,
+    ) -> Result<Option<Asked>> {
+        match self.reads(model, policy) {
+            Reads::Nothing => Ok(None),
+            reads => self.ask_at(reads, model, policy, hidden).map(Some),
+        }
+    }
+
+    fn reads<M: Tapped + ?Sized>(&self, model: &M, policy: &dyn Policy) -> Reads {
+        let (layer, depth) = (self.layer, model.depth());
+        if layer < depth { policy.reads(layer, depth) } else { Reads::Decision }
+    }
+
+    fn ask_at<M: Tapped + ?Sized>(
         self,
         reads: Reads,
         model: &M,
         policy: &dyn Policy,
         hidden: &Hidden,
-    ) -> Result<Seen> {
+    ) -> Result<Asked> {
         let Self { layer, keys, memory } = self;
-        let depth = model.depth();
-        let check = Check { layer, depth, keys, feature: None, logits: None, memory };
-        let decide = |check: Check<'_>| -> Result<Verdict> {
-            if layer == depth {
-                return Ok(Verdict { leaves: vec![true; keys.len()], memory: None });
-            }
-            let verdict = policy.verdict(&check)?;
-            let remembered = verdict.memory.as_ref().map(|memory| memory.dim(0)).transpose()?;
-            let decided = [verdict.leaves.len(), remembered.unwrap_or(keys.len())];
-            match decided.into_iter().find(|&decided| decided != keys.len()) {
-                Some(decided) => Err(Error::Verdict { layer, decided, rows: keys.len() }),
-                None => Ok(verdict),
-            }
-        };
-        if reads == Reads::Decision {
-            let Verdict { leaves, memory } = decide(check)?;
-            let feature =
-                leaves.contains(&true).then(|| feature(model, layer, hidden, keys.len())).transpose()?;
-            return Ok(Seen { leaves, feature, logits: None, memory });
-        }
-        let (feature, logits) = match reads {
+        let (rows, depth) = (keys.len(), model.depth());
+        let (mut state, mut of_rows, mut logits) = (None, None, None);
+        match reads {
             Reads::Logits => {
-                let logits = model.answer(layer, hidden)?;
-                one_a_sample(layer, &logits, keys.len())?;
-                (None, Some(logits))
+                let all = model.answer(layer, hidden)?;
+                one_a_sample(layer, &all, rows)?;
+                logits = Some(all);
             }
-            _ => (Some(feature(model, layer, hidden, keys.len())?), None),
+            Reads::Feature => of_rows = Some(feature(model, layer, hidden, rows)?),
+            Reads::Decision | Reads::Nothing => state = Some(hidden.clone()),
+        }
+        let check = Check { layer, depth, keys, feature: of_rows.as_ref(), logits: logits.as_ref(), memory };
+        let verdict = match layer == depth {
+            true => Verdict { leaves: vec![true; rows], memory: None }.into(),
+            false => policy.verdict_later(&check)?,
         };
-        let Verdict { leaves, memory } =
-            decide(Check { feature: feature.as_ref(), logits: logits.as_ref(), ..check })?;
-        Ok(Seen { leaves, feature, logits, memory })
+        Ok(Asked { layer, rows, verdict, state, feature: of_rows, logits })
+    }
+}
+
+impl Asked {
+    /// Waits for the policy's verdict.
+    pub(crate) fn wait<M: Tapped + ?Sized>(self, model: &M) -> Result<Seen> {
+        let Self { layer, rows, verdict, state, feature: of_rows, logits } = self;
+        let Verdict { leaves, memory } = verdict.wait()?;
+        let remembered = memory.as_ref().map(|memory| memory.dim(0)).transpose()?;
+        let decided = [leaves.len(), remembered.unwrap_or(rows)];
+        if let Some(decided) = decided.into_iter().find(|&decided| decided != rows) {
+            return Err(Error::Verdict { layer, decided, rows });
+        }
+        let of_rows = match state.filter(|_| leaves.contains(&true)) {
+            Some(state) => Some(feature(model, layer, &state, rows)?),
+            None => of_rows,
+        };
+        Ok(Seen { leaves, feature: of_rows, logits, memory })
     }
 }
 

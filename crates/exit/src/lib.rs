@@ -43,7 +43,7 @@ pub use held_out::{HeldOut, Outcome};
 pub use measure::{ExitReport, measure};
 pub use monitor::{Monitor, disagrees};
 pub use p_value::{binomial_cdf, binomial_upper, hoeffding_bentkus};
-pub use policy::{Check, Policy, Reads, Verdict};
+pub use policy::{Check, LateVerdict, Policy, Reads, Verdict};
 pub use pools::{PoolConfig, Pools, Work};
 pub use saved::{Calibration, SavedExits};
 pub use serve::{Client, Pending, ServeConfig, Served, Server, Ticket, serve};

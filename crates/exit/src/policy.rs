@@ -43,6 +43,40 @@ pub struct Verdict {
     pub memory: Option<Tensor>,
 }
 
+/// A [`Verdict`] that a GPU may not have come to yet.
+pub struct LateVerdict {
+    leaves: Box<dyn FnOnce() -> Result<Vec<bool>> + Send>,
+    memory: Option<Tensor>,
+}
+
+impl LateVerdict {
+    /// `leaves` waits for the decision; what is remembered is a tensor, so it is there.
+    pub fn new(memory: Option<Tensor>, leaves: impl FnOnce() -> Result<Vec<bool>> + Send + 'static) -> Self {
+        Self { leaves: Box::new(leaves), memory }
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    ///
+    /// When the decision could not be read back.
+    pub fn wait(self) -> Result<Verdict> {
+        Ok(Verdict { leaves: (self.leaves)()?, memory: self.memory })
+    }
+}
+
+impl From<Verdict> for LateVerdict {
+    fn from(Verdict { leaves, memory }: Verdict) -> Self {
+        Self::new(memory, || Ok(leaves))
+    }
+}
+
+impl std::fmt::Debug for LateVerdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LateVerdict").field("memory", &self.memory).finish_non_exhaustive()
+    }
+}
+
 /// When samples leave a model.
 ///
 /// A decision must depend on the row and on what was remembered of it, never on its neighbours: batches are cut, compacted
@@ -65,4 +99,13 @@ pub trait Policy: std::fmt::Debug + Send + Sync {
     ///
     /// When it cannot be told.
     fn verdict(&self, check: &Check<'_>) -> Result<Verdict>;
+
+    /// The same without waiting for a GPU, for [`Compaction::Late`](crate::Compaction::Late); at once where the policy knows no better.
+    ///
+    /// # Errors
+    ///
+    /// As [`verdict`](Self::verdict).
+    fn verdict_later(&self, check: &Check<'_>) -> Result<LateVerdict> {
+        Ok(self.verdict(check)?.into())
+    }
 }

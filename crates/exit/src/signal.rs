@@ -4,9 +4,10 @@ mod host;
 mod tensor;
 
 use candle_core::{DType, Tensor};
+use layerwise_ops::ReadBack;
 use serde::{Deserialize, Serialize};
 
-use crate::{Check, Error, Gate, Reads, Result, Verdict};
+use crate::{Check, Error, Gate, LateVerdict, Reads, Result, Verdict};
 
 /// What thresholds are compared with.
 ///
@@ -45,6 +46,21 @@ pub enum Signal {
 pub(crate) struct Values {
     pub(crate) values: Vec<f64>,
     pub(crate) memory: Option<Tensor>,
+}
+
+/// Values that may be on their way.
+enum Coming {
+    There(Vec<f64>),
+    OnTheWay(ReadBack),
+}
+
+impl Coming {
+    fn wait(self) -> Result<Vec<f64>> {
+        Ok(match self {
+            Self::There(values) => values,
+            Self::OnTheWay(values) => values.wait()?.into_iter().map(f64::from).collect(),
+        })
+    }
 }
 
 impl Signal {
@@ -121,32 +137,41 @@ impl Signal {
         feature: Option<&Tensor>,
         memory: Option<&Tensor>,
     ) -> Result<Values> {
+        let (values, memory) = self.values_later(logits, feature, memory)?;
+        Ok(Values { values: values.wait()?, memory })
+    }
+
+    fn values_later(
+        &self,
+        logits: Option<&Tensor>,
+        feature: Option<&Tensor>,
+        memory: Option<&Tensor>,
+    ) -> Result<(Coming, Option<Tensor>)> {
         let input = self.input(logits, feature)?;
         if let Self::Gate(gate) = self {
             gate.check_width(input.dim(1)?)?;
         }
         if input.device().is_cpu() {
-            host::values(self, &input, memory)
-        } else {
-            tensor::values(self, &input, memory)
+            let Values { values, memory } = host::values(self, &input, memory)?;
+            return Ok((Coming::There(values), memory));
         }
+        let (values, memory) = tensor::values(self, &input, memory)?;
+        Ok((Coming::OnTheWay(values), memory))
     }
 
     /// Who leaves at this threshold: nobody without one. What [`values`](Self::values) and [`is_sure`](Self::is_sure) say, found without
-    /// the values where that is cheaper.
-    pub(crate) fn verdict(&self, check: &Check<'_>, threshold: Option<f64>) -> Result<Verdict> {
+    /// the values where that is cheaper. A GPU may not have come to it yet.
+    pub(crate) fn verdict(&self, check: &Check<'_>, threshold: Option<f64>) -> Result<LateVerdict> {
         if let (Self::MaxProbability, Some(threshold)) = (self, threshold) {
             let logits = self.input(check.logits, check.feature)?;
             if logits.device().is_cpu() {
-                return Ok(Verdict { leaves: host::likelier_than(threshold, &logits)?, memory: None });
+                return Ok(Verdict { leaves: host::likelier_than(threshold, &logits)?, memory: None }.into());
             }
         }
-        let Values { values, memory } = self.values(check.logits, check.feature, check.memory)?;
-        let leaves = values
-            .iter()
-            .map(|&value| threshold.is_some_and(|threshold| self.is_sure(value, threshold)))
-            .collect();
-        Ok(Verdict { leaves, memory })
+        let (values, memory) = self.values_later(check.logits, check.feature, check.memory)?;
+        let signal = self.clone();
+        let leaves = move |value| threshold.is_some_and(|threshold| signal.is_sure(value, threshold));
+        Ok(LateVerdict::new(memory, move || Ok(values.wait()?.into_iter().map(leaves).collect())))
     }
 
     /// What it reads of the two, in f32.
@@ -165,6 +190,11 @@ mod tests {
     use candle_core::Device::Cpu;
 
     use super::*;
+
+    fn in_tensors(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> Result<Values> {
+        let (values, memory) = tensor::values(signal, xs, memory)?;
+        Ok(Values { values: Coming::OnTheWay(values).wait()?, memory })
+    }
 
     /// Both ways, step by step, so that memory counts too.
     #[test]
@@ -197,7 +227,7 @@ mod tests {
                     .collect();
                 let xs = Tensor::new(rows, &Cpu)?;
                 let a = host::values(&signal, &xs, here.as_ref())?;
-                let b = tensor::values(&signal, &xs, there.as_ref())?;
+                let b = in_tensors(&signal, &xs, there.as_ref())?;
                 for (row, (a, b)) in a.values.iter().zip(&b.values).enumerate() {
                     // A change has no bound, and none at the first step.
                     let scale = if signal == Signal::Change { a.abs().max(1.) } else { 1. };
@@ -234,7 +264,7 @@ mod tests {
     fn entropy_is_stable() -> Result<()> {
         let logits = Tensor::new(&[[1e6f32, -1e6, 0.], [-3e38, -3e38, -3e38], [3e38, -3e38, 0.]], &Cpu)?;
         for values in
-            [host::values(&Signal::Entropy, &logits, None)?, tensor::values(&Signal::Entropy, &logits, None)?]
+            [host::values(&Signal::Entropy, &logits, None)?, in_tensors(&Signal::Entropy, &logits, None)?]
         {
             assert_eq!(values.values[0], 0.);
             assert!((values.values[1] - 3f64.ln()).abs() < 1e-6, "{:?}", values.values);
@@ -250,7 +280,7 @@ mod tests {
         let rows: Vec<f32> = rows.iter().flat_map(|value| (0..7).map(value)).collect();
         let xs = Tensor::from_vec(rows, (4, 7), &Cpu)?;
         let signal = Signal::Gate(gate);
-        let (a, b) = (host::values(&signal, &xs, None)?.values, tensor::values(&signal, &xs, None)?.values);
+        let (a, b) = (host::values(&signal, &xs, None)?.values, in_tensors(&signal, &xs, None)?.values);
         let unmoved = 1. / (1. + (-0.5f64).exp());
         assert!((a[0] - unmoved).abs() < 1e-6 && (a[1] - unmoved).abs() < 1e-12, "{a:?}");
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} and {b:?}");
@@ -285,7 +315,7 @@ mod tests {
                     logits: Some(logits),
                     memory: None,
                 };
-                let got = signal.verdict(&check, Some(threshold))?.leaves;
+                let got = signal.verdict(&check, Some(threshold))?.wait()?.leaves;
                 let values = signal.values(Some(logits), None, None)?.values;
                 let want: Vec<bool> = values.iter().map(|&value| signal.is_sure(value, threshold)).collect();
                 assert_eq!(got, want, "at {threshold}");
@@ -309,7 +339,7 @@ mod tests {
                 gate,
             ] {
                 let first = signal.values(Some(&xs), Some(&xs), None)?;
-                for way in [host::values, tensor::values] {
+                for way in [host::values, in_tensors] {
                     let values = way(&signal, &xs, first.memory.as_ref())?.values;
                     assert!(values[0].is_nan() && values[1].is_finite(), "{signal:?}, {bad}: {values:?}");
                     assert!(signal.is_sure(values[0], 1.));

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Check, Error, Policy, Reads, Result, Signal, Verdict};
+use crate::{Check, Error, LateVerdict, Policy, Reads, Result, Signal, Verdict};
 
 /// Leaving where a signal says so: one threshold for each layer that is checked.
 ///
@@ -62,6 +62,10 @@ impl Policy for Thresholds {
     }
 
     fn verdict(&self, check: &Check<'_>) -> Result<Verdict> {
+        self.verdict_later(check)?.wait()
+    }
+
+    fn verdict_later(&self, check: &Check<'_>) -> Result<LateVerdict> {
         self.signal.verdict(check, self.at.get(&check.layer).copied())
     }
 }

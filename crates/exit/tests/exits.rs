@@ -259,7 +259,7 @@ fn whether_rows_are_taken_out_changes_no_answer() -> Result<()> {
     let policy = Thresholds::common(Signal::MaxProbability, 0.6, DEPTH);
     let costs = CostTable::default();
     let want = Engine { policy: &policy, compaction: Compaction::Always }.run(&model, &batch)?;
-    for compaction in [Compaction::Never, Compaction::Profitable(&costs)] {
+    for compaction in [Compaction::Never, Compaction::Profitable(&costs), Compaction::Late] {
         let got = Engine { policy: &policy, compaction }.run(&model, &batch)?;
         assert_eq!(got.layer, want.layer, "{compaction:?}");
         assert_close(&got.logits, &want.logits, OTHER_BATCH)?;

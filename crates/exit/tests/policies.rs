@@ -271,7 +271,7 @@ proptest! {
             (Batch::from(batch.inputs.index_select(&rows, 0).unwrap()), keys)
         };
         let costs = CostTable::default();
-        for compaction in [Compaction::Always, Compaction::Never] {
+        for compaction in [Compaction::Always, Compaction::Never, Compaction::Late] {
             let engine = Engine { policy: &*policy, compaction };
             for samples in &requests {
                 let (batch, keys) = of(samples);

@@ -8,6 +8,7 @@ use crate::{
     checkpoint::Checkpoint,
     error::ShapeMismatch,
     layers::{LayerNorm, Linear},
+    params::Param,
 };
 
 /// How a parameter starts when it is not read.
@@ -96,33 +97,36 @@ impl<'a> Builder<'a> {
     /// The parameter `name`.
     pub(crate) fn tensor(&mut self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
         let shape = shape.into();
-        let var = match &mut self.source {
-            Source::Random(rng) => Some(Var::from_tensor(&init.values(rng, &shape, &self.device)?)?),
+        let drawn = |rng: &mut ChaCha8Rng| {
+            Ok::<_, Error>(Param::from(Var::from_tensor(&init.values(rng, &shape, &self.device)?)?))
+        };
+        let param = match &mut self.source {
+            Source::Random(rng) => Some(drawn(rng)?),
             Source::File { fresh: Some(fresh), checkpoint } if fresh.draws(name, checkpoint) => {
                 self.started_fresh.push(name.to_owned());
-                Some(Var::from_tensor(&init.values(&mut fresh.rng, &shape, &self.device)?)?)
+                Some(drawn(&mut fresh.rng)?)
             }
             Source::File { checkpoint, .. } if checkpoint.fits(name, shape.dims()) => {
-                Some(Var::from_tensor(&checkpoint.tensor(name, &self.device)?)?)
+                Some(Var::from_tensor(&checkpoint.tensor(name, &self.device)?)?.into())
             }
             Source::File { checkpoint, .. } => {
                 let found = checkpoint.shape(name);
                 self.mismatch(name, found, &shape)
             }
-            Source::Model(params) => match params.get(name) {
-                Some(var) if var.shape() == &shape => Some(var.clone()),
-                var => {
-                    let found = var.map(|var| var.dims().to_vec());
+            Source::Model(params) => match params.of(name) {
+                Some(param) if param.var.shape() == &shape => Some(param.clone()),
+                param => {
+                    let found = param.map(|param| param.var.dims().to_vec());
                     self.mismatch(name, found, &shape)
                 }
             },
         };
-        let Some(var) = var else {
+        let Some(param) = param else {
             // Stands in until `finish` fails; one number, whatever the shape.
             return Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?);
         };
-        let tensor = var.as_tensor().clone();
-        self.params.insert(name, var);
+        let tensor = param.var.as_tensor().clone();
+        self.params.add(name, param);
         Ok(tensor)
     }
 
@@ -179,7 +183,7 @@ impl<'a> Builder<'a> {
         Err(Error::Tensors { path, missing, shapes, unexpected })
     }
 
-    fn mismatch(&mut self, name: &str, found: Option<Vec<usize>>, expected: &Shape) -> Option<Var> {
+    fn mismatch(&mut self, name: &str, found: Option<Vec<usize>>, expected: &Shape) -> Option<Param> {
         let name = name.to_owned();
         match found {
             None => self.missing.push(name),

@@ -100,11 +100,15 @@ impl KvCache {
         if len > room {
             let more = (len.max(2 * room)).min(longest) - room;
             for kept in [&mut slots.keys, &mut slots.values] {
-                let empty = Tensor::zeros((more, kept.dim(1)?), DType::F32, kept.device())?;
+                let empty = Tensor::zeros((more, kept.dim(1)?), kept.dtype(), kept.device())?;
                 *kept = Tensor::cat(&[&*kept, &empty], 0)?;
             }
         }
-        for (kept, new) in [(&slots.keys, keys), (&slots.values, values)] {
+        for (kept, new) in [(&mut slots.keys, keys), (&mut slots.values, values)] {
+            // Empty as it is, it knows nothing of the model's type of number.
+            if slots.len == 0 && kept.dtype() != new.dtype() {
+                *kept = kept.to_dtype(new.dtype())?;
+            }
             kept.slice_set(&new.contiguous()?, 0, slots.len)?;
         }
         slots.len = len;

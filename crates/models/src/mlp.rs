@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use candle_core::{Device, Result as CandleResult, Tensor};
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use layerwise_ops::init::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +134,15 @@ impl Mlp {
         Ok(Self::build(self.config.clone(), Builder::model(&self.params.copied()?))?.0)
     }
 
+    /// For mixed precision: see [`Transformer::mixed`](crate::Transformer::mixed).
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    pub fn mixed(&self, dtype: DType) -> Result<Self> {
+        Ok(Self::build(self.config.clone(), Builder::model(&self.params.mixed(dtype)?))?.0)
+    }
+
     /// The model that [`save`](Self::save) wrote.
     ///
     /// # Errors
@@ -175,9 +184,7 @@ impl Mlp {
         }
         let mut params = self.params.clone();
         for part in ["weight", "bias"] {
-            if let Some(var) = params.get(&format!("{}.{part}", head_name(depth))).cloned() {
-                params.insert(format!("{HEAD}.{part}"), var);
-            }
+            params.alias(&format!("{HEAD}.{part}"), &format!("{}.{part}", head_name(depth)));
         }
         let config = MlpConfig { layers: depth, ..self.config.clone() };
         let model = Self::build(config, Builder::model(&params))?.0;
@@ -217,13 +224,15 @@ impl Tapped for Mlp {
     fn embed(&self, batch: &Batch, _pass: Pass) -> CandleResult<Hidden> {
         let (xs, inputs) = (&batch.inputs, self.config.inputs);
         let (sample, dtype) = (xs.dims().iter().skip(1).product::<usize>(), self.input.weight.dtype());
-        if xs.rank() < 2 || sample != inputs || xs.dtype() != dtype {
+        if xs.rank() < 2 || sample != inputs || ![DType::F32, dtype].contains(&xs.dtype()) {
             let found = format!("{:?} {:?}", xs.dtype(), xs.dims());
-            return Err(
-                Error::Inputs { found, expected: format!("{dtype:?} (rows, {inputs})") }.into_candle()
-            );
+            return Err(Error::Inputs { found, expected: format!("F32 (rows, {inputs})") }.into_candle());
         }
-        let xs = self.config.activation.operation().forward(&self.input.forward(&xs.flatten_from(1)?)?)?;
+        let xs = self
+            .config
+            .activation
+            .operation()
+            .forward(&self.input.forward(&xs.flatten_from(1)?.to_dtype(dtype)?)?)?;
         Ok(Hidden { xs, mask: None })
     }
 

@@ -185,13 +185,8 @@ pub trait Tapped {
     ///
     /// When a row is out of range.
     fn select(&self, hidden: &Hidden, rows: &Tensor) -> Result<Hidden> {
-        // Looked up in a table of one line a sample: our kernel does not zero what it is about to write.
-        let table = hidden.xs.contiguous()?.flatten_from(1)?;
-        let mut dims = hidden.xs.dims().to_vec();
-        dims[0] = rows.elem_count();
-        let xs = layerwise_ops::embedding(rows, &table)?.reshape(dims)?;
-        let pick = |xs: &Tensor| xs.contiguous()?.index_select(rows, 0);
-        Ok(Hidden { xs, mask: hidden.mask.as_ref().map(pick).transpose()? })
+        let pick = |xs: &Tensor| layerwise_ops::select_rows(xs, rows);
+        Ok(Hidden { xs: pick(&hidden.xs)?, mask: hidden.mask.as_ref().map(pick).transpose()? })
     }
 }
 

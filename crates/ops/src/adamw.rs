@@ -1,12 +1,12 @@
-use candle_core::{DType, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use crate::{
-    host::{CHUNK, has_gpu_kernel, has_kernel, share_memory, with_slices, with_values_mut},
+    host::{CHUNK, has_kernel, share_memory, with_slices, with_values_mut},
     simd,
 };
 
-/// Constants of one [`adamw_step`].
+/// Constants of one step of one parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWStep {
     /// Learning rate of this step.
@@ -25,6 +25,23 @@ pub struct AdamWStep {
     pub gradient_scale: f64,
 }
 
+/// What a step of AdamW changes, and by what; all of one shape.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWUpdate<'a> {
+    /// The parameter.
+    pub param: &'a Var,
+    /// Its gradient.
+    pub gradient: &'a Tensor,
+    /// First moment.
+    pub m: &'a Var,
+    /// Second moment.
+    pub v: &'a Var,
+    /// Of mixed precision: the parameter in 16 bits, which computes; after the step it is `param`, rounded.
+    pub rounded: Option<&'a Var>,
+    /// Its constants.
+    pub by: AdamWStep,
+}
+
 /// One AdamW step in place, as PyTorch's: `p -= lr wd p; m, v updated; p -= lr m' / (sqrt(v') + eps)`.
 ///
 /// `param`, `m` and `v` are updated; all four have one shape. Their memory is locked meanwhile: a job of the same rayon pool that
@@ -34,44 +51,103 @@ pub struct AdamWStep {
 ///
 /// When shapes differ, `step` is 0, or two of the tensors share memory.
 pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: AdamWStep) -> Result<()> {
-    if [gradient, m, v].iter().any(|xs| xs.shape() != param.shape()) {
-        let shapes = [param.dims(), gradient.dims(), m.dims(), v.dims()];
-        bail!("adamw_step: param, gradient, m and v have shapes {shapes:?}")
+    adamw_steps(&[AdamWUpdate { param, gradient, m, v, rounded: None, by: config }])
+}
+
+/// [`adamw_step`] of many parameters: on a GPU in one launch.
+///
+/// # Errors
+///
+/// As [`adamw_step`]; nothing is changed where one parameter's shapes or step are wrong.
+pub fn adamw_steps(updates: &[AdamWUpdate<'_>]) -> Result<()> {
+    for update in updates {
+        check(update)?;
     }
-    let AdamWStep { lr, beta1, beta2, eps, weight_decay, step, gradient_scale } = config;
-    if step == 0 {
+    #[cfg(feature = "cuda")]
+    let updates = &on_gpu(updates)?;
+    updates.iter().try_for_each(one)
+}
+
+fn check(update: &AdamWUpdate<'_>) -> Result<()> {
+    let AdamWUpdate { param, gradient, m, v, rounded, by } = *update;
+    let others = [Some(gradient), Some(m.as_tensor()), Some(v.as_tensor()), rounded.map(|xs| xs.as_tensor())];
+    if others.into_iter().flatten().any(|xs| xs.shape() != param.shape()) {
+        let shapes = [param.dims(), gradient.dims(), m.dims(), v.dims()];
+        let rounded = rounded.map(|xs| xs.dims());
+        bail!("adamw_step: param, gradient, m and v have shapes {shapes:?}, rounded {rounded:?}")
+    }
+    if by.step == 0 {
         bail!("adamw_step: step is 0, the first is 1")
     }
+    let own = [Some(param), Some(m), Some(v), rounded].into_iter().flatten();
+    let own: Vec<Tensor> = own.map(Var::as_detached_tensor).chain([gradient.detach()]).collect();
+    if share_memory(&own.iter().collect::<Vec<_>>()) {
+        bail!("adamw_step: two of param, gradient, m, v and rounded share memory")
+    }
+    Ok(())
+}
+
+/// What is not constant between parameters, as the kernels take it.
+fn constants(by: &AdamWStep) -> simd::AdamW {
+    let AdamWStep { lr, beta1, beta2, eps, weight_decay, step, gradient_scale } = *by;
     let correction1 = 1. / (1. - beta1.powi(step as i32));
     let correction2 = 1. / (1. - beta2.powi(step as i32));
-    let (p, m, v) = (param.as_detached_tensor(), m.as_detached_tensor(), v.as_detached_tensor());
-    let gradient = gradient.detach().contiguous()?;
-    if share_memory(&[&p, &m, &v, &gradient]) {
-        bail!("adamw_step: two of param, gradient, m and v share memory")
+    simd::AdamW {
+        beta1: beta1 as f32,
+        beta2: beta2 as f32,
+        fresh1: (1. - beta1) as f32,
+        fresh2: (1. - beta2) as f32,
+        gradient: gradient_scale as f32,
+        keep: (1. - lr * weight_decay) as f32,
+        rate: (lr * correction1) as f32,
+        correction: correction2 as f32,
+        eps: eps as f32,
     }
-    let kernels = [&p, &m, &v, &gradient].into_iter().all(|xs| has_kernel(xs) && xs.is_contiguous());
-    let on_gpu = [&p, &m, &v].into_iter().all(|xs| xs.is_contiguous() && xs.dtype() == DType::F32)
-        && has_gpu_kernel([&p, &m, &v])
-        && has_gpu_kernel([&gradient])
-        && gradient.device().same_device(p.device());
-    if kernels || on_gpu {
-        let update = simd::AdamW {
-            beta1: beta1 as f32,
-            beta2: beta2 as f32,
-            fresh1: (1. - beta1) as f32,
-            fresh2: (1. - beta2) as f32,
-            gradient: gradient_scale as f32,
-            keep: (1. - lr * weight_decay) as f32,
-            rate: (lr * correction1) as f32,
-            correction: correction2 as f32,
-            eps: eps as f32,
-        };
+}
+
+/// Steps of all that the kernel of CUDA applies to; gives the others.
+#[cfg(feature = "cuda")]
+fn on_gpu<'a>(updates: &[AdamWUpdate<'a>]) -> Result<Vec<AdamWUpdate<'a>>> {
+    let Some(first) = updates.first() else { return Ok(Vec::new()) };
+    let here =
+        |xs: &Tensor| crate::host::has_gpu_kernel([xs]) && xs.device().same_device(first.param.device());
+    let own = |xs: &Tensor| here(xs) && xs.is_contiguous();
+    let (there, others): (Vec<_>, Vec<_>) = updates.iter().copied().partition(|update| {
+        let AdamWUpdate { param, gradient, m, v, rounded, .. } = *update;
+        [param, m, v].into_iter().all(|xs| own(xs) && xs.dtype() == candle_core::DType::F32)
+            && here(gradient)
+            && rounded.is_none_or(|xs| own(xs))
+    });
+    let owned: Vec<_> = there
+        .iter()
+        .map(|AdamWUpdate { param, gradient, m, v, rounded, .. }| {
+            let vars = [param, m, v].map(|xs| xs.as_detached_tensor());
+            Ok((vars, rounded.map(Var::as_detached_tensor), gradient.detach().contiguous()?))
+        })
+        .collect::<Result<_>>()?;
+    let rows: Vec<_> = owned
+        .iter()
+        .zip(&there)
+        .map(|(([param, m, v], copy, gradient), update)| crate::cuda::Update {
+            param,
+            moments: [m, v],
+            gradient,
+            copy: copy.as_ref(),
+            by: constants(&update.by),
+        })
+        .collect();
+    crate::cuda::adamw(&rows)?;
+    Ok(others)
+}
+
+fn one(update: &AdamWUpdate<'_>) -> Result<()> {
+    let (p, m, v) =
+        (update.param.as_detached_tensor(), update.m.as_detached_tensor(), update.v.as_detached_tensor());
+    let gradient = update.gradient.detach().to_dtype(p.dtype())?.contiguous()?;
+    if [&p, &m, &v, &gradient].into_iter().all(|xs| has_kernel(xs) && xs.is_contiguous()) {
+        let by = constants(&update.by);
         // One pass over the memory of all four.
-        #[cfg(feature = "cuda")]
-        if on_gpu {
-            return crate::cuda::adamw([&p, &m, &v], &gradient, &update);
-        }
-        return with_values_mut(&p, |p| {
+        with_values_mut(&p, |p| {
             with_values_mut(&m, |m| {
                 with_values_mut(&v, |v| {
                     with_slices([&gradient], |[g]| {
@@ -79,19 +155,31 @@ pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: Adam
                             .zip(m.par_chunks_mut(CHUNK))
                             .zip(v.par_chunks_mut(CHUNK))
                             .zip(g.par_chunks(CHUNK))
-                            .for_each(|(((p, m), v), g)| simd::adamw(p, m, v, g, &update));
+                            .for_each(|(((p, m), v), g)| simd::adamw(p, m, v, g, &by));
                         Ok(())
                     })
                 })
             })
-        });
+        })?;
+    } else {
+        plain([&p, &m, &v], &gradient, &update.by)?;
     }
+    match update.rounded {
+        Some(rounded) => rounded.set(&p.to_dtype(rounded.dtype())?),
+        None => Ok(()),
+    }
+}
+
+fn plain([p, m, v]: [&Tensor; 3], gradient: &Tensor, by: &AdamWStep) -> Result<()> {
+    let AdamWStep { lr, beta1, beta2, eps, weight_decay, step, gradient_scale } = *by;
+    let correction1 = 1. / (1. - beta1.powi(step as i32));
+    let correction2 = 1. / (1. - beta2.powi(step as i32));
     let gradient = (gradient * gradient_scale)?;
-    let m1 = ((&m * beta1)? + (&gradient * (1. - beta1))?)?;
-    let v1 = ((&v * beta2)? + (gradient.sqr()? * (1. - beta2))?)?;
+    let m1 = ((m * beta1)? + (&gradient * (1. - beta1))?)?;
+    let v1 = ((v * beta2)? + (gradient.sqr()? * (1. - beta2))?)?;
     let update = ((&m1 * correction1)? / ((&v1 * correction2)?.sqrt()? + eps)?)?;
-    let next = ((&p * (1. - lr * weight_decay))? - (update * lr)?)?;
-    for (old, new) in [(&m, m1), (&v, v1), (&p, next)] {
+    let next = ((p * (1. - lr * weight_decay))? - (update * lr)?)?;
+    for (old, new) in [(m, m1), (v, v1), (p, next)] {
         old.slice_set(&new, 0, 0)?;
     }
     Ok(())

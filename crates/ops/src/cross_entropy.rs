@@ -1,9 +1,9 @@
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
     half::in_f32,
-    host::{has_kernel, rows_per_task, slice, with_slices},
+    host::{has_gpu_kernel, has_kernel, rows_per_task, slice, with_slices},
     simd,
 };
 
@@ -30,7 +30,7 @@ pub struct CrossEntropy {
     pub reduction: Reduction,
 }
 
-/// Cross-entropy of `logits` `(n, classes)` against `targets` `(n)`, u32, with optional row `weights` `(n)`.
+/// Cross-entropy of `logits` `(n, classes)` against `targets` `(n)`, u32, with optional row `weights` `(n)`; both may be on the CPU when the logits are not.
 ///
 /// Weights are constants: they get no gradient. A NaN among a row's logits makes its loss NaN; -inf is a class of
 /// probability 0. A row that is ignored or weighs 0 counts nothing, whatever its logits are. A mean over no rows (all are
@@ -59,11 +59,13 @@ pub fn cross_entropy(
         bail!("cross_entropy: row {row} has label {}, there are {classes} classes", ids[row])
     }
     in_f32([logits], |[logits]| {
-        if !has_kernel(logits) {
-            return crate::plain::cross_entropy(logits, targets, weights, config);
+        let on_gpu = has_gpu_kernel([logits]) && logits.dtype() == DType::F32;
+        if !has_kernel(logits) && !on_gpu {
+            let targets = targets.to_device(logits.device())?;
+            return crate::plain::cross_entropy(logits, &targets, weights, config);
         }
         let mut row_weights = match weights {
-            Some(weights) => weights.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?,
+            Some(weights) => weights.to_dtype(DType::F32)?.to_vec1::<f32>()?,
             None => vec![1.; n],
         };
         for (weight, id) in row_weights.iter_mut().zip(&ids) {
@@ -72,8 +74,14 @@ pub fn cross_entropy(
             }
         }
         let total: f64 = row_weights.iter().map(|&weight| f64::from(weight)).sum();
-        let op = RowLosses { ids, weights: row_weights, smoothing: config.label_smoothing as f32 };
-        let rows = logits.contiguous()?.apply_op1(op)?;
+        let rows = RowLosses { ids, weights: row_weights, smoothing: config.label_smoothing as f32 };
+        #[cfg(feature = "cuda")]
+        let rows = match on_gpu {
+            true => crate::cuda::cross_entropy(logits, &rows.ids, &rows.weights, rows.smoothing)?,
+            false => logits.contiguous()?.apply_op1(rows)?,
+        };
+        #[cfg(not(feature = "cuda"))]
+        let rows = logits.contiguous()?.apply_op1(rows)?;
         match config.reduction {
             Reduction::None => Ok(rows),
             Reduction::Sum => rows.sum_all(),

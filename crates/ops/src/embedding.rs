@@ -11,22 +11,45 @@ use crate::{
 ///
 /// # Errors
 ///
-/// When an id is out of range; the error names its position.
+/// When an id is out of range; the error names its position. Ids on a GPU are read back for that.
 pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (rows, _) = table.dims2()?;
     let ids = ids.to_dtype(DType::U32)?.contiguous()?;
-    if ids.device().is_cpu() {
-        let values = ids.flatten_all()?.to_vec1::<u32>()?;
-        if let Some(at) = values.iter().position(|&id| id as usize >= rows) {
-            bail!("embedding: id {} at position {at} is out of range, the table has {rows} rows", values[at])
-        }
-        if has_kernel(table) && !values.is_empty() {
-            return table.contiguous()?.apply_op2(&ids, Embedding { ids: values });
-        }
+    let values = ids.flatten_all()?.to_vec1::<u32>()?;
+    if let Some(at) = values.iter().position(|&id| id as usize >= rows) {
+        bail!("embedding: id {} at position {at} is out of range, the table has {rows} rows", values[at])
+    }
+    if has_kernel(table) && !values.is_empty() {
+        return table.contiguous()?.apply_op2(&ids, Embedding { ids: values });
+    }
+    #[cfg(feature = "cuda")]
+    if crate::host::has_gpu_kernel([table]) && !values.is_empty() {
+        let dims: Vec<usize> = ids.dims().iter().copied().chain([table.dim(1)?]).collect();
+        return crate::cuda::embedding(&table.contiguous()?, values, &ids)?.reshape(dims);
     }
     let look_up = |[table]: [&Tensor; 1]| crate::plain::embedding(&ids, table);
     // Rows are copied, but the gradients of a row that stands at many places are added up.
     if table.track_op() { in_f32([table], look_up) } else { look_up([table]) }
+}
+
+/// Samples `rows` (u32) of `xs` `(n, ..)`, in that order and on no graph: those that go on when others have left.
+///
+/// On a GPU nothing is read back, and a sample that is not there is NaN.
+///
+/// # Errors
+///
+/// When a row is out of range, on the CPU.
+pub fn select_rows(xs: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let samples = xs.dim(0)?;
+    let table = xs.detach().contiguous()?.reshape((samples, xs.elem_count() / samples.max(1)))?;
+    let mut dims = xs.dims().to_vec();
+    dims[0] = rows.elem_count();
+    #[cfg(feature = "cuda")]
+    if crate::host::has_gpu_kernel([&table]) && rows.elem_count() > 0 {
+        return crate::cuda::select(&table, rows)?.reshape(dims);
+    }
+    // Looked up in a table of one line a sample: our kernel does not zero what it is about to write.
+    embedding(rows, &table)?.reshape(dims)
 }
 
 struct Embedding {

@@ -6,6 +6,7 @@ mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod backward;
+mod certainty;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -27,6 +28,7 @@ mod multi_exit;
 mod packed_exit;
 mod panels;
 pub mod plain;
+mod read_back;
 mod self_attention;
 mod simd;
 mod softmax;
@@ -35,18 +37,20 @@ mod sublayer;
 mod weights;
 
 pub use activation::Activation;
-pub use adamw::{AdamWStep, adamw_step};
+pub use adamw::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps};
 pub use attention::{Attention, attention};
 pub use backward::backward;
+pub use certainty::certainty;
 pub use cross_entropy::{CrossEntropy, Reduction, cross_entropy};
 pub use dropout::{Dropout, dropout};
-pub use embedding::embedding;
+pub use embedding::{embedding, select_rows};
 pub use feed_forward::{FeedForward, feed_forward};
 pub use gelu::{gelu, gelu_tanh};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use multi_exit::{ExitSummary, MANY_LOGITS, MultiExit, MultiExitLoss, multi_exit_linear_cross_entropy};
 pub use packed_exit::PackedExit;
+pub use read_back::{ReadBack, read_back};
 pub use self_attention::{SelfAttention, self_attention};
 pub use softmax::softmax;
 pub use squares::sum_of_squares;

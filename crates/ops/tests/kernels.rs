@@ -422,12 +422,20 @@ fn cross_entropy() -> Result<()> {
             bias[1] = bias[0];
             let targets: Vec<u32> =
                 (0..rows as u32).map(|row| if row == 1 { 1 } else { row * 7 % classes as u32 }).collect();
-            let weights: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32).collect();
+            let mut weights: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32).collect();
+            // The last counts nothing, and is nothing.
+            weights[rows - 1] = 0.;
+            z[(rows - 1) * classes..].fill(f32::NAN);
             for (biased, learns) in [(true, true), (false, true), (true, false)] {
                 let (mut says, mut derivatives) = (Vec::new(), Vec::new());
                 for (row, z) in z.chunks(classes).enumerate() {
                     let z: Vec<f32> =
                         z.iter().zip(&bias).map(|(z, b)| z + if biased { *b } else { 0. }).collect();
+                    if weights[row] == 0. {
+                        says.extend([0.; 5]);
+                        derivatives.extend(vec![0.; classes]);
+                        continue;
+                    }
                     let (of_row, by) = said(&z, targets[row] as usize, weights[row], smoothing);
                     says.extend(of_row.map(|x| x as f32));
                     derivatives.extend(by);
@@ -451,14 +459,35 @@ fn cross_entropy() -> Result<()> {
             }
         }
     }
-    // Sums over the rows of three exits: what a row of weight 0 says may be anything.
-    for rows in [1, 300] {
-        let mut says = values(&random(4, &[3 * rows, 5]))?;
-        let mut weights = values(&random(5, &[rows]).abs()?)?;
-        if rows > 1 {
-            weights[1] = 0.;
-            says[5..10].fill(f32::NAN);
+    for of in TYPES {
+        for (rows, classes, threads) in [(3, 2, 32), (6, 301, 128)] {
+            let mut z = values(&numbers(of, 3, &[rows, classes])?)?;
+            z[classes..classes + 2].fill(4.);
+            if classes > threads {
+                // Another for the same thread.
+                z[classes + threads] = 4.;
+            }
+            z[2 * classes] = f32::INFINITY;
+            let mut says = Vec::new();
+            for (row, z) in z.chunks(classes).enumerate() {
+                let answer = (0..classes).fold(0, |best, i| if z[i] > z[best] { i } else { best });
+                let (of_row, _) = said(z, answer, 1., 0.);
+                let sure = of_row[2..].iter().map(|&x| if row == 2 { f32::NAN } else { x as f32 });
+                says.push(answer as f32);
+                says.extend(sure);
+            }
+            cases.push(Case {
+                name: of.kernel("certainty"),
+                grid: Grid { blocks: (rows, 1), threads: (threads, 1) },
+                args: vec![Arg::numbers(of, &z), Arg::room(Type::F32, 4 * rows), Arg::Int(classes as i32)],
+                want: vec![(1, Type::F32, says)],
+            });
         }
+    }
+    // Sums over the rows of three exits.
+    for rows in [1, 300] {
+        let says = values(&random(4, &[3 * rows, 5]))?;
+        let weights = values(&random(5, &[rows]).abs()?)?;
         let mut sums = [[0f64; 5]; 3];
         for (row, says) in says.chunks(5).enumerate().filter(|(row, _)| weights[row % rows] != 0.) {
             let add =
@@ -478,12 +507,15 @@ fn cross_entropy() -> Result<()> {
         });
     }
     let broken = [
-        ("if (weights[row] != 0.f) ", ""),
+        ("if (weight == 0.f) {", "if (false) {"),
         ("half = 128; half > 0", "half = 128; half > 1"),
         ("    __syncthreads();\n    if (threadIdx.x < half)", "    if (threadIdx.x < half)"),
-        ("max = of_block<Max>(max, -INFINITY), total", "total"),
+        ("  max = of_block<Max>(max, -INFINITY);\n", ""),
         ("if (x < max) second", "second"),
-        ("&& before == 0.f", ""),
+        ("row.first == target", "z(target) == row.max"),
+        ("last = fmaxf(last, -(float)i)", "last = -(float)i"),
+        ("z(i) * 0.f", "0.f"),
+        ("says += 4 *", "says += 5 *"),
         ("peaks > 1.f ? 0.f : ", ""),
         ("smoothing / classes +", ""),
         ("? 1.f - smoothing : 0.f", "? 1.f : 0.f"),
@@ -496,51 +528,217 @@ fn cross_entropy() -> Result<()> {
     Ok(())
 }
 
+/// A table with pointers in it.
+#[derive(Default)]
+struct Table {
+    bytes: Vec<u8>,
+    pointers: Vec<(usize, usize)>,
+}
+
+impl Table {
+    /// To what stands at this place among the arguments.
+    fn point(&mut self, to: usize) {
+        self.pointers.push((self.bytes.len(), to));
+        self.bytes.extend([0; 8]);
+    }
+
+    fn add<const N: usize>(&mut self, bytes: [u8; N]) {
+        self.bytes.extend(bytes);
+    }
+}
+
+/// Sizes of tensors that share a launch, and the first block of each; all blocks.
+fn in_one_launch() -> (Vec<(usize, u32)>, usize) {
+    let mut blocks = 0;
+    let sizes = [300, 1, 9000, 4096, 4097].into_iter();
+    let sizes = sizes.map(|count: usize| {
+        let first = blocks;
+        blocks += count.div_ceil(4096);
+        (count, first as u32)
+    });
+    let sizes = sizes.collect();
+    (sizes, blocks)
+}
+
 #[test]
 fn adamw() -> Result<()> {
-    let config = AdamWStep {
-        lr: 0.01,
-        beta1: 0.9,
-        beta2: 0.99,
-        eps: 1e-8,
-        weight_decay: 0.1,
-        step: 3,
-        gradient_scale: 0.5,
-    };
+    let (sizes, blocks) = in_one_launch();
+    // Types of the gradient, and of the rounded copy, one after the other.
+    let kinds = |i: usize| (TYPES[i % 3], TYPES[(i + i / 3) % 3]);
+    let mut args = Vec::new();
+    let (mut table, mut want) = (Table::default(), Vec::new());
+    for (i, &(count, first)) in sizes.iter().enumerate() {
+        let by = AdamWStep {
+            lr: 0.01 * (i + 1) as f64,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.1 * i as f64,
+            step: i + 1,
+            gradient_scale: 0.5,
+        };
+        let (of_gradient, of_copy) = kinds(i);
+        let seed = 10 * i as u64;
+        let [p, m] = [1, 2].map(|place| random(seed + place, &[count]));
+        let (v, g) = (random(seed + 3, &[count]).abs()?, numbers(of_gradient, seed + 4, &[count])?);
+        let [p, m, v] = [p, m, v].map(|xs| Var::from_tensor(&xs));
+        let (p, m, v) = (p?, m?, v?);
+        let held = |of: Type, xs: &Tensor| match Arg::numbers(of, &values(xs)?) {
+            Arg::Memory(bytes) => Ok::<_, candle_core::Error>(Arg::Held(bytes)),
+            other => Ok(other),
+        };
+        let f32 = Type::F32;
+        let at = args.len();
+        args.extend([held(f32, &p)?, held(f32, &m)?, held(f32, &v)?, held(of_gradient, &g)?]);
+        (0..4).for_each(|place| table.point(at + place));
+        // The second has no copy.
+        if i == 1 {
+            table.add([0; 8]);
+        } else {
+            table.point(args.len());
+            args.push(held(of_copy, &p.zeros_like()?)?);
+        }
+        table.add((count as u64).to_le_bytes());
+        table.add(first.to_le_bytes());
+        for of in [of_gradient, of_copy] {
+            let code = TYPES.iter().position(|other| *other == of).expect("a type") as u32;
+            table.add(code.to_le_bytes());
+        }
+        let correction = |beta: f64| 1. / (1. - beta.powi(by.step as i32));
+        let of_step = [
+            by.gradient_scale,
+            1. - by.lr * by.weight_decay,
+            by.lr * correction(by.beta1),
+            correction(by.beta2),
+            by.beta1,
+            by.beta2,
+            1. - by.beta1,
+            1. - by.beta2,
+            by.eps,
+        ];
+        of_step.into_iter().for_each(|x| table.add((x as f32).to_le_bytes()));
+        adamw_step(&p, &g, &m, &v, by)?;
+        for (place, xs) in [&p, &m, &v].into_iter().enumerate() {
+            want.push((at + place, f32, values(xs)?));
+        }
+        if i != 1 {
+            want.push((at + 4, of_copy, of_copy.rounded(&values(&p)?)));
+        }
+    }
+    args.push(Arg::Table(table.bytes, table.pointers));
+    args.push(Arg::Int(sizes.len() as i32));
+    let grid = Grid { blocks: (blocks, 1), threads: (256, 1) };
+    let cases = [Case { name: "adamw".into(), grid, args, want }];
+    let broken = [
+        ("min(first + PART, of.count)", "first + PART"),
+        ("first + PART", "first + PART - 1"),
+        ("(blockIdx.x - of.first)", "blockIdx.x"),
+        ("of.p[i] * of.keep", "of.p[i]"),
+        ("v * of.correction", "v"),
+        ("of.fresh2 * g * g", "of.fresh2 * g"),
+        ("if (copy) put", "put"),
+        ("case BF16: return step<G, bf16>(of);", ""),
+        ("case F16: return step_of<f16>(of);", ""),
+        ("<= blockIdx.x", "< blockIdx.x"),
+    ];
+    check("optimiser.cu", &cases, &broken);
+    Ok(())
+}
+
+#[test]
+fn sums_of_squares() -> Result<()> {
+    let (sizes, blocks) = in_one_launch();
+    let (mut args, mut table, mut want) = (Vec::new(), Table::default(), Vec::new());
+    for (i, &(count, first)) in sizes.iter().enumerate() {
+        let of = TYPES[i % 3];
+        let xs = values(&numbers(of, i as u64, &[count])?)?;
+        table.point(i);
+        table.add((count as u64).to_le_bytes());
+        table.add(first.to_le_bytes());
+        table.add((i as u32 % 3).to_le_bytes());
+        let squares = |part: &[f32]| part.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() as f32;
+        want.extend(xs.chunks(4096).map(squares));
+        let Arg::Memory(bytes) = Arg::numbers(of, &xs) else { continue };
+        args.push(Arg::Held(bytes));
+    }
+    args.push(Arg::Table(table.bytes, table.pointers));
+    args.push(Arg::room(Type::F64, blocks));
+    args.push(Arg::Int(sizes.len() as i32));
+    let grid = Grid { blocks: (blocks, 1), threads: (256, 1) };
+    let want = vec![(sizes.len(), Type::F64, want)];
+    let cases = [Case { name: "sums_of_squares".into(), grid, args, want }];
+    let broken = [
+        ("half = 128; half > 0", "half = 128; half > 1"),
+        ("    __syncthreads();\n    if (threadIdx.x < half) all", "    if (threadIdx.x < half) all"),
+        ("of.type == BF16 ?", "of.type == F32 ?"),
+        ("* wide(values[i]);", ";"),
+    ];
+    check("optimiser.cu", &cases, &broken);
+    Ok(())
+}
+
+#[test]
+fn rows() -> Result<()> {
     let mut cases = Vec::new();
     for of in TYPES {
-        for count in [1, 300, 5000] {
-            let [p, m] = [1, 2].map(|seed| random(seed, &[count]));
-            let (v, g) = (random(3, &[count]).abs()?, numbers(of, 4, &[count])?);
-            let [p, m, v] = [p, m, v].map(|xs| Var::from_tensor(&xs));
-            let (p, m, v) = (p?, m?, v?);
-            let memory = |xs: &Tensor| Ok::<_, candle_core::Error>(Arg::numbers(Type::F32, &values(xs)?));
-            let mut args = vec![
-                memory(&p)?,
-                Arg::numbers(of, &values(&g)?),
-                memory(&m)?,
-                memory(&v)?,
-                Arg::Long(count as u64),
-            ];
-            let (correction1, correction2) = (1. / (1. - 0.9f64.powi(3)), 1. / (1. - 0.99f64.powi(3)));
-            let numbers = [0.9, 0.99, 0.1, 0.01, 0.5, 1. - 0.01 * 0.1, 0.01 * correction1, correction2, 1e-8];
-            args.extend(numbers.map(|x| Arg::Float(x as f32)));
-            adamw_step(&p, &g, &m, &v, config)?;
-            let of_f32 = |at, xs: &Var| Ok::<_, candle_core::Error>((at, Type::F32, values(xs)?));
+        for (count, width, threads) in [(1, 1, 32), (9, 70, 32), (5, 300, 320)] {
+            let xs = values(&numbers(of, 1, &[count, width])?)?;
+            // The last is none of the rows.
+            let picked: Vec<u32> = [0, count as u32 - 1, 0, count as u32 / 2, count as u32].into();
+            let row = |&row: &u32| match xs.chunks(width).nth(row as usize) {
+                Some(row) => row.to_vec(),
+                None => vec![f32::NAN; width],
+            };
             cases.push(Case {
-                name: of.kernel("adamw"),
-                grid: Grid { blocks: (count.div_ceil(4096), 1), threads: (256, 1) },
-                args,
-                want: vec![of_f32(0, &p)?, of_f32(2, &m)?, of_f32(3, &v)?],
+                name: of.kernel("pick"),
+                grid: Grid { blocks: (picked.len(), 1), threads: (threads, 1) },
+                args: vec![
+                    Arg::numbers(of, &xs),
+                    Arg::ids(&picked),
+                    // Not NaN, which is what the last has to become.
+                    Arg::numbers(of, &vec![7.; picked.len() * width]),
+                    Arg::Long(count as u64),
+                    Arg::Long(width as u64),
+                ],
+                want: vec![(2, of, picked.iter().flat_map(row).collect())],
+            });
+            // Gradients of six places, by id: 1 and 4 are nobody's.
+            let ids: [(u32, &[u32]); 3] = [(0, &[1, 4]), (2, &[0]), (3, &[2, 3, 5])];
+            let g = values(&numbers(of, 2, &[6, width])?)?;
+            let mut sums = vec![0f32; 5 * width];
+            let (mut starts, mut order) = (vec![0u32], Vec::new());
+            for (id, places) in ids {
+                for &place in places {
+                    for i in 0..width {
+                        sums[id as usize * width + i] += g[place as usize * width + i];
+                    }
+                }
+                order.extend(places);
+                starts.push(order.len() as u32);
+            }
+            cases.push(Case {
+                name: of.kernel("add_up"),
+                grid: Grid { blocks: (ids.len(), 1), threads: (threads, 1) },
+                args: vec![
+                    Arg::numbers(of, &g),
+                    Arg::ids(&ids.map(|(id, _)| id)),
+                    Arg::ids(&starts),
+                    Arg::ids(&order),
+                    Arg::numbers(of, &vec![0.; 5 * width]),
+                    Arg::Long(width as u64),
+                ],
+                want: vec![(4, of, sums)],
             });
         }
     }
     let broken = [
-        ("first + PART", "first + PART - 1"),
-        ("p * step.keep", "p"),
-        ("v1 * step.correction", "v1"),
-        ("fresh2 * g * g", "fresh2 * g"),
+        ("if (row < count)", "if (true)"),
+        ("xs += row * width", "xs += row"),
+        ("starts[blockIdx.x + 1]", "starts[blockIdx.x] + 1"),
+        ("order[at] * width", "at * width"),
+        ("rows[blockIdx.x] * width;\n  u32", "blockIdx.x * width;\n  u32"),
+        ("i += blockDim.x) {\n    float", "i += blockDim.x + 1) {\n    float"),
     ];
-    check("adamw.cu", &cases, &broken);
+    check("rows.cu", &cases, &broken);
     Ok(())
 }

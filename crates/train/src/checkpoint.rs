@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{Tensor, Var, safetensors::Load};
+use candle_core::{DType, Tensor, Var, safetensors::Load};
 use layerwise_models::{Params, write_whole};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ struct Progress {
     /// Updates of the parameters that had a gradient in fewer steps.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     fewer_updates: BTreeMap<String, usize>,
+    /// What the model computes in.
+    #[serde(default = "f32", skip_serializing_if = "is_f32")]
+    dtype: String,
 }
 
 /// Folder of a run: `config.json`, `metrics.jsonl`, `state.safetensors`, and `lock`, held while the run goes on.
@@ -63,7 +66,7 @@ impl RunFolder {
         metrics.file.sync_data().map_err(io(&metrics.path))?;
         let file = self.path.join(STATE);
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
-        for (name, var) in params.iter() {
+        for (name, var) in params.masters() {
             tensors.insert(format!("param.{name}"), var.as_detached_tensor());
         }
         for (name, m, v) in optimiser.moments() {
@@ -71,7 +74,8 @@ impl RunFolder {
             tensors.insert(format!("v.{name}"), v.as_detached_tensor());
         }
         let fewer_updates = optimiser.fewer_updates();
-        let progress = Progress { step: optimiser.step_count(), samples: self.samples, fewer_updates };
+        let (step, samples, dtype) = (optimiser.step_count(), self.samples, computes_in(params));
+        let progress = Progress { step, samples, fewer_updates, dtype };
         let progress = serde_json::to_string(&progress).map_err(|e| checkpoint(&file, e.to_string()))?;
         let metadata = HashMap::from([(PROGRESS.to_owned(), progress)]);
         let bytes =
@@ -98,11 +102,16 @@ impl RunFolder {
             let (saved, given) = (progress.samples.to_string(), self.samples.to_string());
             return Err(Error::Config { path: file, field: "samples".into(), saved, given });
         }
+        let dtype = computes_in(params);
+        if progress.dtype != dtype {
+            let (saved, given) = (progress.dtype, dtype);
+            return Err(Error::Config { path: file, field: "dtype".into(), saved, given });
+        }
         if let Some((name, updates)) = progress.fewer_updates.iter().find(|(_, n)| **n > progress.step) {
             let what = format!("{updates} updates of `{name}` in {} steps", progress.step);
             return Err(checkpoint(&file, what));
         }
-        let wanted = params.iter().map(|(name, var)| (format!("param.{name}"), var)).chain(
+        let wanted = params.masters().map(|(name, var)| (format!("param.{name}"), var)).chain(
             optimiser.moments().flat_map(|(name, m, v)| [(format!("m.{name}"), m), (format!("v.{name}"), v)]),
         );
         let mut updates: Vec<(&Var, Tensor)> = Vec::new();
@@ -124,6 +133,7 @@ impl RunFolder {
         for (var, tensor) in updates {
             var.set(&tensor)?;
         }
+        params.round()?;
         optimiser.set_step(progress.step, &progress.fewer_updates);
         Ok(())
     }
@@ -161,6 +171,19 @@ impl Metrics {
         text.push('\n');
         self.file.write_all(text.as_bytes()).map_err(io(&self.path))
     }
+}
+
+/// The type of number that a model computes in.
+fn computes_in(params: &Params) -> String {
+    params.iter().next().map_or_else(f32, |(_, var)| var.dtype().as_str().to_owned())
+}
+
+fn f32() -> String {
+    DType::F32.as_str().to_owned()
+}
+
+fn is_f32(dtype: &String) -> bool {
+    *dtype == f32()
 }
 
 /// Whether a run with these settings may begin or go on in this folder.

@@ -1,4 +1,4 @@
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use layerwise_models::{Batch, LinearExit, Pass, Tapped, tap::for_each_layer};
 use layerwise_ops::{CrossEntropy, MANY_LOGITS, cross_entropy, linear, softmax};
 
@@ -42,6 +42,8 @@ pub fn loss<M: Tapped + ?Sized>(
 ) -> Result<Loss> {
     let depth = model.depth();
     terms.check(depth)?;
+    // Once, and before there is work that a GPU would have to finish first.
+    let labels = &labels.to_device(&Device::Cpu)?;
     let config = CrossEntropy { label_smoothing, ..Default::default() };
     let distilled = terms.distillation.iter().any(|weight| *weight != 0.);
     let teaches = |layer: usize| layer == depth && (distilled || terms.balanced);
@@ -74,6 +76,7 @@ pub fn loss<M: Tapped + ?Sized>(
                 None => Some(model.exit(layer, &feature, pass)?),
             };
             if let Some(logits) = logits {
+                let logits = wide(&logits)?;
                 if exits.is_empty() {
                     let (rows, classes) = logits.dims2()?;
                     check_labels(labels, rows, classes)?;
@@ -86,14 +89,14 @@ pub fn loss<M: Tapped + ?Sized>(
                     }
                 }
                 let error = match labels.dtype() {
-                    DType::F32 => (logits.squeeze(1)? - labels)?.sqr()?.mean_all()?,
+                    DType::F32 => differences(&logits, labels)?.sqr()?.mean_all()?,
                     _ => cross_entropy(&logits, labels, None, &config)?,
                 };
                 exits.push(Exit { layer, logits, error });
             }
         }
         if !terms.cosine.is_empty() {
-            features.push(feature);
+            features.push(wide(&feature)?);
         }
         Ok::<_, Error>(())
     })?;
@@ -132,8 +135,13 @@ pub fn loss<M: Tapped + ?Sized>(
     let Some(total) = sum else {
         return Err(candle_core::Error::msg("the model ran no layer").into());
     };
-    for exit in &exits {
-        per_layer[exit.layer - 1] = Some(exit.error.to_dtype(DType::F64)?.to_scalar::<f64>()?);
+    if !exits.is_empty() {
+        // All at once.
+        let errors = exits.iter().map(|exit| exit.error.detach().to_dtype(DType::F64));
+        let errors = Tensor::stack(&errors.collect::<candle_core::Result<Vec<_>>>()?, 0)?.to_vec1::<f64>()?;
+        for (exit, error) in exits.iter().zip(errors) {
+            per_layer[exit.layer - 1] = Some(error);
+        }
     }
     Ok(Loss { total, per_layer })
 }
@@ -147,7 +155,7 @@ fn of(weights: &[f64], layer: usize) -> f64 {
 /// the differences.
 fn pull(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Result<f64> {
     if labels.dtype() == DType::F32 {
-        let differences = (logits.detach().squeeze(1)? - labels)?.to_dtype(DType::F64)?;
+        let differences = differences(&logits.detach(), labels)?.to_dtype(DType::F64)?;
         return Ok(2. * differences.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt());
     }
     let rows = softmax(&logits.detach())?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
@@ -160,6 +168,17 @@ fn pull(logits: &Tensor, labels: &Tensor, label_smoothing: f64) -> Result<f64> {
         }
     }
     Ok(squares.sqrt())
+}
+
+/// Of 16 bits in f32: losses are small differences.
+fn wide(xs: &Tensor) -> Result<Tensor> {
+    let half = [DType::F16, DType::BF16].contains(&xs.dtype());
+    Ok(if half { xs.to_dtype(DType::F32)? } else { xs.clone() })
+}
+
+/// Predicted numbers less those that were to be predicted.
+fn differences(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    Ok((logits.squeeze(1)? - labels.to_device(logits.device())?.to_dtype(logits.dtype())?)?)
 }
 
 /// `log softmax(z / T)` of each row.

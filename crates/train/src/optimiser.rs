@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
-use candle_core::{Tensor, Var, backprop::GradStore};
+use candle_core::{DType, Tensor, Var, backprop::GradStore};
 use layerwise_models::Params;
-use layerwise_ops::{AdamWStep, adamw_step, sum_of_squares};
+use layerwise_ops::{AdamWStep, AdamWUpdate, adamw_steps, sum_of_squares};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -63,7 +63,7 @@ pub fn decays(name: &str, dims: &[usize]) -> bool {
 /// Gradients by name, off the graph.
 pub type Gradients = BTreeMap<String, Tensor>;
 
-/// AdamW over named parameters, in the order of their names. As PyTorch's, it corrects the bias of a parameter's moments by how
+/// AdamW over named parameters, in the order of their names; of [mixed](Params::mixed) ones over their masters. As PyTorch's, it corrects the bias of a parameter's moments by how
 /// often that parameter was updated: one without a gradient in some steps has fewer updates than the run has steps.
 #[derive(Debug)]
 pub struct AdamW {
@@ -87,12 +87,21 @@ impl AdamW {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] with the prefix of a group that no parameter belongs to; when candle cannot allocate.
+    /// [`Error::Setting`] with the prefix of a group that no parameter belongs to, for a parameter of 16 bits without a master, and for one of f16: its gradients
+    /// would vanish without being scaled; when candle cannot allocate.
     pub fn new(params: &Params, config: AdamWConfig) -> Result<Self> {
         let zeros = |var: &Var| Var::zeros(var.shape(), var.dtype(), var.device());
         let mut states = BTreeMap::new();
         let mut used = vec![false; config.groups.len()];
         for (name, var) in params.iter() {
+            let var = params.master(name).filter(|_| var.dtype() != DType::F16).unwrap_or(var);
+            if [DType::F16, DType::BF16].contains(&var.dtype()) {
+                return Err(Error::Setting {
+                    field: "params",
+                    value: format!("{:?} `{name}`", var.dtype()),
+                    expected: "f32, or bf16 rounded from it (`mixed`)".into(),
+                });
+            }
             let group = config.groups.iter().position(|group| name.starts_with(&group.prefix));
             if let Some(i) = group {
                 used[i] = true;
@@ -129,18 +138,20 @@ impl AdamW {
     pub fn step(&mut self, params: &Params, gradients: &Gradients, scale: StepScale) -> Result<()> {
         self.step += 1;
         let AdamWConfig { lr, beta1, beta2, eps, .. } = self.config;
-        for (name, var) in params.iter() {
-            let (Some(gradient), Some(state)) = (gradients.get(name), self.states.get_mut(name)) else {
-                continue;
-            };
-            state.updates += 1;
-            let State { m, v, updates, lr_scale, weight_decay } = &*state;
+        for (name, state) in &mut self.states {
+            state.updates += usize::from(gradients.contains_key(name));
+        }
+        let updates = params.iter().filter_map(|(name, var)| {
+            let (gradient, state) = (gradients.get(name)?, self.states.get(name)?);
+            let State { m, v, updates, lr_scale, weight_decay } = state;
             let (lr, weight_decay) = (lr * scale.lr * lr_scale, *weight_decay);
             let (step, gradient_scale) = (*updates, scale.gradient);
-            let config = AdamWStep { lr, beta1, beta2, eps, weight_decay, step, gradient_scale };
-            adamw_step(var, gradient, m, v, config)?;
-        }
-        Ok(())
+            let by = AdamWStep { lr, beta1, beta2, eps, weight_decay, step, gradient_scale };
+            let param = params.master(name)?;
+            let rounded = (param.id() != var.id()).then_some(var);
+            Some(AdamWUpdate { param, gradient, m, v, rounded, by })
+        });
+        Ok(adamw_steps(&updates.collect::<Vec<_>>())?)
     }
 
     /// First and second moments by parameter name.
@@ -190,7 +201,7 @@ pub fn take_gradients(mut store: GradStore, params: &Params) -> Gradients {
         .collect()
 }
 
-/// Adds `more` to `sum`, name by name.
+/// Adds `more` to `sum`, name by name; bf16 in f32, so that small gradients are not lost beside large ones.
 ///
 /// # Errors
 ///
@@ -198,6 +209,9 @@ pub fn take_gradients(mut store: GradStore, params: &Params) -> Gradients {
 pub fn accumulate(sum: &mut Gradients, more: Gradients) -> Result<()> {
     for (name, gradient) in more {
         let total = match sum.get(&name) {
+            Some(before) if gradient.dtype() == DType::BF16 => {
+                (before.to_dtype(DType::F32)? + gradient.to_dtype(DType::F32)?)?
+            }
             Some(before) => (before + gradient)?,
             None => gradient,
         };
@@ -206,17 +220,13 @@ pub fn accumulate(sum: &mut Gradients, more: Gradients) -> Result<()> {
     Ok(())
 }
 
-/// Euclidean norm of all gradients together, accumulated in f64 in the order of names.
+/// Euclidean norm of all gradients together, accumulated in f64 in the order of names. On a GPU one number is read back.
 ///
 /// # Errors
 ///
 /// When candle fails.
 pub fn global_norm(gradients: &Gradients) -> Result<f64> {
-    let mut sum = 0.;
-    for gradient in gradients.values() {
-        sum += sum_of_squares(gradient)?;
-    }
-    Ok(sum.sqrt())
+    Ok(sum_of_squares(gradients.values())?.sqrt())
 }
 
 /// By what to scale gradients of this [`global_norm`] so that it is at most `max`; as PyTorch's `clip_grad_norm_`.

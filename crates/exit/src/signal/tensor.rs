@@ -1,16 +1,21 @@
-//! In tensor operations, on whatever device the rows are: one number a row is read back.
+//! In tensor operations, on whatever device the rows are: one number a row is read back, when it is wanted.
 
 use candle_core::{D, DType, Result as CandleResult, Tensor};
+use layerwise_ops::{ReadBack, certainty, read_back};
 
-use super::{Signal, Values};
+use super::Signal;
 use crate::{Result, gate::FLOOR};
 
-/// As [`host::values`](super::host::values), in f32.
-pub(super) fn values(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> Result<Values> {
+/// As [`host::values`](super::host::values), in f32; the values are on their way.
+pub(super) fn values(
+    signal: &Signal,
+    xs: &Tensor,
+    memory: Option<&Tensor>,
+) -> Result<(ReadBack, Option<Tensor>)> {
     let (values, memory) = match signal {
-        Signal::MaxProbability => (softmax(xs)?.max(D::Minus1)?, None),
-        Signal::Margin => (margin(xs)?, None),
-        Signal::Entropy => (entropy(xs)?, None),
+        Signal::MaxProbability => (certainty(xs)?.narrow(1, 1, 1)?.squeeze(1)?, None),
+        Signal::Margin => (certainty(xs)?.narrow(1, 2, 1)?.squeeze(1)?, None),
+        Signal::Entropy => (certainty(xs)?.narrow(1, 3, 1)?.squeeze(1)?, None),
         Signal::Patience => {
             let memory = patience(xs, memory)?;
             (memory.narrow(1, 1, 1)?.squeeze(1)?.to_dtype(DType::F32)?, Some(memory))
@@ -42,34 +47,7 @@ pub(super) fn values(signal: &Signal, xs: &Tensor, memory: Option<&Tensor>) -> R
     };
     // 0 times what is not finite is NaN.
     let not_finite = (xs * 0.)?.sum(D::Minus1)?;
-    let values = (values + not_finite)?.to_vec1::<f32>()?;
-    Ok(Values { values: values.into_iter().map(f64::from).collect(), memory })
-}
-
-/// Logits less the largest of their row.
-fn shifted(xs: &Tensor) -> CandleResult<Tensor> {
-    xs.broadcast_sub(&xs.max_keepdim(D::Minus1)?)
-}
-
-fn softmax(xs: &Tensor) -> CandleResult<Tensor> {
-    let e = shifted(xs)?.exp()?;
-    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
-}
-
-fn margin(xs: &Tensor) -> CandleResult<Tensor> {
-    let p = softmax(xs)?;
-    // Without the first of the largest: another one as large is the second.
-    let classes = Tensor::arange(0, xs.dim(1)? as u32, xs.device())?;
-    let others = xs.argmax_keepdim(D::Minus1)?.broadcast_ne(&classes)?.to_dtype(p.dtype())?;
-    p.max(D::Minus1)? - (p * others)?.max(D::Minus1)?
-}
-
-fn entropy(xs: &Tensor) -> CandleResult<Tensor> {
-    // Below -1e4 a probability is 0, and so is its share; -inf times 0 would not be.
-    let shifted = shifted(xs)?.maximum(-1e4)?;
-    let e = shifted.exp()?;
-    let sum = e.sum(D::Minus1)?;
-    sum.log()? - ((e * shifted)?.sum(D::Minus1)? / &sum)?
+    Ok((read_back(&(values + not_finite)?)?, memory))
 }
 
 fn patience(xs: &Tensor, memory: Option<&Tensor>) -> CandleResult<Tensor> {

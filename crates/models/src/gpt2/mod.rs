@@ -6,7 +6,7 @@ mod hf;
 
 use std::path::Path;
 
-use candle_core::{Result as CandleResult, Tensor, Var};
+use candle_core::{Result as CandleResult, Tensor};
 use layerwise_ops::NormPlace;
 use serde_json::Value;
 
@@ -73,8 +73,9 @@ impl Gpt2 {
         }
         let config = self.config.clone().of_words(words);
         let mut params = self.params.clone();
-        let table = self.embeddings.words.detach().narrow(0, 0, words)?;
-        params.insert(WORDS, Var::from_tensor(&table.copy()?)?);
+        if let Some(table) = self.params.master(WORDS) {
+            params.renew(WORDS, &table.as_detached_tensor().narrow(0, 0, words)?)?;
+        }
         let model = Self::build(config, Builder::model(&params))?.0;
         Ok(if self.frozen { model.frozen() } else { model })
     }

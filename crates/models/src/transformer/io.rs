@@ -200,9 +200,7 @@ impl<K: Kind> Transformer<K> {
         let own = K::FINAL_NORM.map(|norm| (norm_name(depth), norm));
         for (own, model) in own.into_iter().chain([(head_name(depth), HEAD)]) {
             for part in ["weight", "bias"] {
-                if let Some(var) = params.get(&format!("{own}.{part}")).cloned() {
-                    params.insert(format!("{model}.{part}"), var);
-                }
+                params.alias(&format!("{model}.{part}"), &format!("{own}.{part}"));
             }
         }
         let model = Self::build(config, Builder::model(&params))?.0;

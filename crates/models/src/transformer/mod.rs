@@ -4,7 +4,7 @@ mod io;
 
 use std::{collections::BTreeMap, fmt::Debug, path::Path};
 
-use candle_core::{Device, Result as CandleResult, Tensor};
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use layerwise_ops::init::ChaCha8Rng;
 use serde_json::Value;
 
@@ -168,6 +168,30 @@ impl<K: Kind> Transformer<K> {
         Ok(Self::build(self.config.clone(), Builder::model(&self.params.copied()?))?.0)
     }
 
+    /// For mixed precision: the same model that computes in `dtype`, bf16 for training. Its parameters are this model's, rounded; to train it updates this
+    /// model's, too, which stay f32 and are what is saved.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use candle_core::{DType, Device::Cpu, Tensor};
+    /// use layerwise_models::{Batch, Pass, Tapped, Vit, VitConfig};
+    ///
+    /// let config = VitConfig { image_size: 32, hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 2, ..Default::default() };
+    /// let vit = Vit::new(config, &mut layerwise_ops::init::rng(0), &Cpu)?;
+    /// let computes = vit.mixed(DType::BF16)?;
+    /// let images = Batch::from(Tensor::zeros((1, 3, 32, 32), DType::F32, &Cpu)?);
+    /// assert_eq!(computes.embed(&images, Pass::EVAL)?.xs.dtype(), DType::BF16);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn mixed(&self, dtype: DType) -> Result<Self> {
+        Ok(Self::build(self.config.clone(), Builder::model(&self.params.mixed(dtype)?))?.0)
+    }
+
     /// The same model under other names of its classes; empty for `LABEL_0`, `LABEL_1`, ...
     ///
     /// # Errors
@@ -190,7 +214,7 @@ impl<K: Kind> Transformer<K> {
     /// [`Error::Prior`] unless there is one finite output a class; [`Error::Unsupported`] for a model without a classifier of its own.
     pub fn with_prior(self, outputs: &[f32]) -> Result<Self> {
         let finite = outputs.iter().all(|output| output.is_finite());
-        let biases = || self.params.iter().filter(|(name, _)| is_head(name) && name.ends_with(".bias"));
+        let biases = || self.params.masters().filter(|(name, _)| is_head(name) && name.ends_with(".bias"));
         if biases().next().is_none() {
             return Err(no_classifier("what a classifier starts with"));
         }
@@ -208,6 +232,7 @@ impl<K: Kind> Transformer<K> {
             }
             var.set(&Tensor::new(outputs, var.device())?)?;
         }
+        self.params.round()?;
         Ok(self)
     }
 

@@ -1,4 +1,4 @@
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 
 use super::{POSITIONS, VitConfig};
 use crate::{
@@ -42,12 +42,13 @@ impl Embed<VitConfig> for Embeddings {
         let pixels = &batch.inputs;
         let (size, p, channels) = (config.image_size, config.patch_size, config.num_channels);
         let fits = matches!(pixels.dims(), [_, c, h, w] if (*c, *h, *w) == (channels, size, size));
-        if !fits || pixels.dtype() != self.weight.dtype() {
+        if !fits || ![DType::F32, self.weight.dtype()].contains(&pixels.dtype()) {
             return Err(Error::Inputs {
                 found: format!("{:?} {:?}", pixels.dtype(), pixels.dims()),
-                expected: format!("{:?} (rows, {channels}, {size}, {size})", self.weight.dtype()),
+                expected: format!("F32 (rows, {channels}, {size}, {size})"),
             });
         }
+        let pixels = pixels.to_dtype(self.weight.dtype())?;
         let (rows, side) = (pixels.dim(0)?, size / p);
         let width = self.weight.dim(0)?;
         // One row of pixels per patch and a matrix product: several times faster than candle's convolution.

@@ -9,7 +9,7 @@ mod positions;
 
 use std::path::Path;
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use layerwise_ops::NormPlace;
 use serde_json::Value;
 
@@ -58,10 +58,12 @@ impl Vit {
         config.validate()?;
         let [from, to] = [&self.config, &config].map(|config| config.image_size / config.patch_size);
         let mut params = self.params.clone();
-        if from != to {
+        if let Some(positions) = self.params.master(POSITIONS).filter(|_| from != to) {
             let leading = config.tokens() - config.patches();
-            let positions = positions::resampled(&self.embeddings.positions.detach(), leading, from, to)?;
-            params.insert(POSITIONS, Var::from_tensor(&positions)?);
+            params.renew(
+                POSITIONS,
+                &positions::resampled(&positions.as_detached_tensor(), leading, from, to)?,
+            )?;
         }
         let model = Self::build(config, Builder::model(&params))?.0;
         if !self.frozen {

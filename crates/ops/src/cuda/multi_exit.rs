@@ -4,7 +4,8 @@ use candle_core::{DType, Result, Tensor};
 
 use super::{
     blas::{accumulate, plain, product, transposed, wide_product},
-    launch::{Fresh, Input, NULL, Number, by_type, grid, launch, named, room, row_blocks},
+    cross_entropy::{Held, answer},
+    launch::{Fresh, Input, by_type, grid, launch, room},
     linear::column_sums,
     record::{Backward, record},
 };
@@ -59,13 +60,13 @@ pub(crate) fn multi_exit(inputs: &[&Tensor], counted: &Counted) -> Result<Done> 
             let part = |xs: &Tensor| xs.narrow(0, first, counted.chunk.min(count - first));
             let x = part(&of_exit)?;
             let z = wide_product(plain(&x), transposed(weight), 1.)?.tensor();
-            let of_rows = Row {
+            let held = Held {
                 targets: &part(&targets)?,
                 weights: &part(&weights)?,
                 smoothing: counted.smoothing,
                 learns: slope != 0. && wanted.contains(&true),
             };
-            let (said, by_logits) = by_type!(weight.dtype(), answer(&of_rows, &z, bias))?;
+            let (said, by_logits) = by_type!(weight.dtype(), answer(&held, &z, bias))?;
             says.push(said.tensor());
             let Some(by_logits) = by_logits.map(Fresh::tensor) else { continue };
             if let Some(dw) = &dw {
@@ -113,41 +114,6 @@ impl Backward for Gradients {
         };
         self.0.iter().map(|xs| xs.as_ref().map(scaled).transpose()).collect()
     }
-}
-
-/// What rows of logits are held against.
-struct Row<'a> {
-    targets: &'a Tensor,
-    weights: &'a Tensor,
-    smoothing: f32,
-    learns: bool,
-}
-
-/// What rows of logits, f32 and without the bias, say; and the derivatives of their cross-entropies by them, times the rows' weights.
-fn answer<T: Number>(row: &Row<'_>, z: &Tensor, bias: Option<&Tensor>) -> Result<(Fresh, Option<Fresh>)> {
-    let (count, classes) = z.dims2()?;
-    let inputs = [Input::of(z)?, Input::of(row.targets)?, Input::of(row.weights)?];
-    let (z, targets, weights) =
-        (inputs[0].view::<f32>()?, inputs[1].view::<u32>()?, inputs[2].view::<f32>()?);
-    let bias = bias.map(Input::of).transpose()?;
-    let bias = bias.as_ref().map(Input::view::<T>).transpose()?;
-    let (device, of_classes) = (inputs[0].device()?, classes as i32);
-    let mut says = room::<f32>(&device, 5 * count)?;
-    let mut to = row.learns.then(|| room::<T>(&device, count * classes)).transpose()?;
-    launch!(device, CROSS_ENTROPY, named::<T>("cross_entropy"), row_blocks(count, classes)?, arguments => {
-        arguments.arg(&z);
-        match &bias {
-            Some(bias) => arguments.arg(bias),
-            None => arguments.arg(&NULL),
-        };
-        match &mut to {
-            Some(to) => arguments.arg(to),
-            None => arguments.arg(&NULL),
-        };
-        arguments.arg(&targets).arg(&weights).arg(&mut says).arg(&of_classes).arg(&row.smoothing)
-    });
-    let by_logits = to.map(|to| Fresh::new(to, &device, (count, classes)));
-    Ok((Fresh::new(says, &device, (count, 5)), by_logits))
 }
 
 /// Of each exit, over its rows.

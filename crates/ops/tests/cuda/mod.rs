@@ -66,6 +66,10 @@ impl Type {
 /// An argument of a kernel.
 pub(crate) enum Arg {
     Memory(Vec<u8>),
+    /// Memory that is reached through a table only: no argument.
+    Held(Vec<u8>),
+    /// Memory with pointers in it: where each stands, and the place of what it points to among all of these.
+    Table(Vec<u8>, Vec<(usize, usize)>),
     Int(i32),
     Long(u64),
     Float(f32),
@@ -202,19 +206,32 @@ impl Kernels {
             .expect("the program starts");
         let mut bytes = Vec::new();
         let mut lengths = Vec::new();
-        for arg in args {
+        let mut add = |kind: u8, value: &[u8]| {
+            bytes.push(kind);
+            bytes.extend((value.len() as u64).to_le_bytes());
+            bytes.extend(value);
+        };
+        for (at, arg) in args.iter().enumerate() {
             let (kind, value) = match arg {
                 Arg::Memory(memory) => {
                     lengths.push(memory.len());
                     (b'b', memory.clone())
                 }
+                Arg::Held(memory) => {
+                    lengths.push(memory.len());
+                    (b'h', memory.clone())
+                }
+                Arg::Table(table, pointers) => {
+                    for &(offset, to) in pointers {
+                        add(b'p', &[at, offset, to].map(|x| (x as u64).to_le_bytes()).concat());
+                    }
+                    (b't', table.clone())
+                }
                 Arg::Int(x) => (b'i', x.to_le_bytes().to_vec()),
                 Arg::Long(x) => (b'l', x.to_le_bytes().to_vec()),
                 Arg::Float(x) => (b'f', x.to_le_bytes().to_vec()),
             };
-            bytes.push(kind);
-            bytes.extend((value.len() as u64).to_le_bytes());
-            bytes.extend(value);
+            add(kind, &value);
         }
         let mut stdin = child.stdin.take().expect("piped");
         let output = std::thread::scope(|scope| {
