@@ -7,8 +7,8 @@ use layerwise_models::{Gpt2, Gpt2Config, Mlp, MlpConfig, Params, Vit, VitConfig}
 use layerwise_ops::init;
 use layerwise_testkit::{random, tiny_vit, tiny_vit_config};
 use layerwise_train::{
-    AdamW, AdamWConfig, Error, Gradients, Hooks, Objective, StepScale, TensorSamples, TrainConfig,
-    accumulate, train,
+    AdamW, AdamWConfig, Error, Gradients, Hooks, LayerWeights, Objective, StepScale, TensorSamples,
+    TrainConfig, accumulate, train,
 };
 use tempfile::tempdir;
 
@@ -22,7 +22,12 @@ fn images() -> Done<TensorSamples> {
 }
 
 fn settings() -> TrainConfig {
-    TrainConfig { objective: Objective::Aligned, epochs: 6, accumulation: 2, ..config() }
+    TrainConfig {
+        objective: Objective::Aligned { weights: LayerWeights::Linear },
+        epochs: 6,
+        accumulation: 2,
+        ..config()
+    }
 }
 
 fn vit() -> Vit {
