@@ -100,7 +100,8 @@ pub trait Policy: std::fmt::Debug + Send + Sync {
     /// When it cannot be told.
     fn verdict(&self, check: &Check<'_>) -> Result<Verdict>;
 
-    /// The same without waiting for a GPU, for [`Compaction::Late`](crate::Compaction::Late); at once where the policy knows no better.
+    /// The same without waiting for a GPU, for [`Compaction::Late`](crate::Compaction::Late); at once where the policy knows no better. A policy around another asks that
+    /// one's.
     ///
     /// # Errors
     ///

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use candle_core::Tensor;
 use layerwise_models::{Batch, Tapped};
 
 use crate::{
@@ -136,7 +137,7 @@ impl Client {
     ///
     /// [`Error::Closed`] when the server is no more.
     pub fn submit(&self, batch: Batch) -> Result<Pending> {
-        let (question, pending) = question(batch);
+        let (question, pending) = question(batch)?;
         self.queue.send(question).map_err(|_| Error::Closed)?;
         Ok(pending)
     }
@@ -147,7 +148,7 @@ impl Client {
     ///
     /// [`Error::Busy`] when it is, [`Error::Closed`] when the server is no more.
     pub fn try_submit(&self, batch: Batch) -> Result<Pending> {
-        let (question, pending) = question(batch);
+        let (question, pending) = question(batch)?;
         self.try_send(question)?;
         Ok(pending)
     }
@@ -167,6 +168,7 @@ impl Client {
     ) -> Result<Ticket> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let ticket = Ticket { cancelled: cancelled.clone() };
+        settled(&batch.inputs)?;
         self.try_send(Question { batch, keys, reply: Box::new(reply), cancelled })?;
         Ok(ticket)
     }
@@ -188,13 +190,19 @@ impl Client {
     }
 }
 
-fn question(batch: Batch) -> (Question, Pending) {
+/// On a GPU every thread has a stream of its own: what one has made is to be there before another reads it.
+fn settled(xs: &Tensor) -> Result<()> {
+    Ok(xs.device().synchronize()?)
+}
+
+fn question(batch: Batch) -> Result<(Question, Pending)> {
+    settled(&batch.inputs)?;
     // Room for the one answer: the server never waits for a client, nor minds one that is gone.
     let (answer, reply) = sync_channel(1);
     let cancelled = Arc::new(AtomicBool::new(false));
     let pending = Pending { reply, _ticket: Ticket { cancelled: cancelled.clone() } };
     let reply = Box::new(move |exited| drop(answer.send(exited)));
-    (Question { batch, keys: None, reply, cancelled }, pending)
+    Ok((Question { batch, keys: None, reply, cancelled }, pending))
 }
 
 impl Pending {
@@ -232,7 +240,7 @@ impl Server {
     ///
     /// Runs on the thread that calls it: one of rayon's pool is best ([`rayon::scope`](https://docs.rs/rayon)), as long as none of those that
     /// ask is of that pool; they would wait for a thread that waits for them. A request that is wrong, or that makes the model fail or panic, gets its error and
-    /// disturbs no other. The first batch waits for the measurement of costs, unless they are known: see [`CostTable::prepare`].
+    /// disturbs no other. On a GPU the model has to be there when another thread than this one has loaded it: see candle's `Device::synchronize`. The first batch waits for the measurement of costs, unless they are known: see [`CostTable::prepare`].
     ///
     /// # Errors
     ///
@@ -280,6 +288,7 @@ impl Server {
             let more = pools.step();
             for (request, answer) in pools.finished() {
                 let Some((reply, cancelled)) = replies.remove(&request) else { continue };
+                let answer = answer.and_then(|exited| settled(&exited.logits).map(|()| exited));
                 match &answer {
                     _ if cancelled.load(Ordering::Relaxed) => served.dropped += 1,
                     Ok(_) => served.answered += 1,

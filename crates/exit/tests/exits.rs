@@ -268,6 +268,14 @@ fn whether_rows_are_taken_out_changes_no_answer() -> Result<()> {
     let counted = Counted::new(model);
     Engine { policy: &policy, compaction: Compaction::Never }.run(&counted, &batch)?;
     assert_eq!(counted.blocks(), [ROWS; DEPTH]);
+    // Those that leave a block later have been through one more.
+    let rows = |compaction| {
+        let counted = Counted::new(stack()?.0);
+        Engine { policy: &policy, compaction }.run(&counted, &batch)?;
+        Ok::<_, Error>(counted.blocks())
+    };
+    let (at_once, late) = (rows(Compaction::Always)?, rows(Compaction::Late)?);
+    assert_eq!((late[0], &late[1..]), (ROWS, &at_once[..DEPTH - 1]));
     Ok(())
 }
 

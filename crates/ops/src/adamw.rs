@@ -58,10 +58,17 @@ pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: Adam
 ///
 /// # Errors
 ///
-/// As [`adamw_step`]; nothing is changed where one parameter's shapes or step are wrong.
+/// As [`adamw_step`], before anything is changed; two updates share no memory either.
 pub fn adamw_steps(updates: &[AdamWUpdate<'_>]) -> Result<()> {
+    let mut changed = Vec::new();
     for update in updates {
         check(update)?;
+        let AdamWUpdate { param, m, v, rounded, gradient, .. } = *update;
+        let own = [Some(param), Some(m), Some(v), rounded].into_iter().flatten();
+        changed.extend(own.map(Var::as_detached_tensor).chain([gradient.detach()]));
+    }
+    if share_memory(&changed.iter().collect::<Vec<_>>()) {
+        bail!("adamw_step: two of all param, gradient, m, v and rounded share memory")
     }
     #[cfg(feature = "cuda")]
     let updates = &on_gpu(updates)?;
@@ -78,11 +85,6 @@ fn check(update: &AdamWUpdate<'_>) -> Result<()> {
     }
     if by.step == 0 {
         bail!("adamw_step: step is 0, the first is 1")
-    }
-    let own = [Some(param), Some(m), Some(v), rounded].into_iter().flatten();
-    let own: Vec<Tensor> = own.map(Var::as_detached_tensor).chain([gradient.detach()]).collect();
-    if share_memory(&own.iter().collect::<Vec<_>>()) {
-        bail!("adamw_step: two of param, gradient, m, v and rounded share memory")
     }
     Ok(())
 }

@@ -62,7 +62,8 @@ pub fn cross_entropy(
         let on_gpu = has_gpu_kernel([logits]) && logits.dtype() == DType::F32;
         if !has_kernel(logits) && !on_gpu {
             let targets = targets.to_device(logits.device())?;
-            return crate::plain::cross_entropy(logits, &targets, weights, config);
+            let weights = weights.map(|weights| weights.to_device(logits.device())).transpose()?;
+            return crate::plain::cross_entropy(logits, &targets, weights.as_ref(), config);
         }
         let mut row_weights = match weights {
             Some(weights) => weights.to_dtype(DType::F32)?.to_vec1::<f32>()?,

@@ -34,7 +34,7 @@ pub fn embedding(ids: &Tensor, table: &Tensor) -> Result<Tensor> {
 
 /// Samples `rows` (u32) of `xs` `(n, ..)`, in that order and on no graph: those that go on when others have left.
 ///
-/// On a GPU nothing is read back, and a sample that is not there is NaN.
+/// On a GPU nothing is read back, and a sample of floats that is not there is NaN.
 ///
 /// # Errors
 ///
@@ -47,6 +47,9 @@ pub fn select_rows(xs: &Tensor, rows: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if crate::host::has_gpu_kernel([&table]) && rows.elem_count() > 0 {
         return crate::cuda::select(&table, rows)?.reshape(dims);
+    }
+    if !xs.device().is_cpu() {
+        return table.index_select(rows, 0)?.reshape(dims);
     }
     // Looked up in a table of one line a sample: our kernel does not zero what it is about to write.
     embedding(rows, &table)?.reshape(dims)

@@ -256,18 +256,25 @@ fn how_sure_rows_are() -> Result<()> {
 #[test]
 fn numbers_come_back_while_more_is_computed() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
-    let all = random(1, &[4000]);
-    let (xs, large) = (all.to_device(&gpu)?, random(2, &[1024, 1024]).to_device(&gpu)?);
-    let mut on_the_way = Vec::new();
-    let mut y = large.clone();
-    for count in [1, 4000, 17] {
-        on_the_way.push((count, read_back(&xs.narrow(0, 0, count)?)?));
-        for _ in 0..20 {
-            y = (y.matmul(&large)? * 1e-3)?;
+    let large = random(2, &[2048, 2048]).to_device(&gpu)?;
+    // Other numbers each time: memory is used again.
+    for turn in 0..4 {
+        let all = random(10 + turn, &[4000]);
+        let xs = all.to_device(&gpu)?;
+        let mut on_the_way = Vec::new();
+        for count in [1, 4000, 17] {
+            // Work that comes before the numbers, so that they are late.
+            let mut y = large.clone();
+            for _ in 0..20 {
+                y = (y.matmul(&large)? * 1e-3)?;
+            }
+            let nothing = (y.sum_all()? * 0.)?;
+            let xs = xs.narrow(0, 0, count)?.broadcast_add(&nothing)?;
+            on_the_way.push((count, read_back(&xs)?));
         }
-    }
-    for (count, numbers) in on_the_way {
-        assert_eq!(numbers.wait()?, all.narrow(0, 0, count)?.to_vec1::<f32>()?);
+        for (count, numbers) in on_the_way {
+            assert_eq!(numbers.wait()?, all.narrow(0, 0, count)?.to_vec1::<f32>()?, "turn {turn}");
+        }
     }
     Ok(())
 }

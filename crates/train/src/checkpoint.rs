@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{DType, Tensor, Var, safetensors::Load};
+use candle_core::{Tensor, Var, safetensors::Load};
 use layerwise_models::{Params, write_whole};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
@@ -31,9 +31,9 @@ struct Progress {
     /// Updates of the parameters that had a gradient in fewer steps.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     fewer_updates: BTreeMap<String, usize>,
-    /// What the model computes in.
-    #[serde(default = "f32", skip_serializing_if = "is_f32")]
-    dtype: String,
+    /// What a model of mixed precision computes in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dtype: Option<String>,
 }
 
 /// Folder of a run: `config.json`, `metrics.jsonl`, `state.safetensors`, and `lock`, held while the run goes on.
@@ -104,7 +104,8 @@ impl RunFolder {
         }
         let dtype = computes_in(params);
         if progress.dtype != dtype {
-            let (saved, given) = (progress.dtype, dtype);
+            let name = |dtype: Option<String>| dtype.unwrap_or_else(|| "the parameters' own".to_owned());
+            let (saved, given) = (name(progress.dtype), name(dtype));
             return Err(Error::Config { path: file, field: "dtype".into(), saved, given });
         }
         if let Some((name, updates)) = progress.fewer_updates.iter().find(|(_, n)| **n > progress.step) {
@@ -173,17 +174,10 @@ impl Metrics {
     }
 }
 
-/// The type of number that a model computes in.
-fn computes_in(params: &Params) -> String {
-    params.iter().next().map_or_else(f32, |(_, var)| var.dtype().as_str().to_owned())
-}
-
-fn f32() -> String {
-    DType::F32.as_str().to_owned()
-}
-
-fn is_f32(dtype: &String) -> bool {
-    *dtype == f32()
+/// The type of number that a model of mixed precision computes in.
+fn computes_in(params: &Params) -> Option<String> {
+    let (of, master) = (params.iter().next()?.1.dtype(), params.masters().next()?.1.dtype());
+    (of != master).then(|| of.as_str().to_owned())
 }
 
 /// Whether a run with these settings may begin or go on in this folder.

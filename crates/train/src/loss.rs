@@ -42,7 +42,7 @@ pub fn loss<M: Tapped + ?Sized>(
 ) -> Result<Loss> {
     let depth = model.depth();
     terms.check(depth)?;
-    // Once, and before there is work that a GPU would have to finish first.
+    // Once, and before the forward pass is under way.
     let labels = &labels.to_device(&Device::Cpu)?;
     let config = CrossEntropy { label_smoothing, ..Default::default() };
     let distilled = terms.distillation.iter().any(|weight| *weight != 0.);
@@ -200,7 +200,7 @@ fn cosine(xs: &Tensor, ys: &Tensor) -> Result<Tensor> {
     Ok((dot(xs, ys)? / norms)?.mean_all()?)
 }
 
-/// Whether the losses of all exits are computed as one: where their logits would be large, and on a GPU, which is waited for once then.
+/// Whether the losses of all exits are computed as one: where their logits would be large, and on a GPU, which is waited for once a head then.
 fn together(exit: &LinearExit, exits: usize, labels: &Tensor) -> Result<bool> {
     let logits = exit.xs.dim(0)? * exit.weight.dim(0)? * exits;
     Ok(labels.dtype() != DType::F32 && (exit.xs.device().is_cuda() || logits > MANY_LOGITS))

@@ -95,7 +95,7 @@ pub(crate) fn adamw(updates: &[Update<'_>]) -> Result<()> {
     };
     let table = updates.iter().map(row).collect::<Result<Vec<_>>>()?;
     let (table, rows) = (device.clone_htod(&table)?, updates.len() as i32);
-    // The tensors outlive the launch, and what frees them later waits for it: all of it is one stream's.
+    // The tensors outlive the launch, and what frees them later waits for it: all of it is this thread's stream's.
     launch!(device, OPTIMISER, "adamw", grid((blocks.0, 1), (256, 1))?, arguments => arguments.arg(&table).arg(&rows));
     Ok(())
 }
@@ -156,7 +156,7 @@ fn place<T: Number>(xs: &Tensor) -> Result<u64> {
     Ok(place)
 }
 
-/// Where a contiguous tensor is, to be changed: its lock was free, and what reads it later does so in the same stream.
+/// Where a contiguous tensor is, to be changed: its lock was free, and what this thread reads later is read in the same stream.
 fn written(xs: &Tensor) -> Result<u64> {
     by_type!(xs.dtype(), place_of_own(xs))
 }

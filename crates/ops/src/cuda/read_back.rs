@@ -6,7 +6,7 @@ use candle_core::{
     CudaDevice, Result, Tensor,
     cuda_backend::{
         WrapErr,
-        cudarc::driver::{CudaStream, HostSlice, PinnedHostSlice, SyncOnDrop},
+        cudarc::driver::{CudaEvent, CudaStream, HostSlice, PinnedHostSlice, SyncOnDrop},
     },
 };
 
@@ -23,6 +23,8 @@ pub(crate) struct OnTheWay {
     count: usize,
     gpu: usize,
     memory: Option<PinnedHostSlice<f32>>,
+    /// Of candle's streams the memory's own event is not always told.
+    there: CudaEvent,
 }
 
 /// Sends the numbers of a contiguous f32 tensor on their way.
@@ -31,7 +33,8 @@ pub(crate) fn read_back(xs: &Tensor) -> Result<OnTheWay> {
     let device = input.device()?;
     let (gpu, mut memory) = room(&device, count)?;
     device.memcpy_dtoh(&input.view::<f32>()?, &mut Front(&mut memory, count))?;
-    Ok(OnTheWay { count, gpu, memory: Some(memory) })
+    let there = device.cuda_stream().record_event(None).w()?;
+    Ok(OnTheWay { count, gpu, memory: Some(memory), there })
 }
 
 fn room(device: &CudaDevice, count: usize) -> Result<(usize, PinnedHostSlice<f32>)> {
@@ -74,6 +77,7 @@ impl HostSlice<f32> for Front<'_> {
 impl OnTheWay {
     /// Waits until they are there.
     pub(crate) fn wait(mut self) -> Result<Vec<f32>> {
+        self.there.synchronize().w()?;
         match &mut self.memory {
             Some(memory) => Ok(memory.as_slice().w()?[..self.count].to_vec()),
             None => Ok(Vec::new()),
@@ -83,8 +87,14 @@ impl OnTheWay {
 
 impl Drop for OnTheWay {
     fn drop(&mut self) {
+        let Some(memory) = self.memory.take() else { return };
+        if self.there.synchronize().is_err() {
+            // Nobody knows whether the GPU still writes there.
+            std::mem::forget(memory);
+            return;
+        }
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(memory) = self.memory.take().filter(|_| free.len() < KEPT) {
+        if free.len() < KEPT {
             free.push((self.gpu, memory));
         }
     }
