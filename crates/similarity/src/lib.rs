@@ -16,6 +16,8 @@ mod linalg;
 mod mean;
 mod measure;
 mod moments;
+#[cfg(feature = "candle")]
+mod on_device;
 mod pairwise;
 mod pca;
 mod pnka;
