@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 #[cfg(feature = "candle")]
+mod away;
+#[cfg(feature = "candle")]
 mod candle;
 mod cca;
 mod cka;

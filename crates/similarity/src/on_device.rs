@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use ndarray::{Array1, Array2};
 
 use crate::{
@@ -21,6 +21,11 @@ pub(crate) fn on_one_gpu<R: Representation>(batch: &[R]) -> Option<Vec<&Tensor>>
     let device = layers.first()?.device();
     let same = device.is_cuda() && layers.iter().all(|xs| xs.device().same_device(device));
     same.then_some(layers)
+}
+
+/// The GPU that all layers of a batch are on.
+pub(crate) fn gpu_of<R: Representation>(batch: &[R]) -> Option<Device> {
+    Some(on_one_gpu(batch)?.first()?.device().clone())
 }
 
 /// The sums of the cosines of each two layers, `(L, L)`, over the samples of a batch; `None` for one that the host has to look at,
