@@ -31,4 +31,8 @@ impl Representation for Tensor {
         let values = read().map_err(|e| Error::Candle(e.to_string()))?;
         Array2::from_shape_vec((rows.len(), width), values).map_err(|e| Error::Candle(e.to_string()))
     }
+
+    fn tensor(&self) -> Option<&Tensor> {
+        Some(self)
+    }
 }

@@ -1,6 +1,8 @@
 use ndarray::{Array1, Array2, Axis};
 use rayon::prelude::*;
 
+#[cfg(feature = "candle")]
+use crate::on_device::{cosines, on_one_gpu};
 use crate::{
     Centring, Error, MeanAccumulator, Representation, Result,
     cos::{cosine, of_rows},
@@ -14,6 +16,9 @@ use crate::{
 ///
 /// Centred over the samples it needs their means first: take them in a first pass with [`MeanAccumulator`], or give means that are
 /// known from elsewhere. To compare two models, make one stack of their layers.
+///
+/// Where the layers of a batch are tensors on one NVIDIA GPU, all is computed there, in f64, and only the sums are read back. That
+/// differs by rounding. It has not run on a GPU yet.
 ///
 /// # Example
 ///
@@ -115,8 +120,14 @@ impl CosAccumulator {
     /// # Errors
     ///
     /// [`Error::Layers`], or [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`], [`Error::NotFinite`] or, above
-    /// 1e280, [`Error::Magnitude`].
+    /// 1e280, [`Error::Magnitude`]; [`Error::Candle`] when a GPU fails.
     pub fn push<R: Representation>(&mut self, batch: &[R]) -> Result<()> {
+        #[cfg(feature = "candle")]
+        if let Some(layers) = on_one_gpu(batch)
+            && self.push_on_device(&layers)?
+        {
+            return Ok(());
+        }
         let layers = self.centres.len();
         let mut batch = read_batch(batch, &vec![self.width; layers], LARGEST)?;
         batch.par_iter_mut().zip(&self.centres).for_each(|(xs, centre)| {
@@ -131,6 +142,17 @@ impl CosAccumulator {
             }
         });
         Ok(())
+    }
+
+    /// Where the tensors are; `false`, with nothing added, for a batch that the host has to look at.
+    #[cfg(feature = "candle")]
+    pub(crate) fn push_on_device(&mut self, layers: &[&candle_core::Tensor]) -> Result<bool> {
+        let Some(sums) = cosines(layers, &self.centres, self.width)? else { return Ok(false) };
+        self.samples += layers[0].dims()[0];
+        for ((_, sum), more) in self.sums.indexed_iter_mut().zip(&sums).filter(|(((i, j), _), _)| i <= j) {
+            *sum += more;
+        }
+        Ok(true)
     }
 
     /// Adds what another accumulator, with the same means, has seen.

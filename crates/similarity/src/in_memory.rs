@@ -68,6 +68,8 @@ fn scaled_moments(
     let dims = layers.iter().map(|xs| xs.dims()).collect::<Result<Vec<_>>>()?;
     let widths: Vec<usize> = dims.iter().map(|(_, width)| *width).collect();
     let mut moments = MomentAccumulator::of_pairs(&widths, pairs, None)?;
+    #[cfg(feature = "candle")]
+    moments.products_on(crate::on_device::gpu_of(layers))?;
     for rows in chunks(dims[0].0, CHUNK) {
         let read = |(&xs, &scale)| {
             let mut xs = finite_rows(xs, rows.clone())?;

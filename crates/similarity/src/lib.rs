@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 #[cfg(feature = "candle")]
+mod away;
+#[cfg(feature = "candle")]
 mod candle;
 mod cca;
 mod cka;
@@ -16,6 +18,8 @@ mod linalg;
 mod mean;
 mod measure;
 mod moments;
+#[cfg(feature = "candle")]
+mod on_device;
 mod pairwise;
 mod pca;
 mod pnka;

@@ -1,5 +1,7 @@
 use ndarray::{Array1, Array2, ArrayView2, Zip};
 
+#[cfg(feature = "candle")]
+use crate::on_device::{means, on_one_gpu};
 use crate::{
     Error, Representation, Result,
     error::in_layer,
@@ -15,6 +17,8 @@ pub(crate) const ROWS: usize = 512;
 
 /// The mean of each feature over samples that come batch by batch, for every layer of a stack: the first of the two passes of
 /// COS over data that do not fit in memory (the second is [`CosAccumulator`](crate::CosAccumulator)).
+///
+/// Where the layers of a batch are tensors on one NVIDIA GPU, they are added up there, in f64. It has not run on a GPU yet.
 ///
 /// # Example
 ///
@@ -48,13 +52,29 @@ impl MeanAccumulator {
     /// # Errors
     ///
     /// [`Error::Layers`], or [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`], [`Error::NotFinite`] or, above
-    /// 1e280, [`Error::Magnitude`].
+    /// 1e280, [`Error::Magnitude`]; [`Error::Candle`] when a GPU fails.
     pub fn push<R: Representation>(&mut self, batch: &[R]) -> Result<()> {
+        #[cfg(feature = "candle")]
+        if let Some(layers) = on_one_gpu(batch)
+            && self.push_on_device(&layers)?
+        {
+            return Ok(());
+        }
         let batch = read_batch(batch, &self.widths(), LARGEST)?;
         for (layer, xs) in self.layers.iter_mut().zip(&batch) {
             layer.push(xs.view());
         }
         Ok(())
+    }
+
+    /// Where the tensors are; `false`, with nothing added, for a batch that the host has to look at.
+    #[cfg(feature = "candle")]
+    pub(crate) fn push_on_device(&mut self, layers: &[&candle_core::Tensor]) -> Result<bool> {
+        let Some(batch) = means(layers, &self.widths())? else { return Ok(false) };
+        for (layer, seen) in self.layers.iter_mut().zip(&batch) {
+            layer.merge(seen);
+        }
+        Ok(true)
     }
 
     /// Adds what another accumulator, of the same layers, has seen.

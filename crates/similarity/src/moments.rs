@@ -1,5 +1,7 @@
 use std::ops::Range;
 
+#[cfg(feature = "candle")]
+use candle_core::Device;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
@@ -13,6 +15,8 @@ use crate::{
     spectral::spectral,
     state::{State, StateReader},
 };
+#[cfg(feature = "candle")]
+use crate::{away::Away, on_device::gpu_of};
 
 /// Linear CKA (biased and debiased), CCA, SVCCA, PWCCA and Procrustes of all pairs of layers, in one pass over samples that come
 /// batch by batch.
@@ -25,6 +29,9 @@ use crate::{
 ///
 /// The memory is one `d x d'` matrix of f64 a pair, whatever the number of samples: 430 MB for all pairs of 13 layers of width 768.
 /// Sums are taken around the mean of the first samples, so that a large common offset costs no digits.
+///
+/// Where the layers of a batch are tensors on an NVIDIA GPU, the products `X^T Y` are made there, and stay there until scores are asked
+/// for; all else, and what the GPU has no room for, is the host's. That differs by rounding. It has not run on a GPU yet.
 ///
 /// [`merge`](Self::merge) joins what several threads or machines have seen, and [`to_bytes`](Self::to_bytes) carries it there.
 ///
@@ -41,7 +48,7 @@ use crate::{
 /// here.push(&part(0, 7))?;
 /// let mut there = MomentAccumulator::new(&[6, 6])?;
 /// there.push(&part(7, 40))?;
-/// here.merge(MomentAccumulator::from_bytes(&there.to_bytes())?)?;
+/// here.merge(MomentAccumulator::from_bytes(&there.to_bytes()?)?)?;
 ///
 /// let measure = Measure::Cka(Estimator::Debiased);
 /// let whole = pairwise(&layers, measure)?;
@@ -56,6 +63,9 @@ pub struct MomentAccumulator {
     /// `X^T Y` of each layer with itself and with all its partners, side by side: `(d, sum of widths)`; of a layer with itself, the
     /// upper triangle.
     bands: Vec<Array2<f64>>,
+    /// The part of them that is on a GPU.
+    #[cfg(feature = "candle")]
+    pub(crate) away: Away,
     /// Layers of the left stack, when two are compared.
     left: Option<usize>,
     samples: usize,
@@ -148,8 +158,17 @@ impl MomentAccumulator {
         others.dedup();
         let pairs = (0..widths.len()).map(|l| (l, l)).chain(others).map(pair).collect();
         let bands = widths.iter().zip(&band_widths).map(|(&rows, &columns)| Array2::zeros((rows, columns)));
-        let bands = bands.collect();
-        Ok(Self { layers, pairs, bands, left, samples: 0, pending: Array2::zeros((0, total)), waiting: 0 })
+        Ok(Self {
+            layers,
+            pairs,
+            bands: bands.collect(),
+            #[cfg(feature = "candle")]
+            away: Away::default(),
+            left,
+            samples: 0,
+            pending: Array2::zeros((0, total)),
+            waiting: 0,
+        })
     }
 
     /// Adds the next samples: their representation in every layer, `(rows, width)` each. When it fails, nothing was added.
@@ -157,11 +176,19 @@ impl MomentAccumulator {
     /// # Errors
     ///
     /// [`Error::Layers`], or [`Error::Layer`] around [`Error::Rows`], [`Error::Widths`], [`Error::NotFinite`] or, above 1e60,
-    /// [`Error::Magnitude`].
+    /// [`Error::Magnitude`]; [`Error::Candle`] when sums cannot be read back from a GPU that tensors were on before these.
     pub fn push<R: Representation>(&mut self, batch: &[R]) -> Result<()> {
-        let batch = read_batch(batch, &self.widths(), LIMIT)?;
-        self.push_checked(&batch);
+        let read = read_batch(batch, &self.widths(), LIMIT)?;
+        #[cfg(feature = "candle")]
+        self.products_on(gpu_of(batch))?;
+        self.push_checked(&read);
         Ok(())
+    }
+
+    /// Makes the products of the next chunks there; on the host, if nowhere.
+    #[cfg(feature = "candle")]
+    pub(crate) fn products_on(&mut self, device: Option<Device>) -> Result<()> {
+        self.away.go_to(device, &mut self.bands)
     }
 
     /// Full chunks are added at the same places of the sequence of samples whatever the size of the batches: their sums, too,
@@ -220,10 +247,18 @@ impl MomentAccumulator {
             pair.v += &weighted[j].column(i);
             pair.products += squared[i].dot(&squared[j]);
         }
+        #[cfg(feature = "candle")]
+        let uploaded = self.away.upload(pending);
         let mut blocks = Vec::new();
         for (i, band) in self.bands.iter_mut().enumerate() {
             let partners = self.pairs.iter().filter(|pair| pair.i == i);
             let columns: Vec<Range<usize>> = partners.map(|pair| layers[pair.j].columns()).collect();
+            #[cfg(feature = "candle")]
+            if let Some(xs) = &uploaded
+                && self.away.add(i, xs, &columns)
+            {
+                continue;
+            }
             blocks_of(layers[i].columns(), &columns, band.view_mut(), &mut blocks);
         }
         blocks.into_par_iter().for_each(|Block { left, right, sums }| {
@@ -231,18 +266,26 @@ impl MomentAccumulator {
         });
     }
 
+    /// Adds all that waits, and all that is on a GPU, to the sums.
+    fn settle(&mut self) -> Result<()> {
+        self.flush();
+        #[cfg(feature = "candle")]
+        self.away.come_home(&mut self.bands)?;
+        Ok(())
+    }
+
     /// Adds what another accumulator, for the same layers and pairs, has seen. Order does not matter beyond rounding.
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] when it was made for others.
+    /// [`Error::Mismatch`] when it was made for others, [`Error::Candle`] when sums cannot be read back from a GPU.
     pub fn merge(&mut self, mut other: Self) -> Result<()> {
         let keys = |all: &Self| all.pairs.iter().map(|pair| (pair.i, pair.j)).collect::<Vec<_>>();
         if self.widths() != other.widths() || keys(self) != keys(&other) || self.left != other.left {
             return Err(Error::Mismatch { what: "their layers or pairs" });
         }
-        self.flush();
-        other.flush();
+        self.settle()?;
+        other.settle()?;
         if self.samples == 0 || other.samples == 0 {
             if self.samples == 0 {
                 *self = other;
@@ -297,7 +340,7 @@ impl MomentAccumulator {
     ///
     /// [`Error::Unsupported`] for a measure that is no function of moments, [`Error::Setting`] for a parameter of it that is out of
     /// range, [`Error::Samples`] when there are too few, [`Error::Layer`] around [`Error::Degenerate`] for a layer that does not tell
-    /// samples apart or, below 1e-60, [`Error::Tiny`].
+    /// samples apart or, below 1e-60, [`Error::Tiny`]; [`Error::Candle`] when sums cannot be read back from a GPU.
     pub fn pairwise(&mut self, measure: Measure) -> Result<Array2<f64>> {
         let layers = self.layers.len();
         let (shape, first, pairs) = match self.left {
@@ -321,7 +364,7 @@ impl MomentAccumulator {
         features: &(dyn Fn(usize) -> Option<&'a Array2<f64>> + Sync),
     ) -> Result<Vec<f64>> {
         measure.check()?;
-        self.flush();
+        self.settle()?;
         let needed = match measure {
             Measure::Cka(estimator) => estimator.samples(),
             Measure::Cca
@@ -424,9 +467,12 @@ impl MomentAccumulator {
     }
 
     /// The state as a safetensors file, whose metadata come in any order: equal states can have different bytes.
-    #[must_use]
-    pub fn to_bytes(&mut self) -> Vec<u8> {
-        self.flush();
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Candle`] when sums cannot be read back from a GPU.
+    pub fn to_bytes(&mut self) -> Result<Vec<u8>> {
+        self.settle()?;
         let mut state = State::new("moments", self.samples);
         let layers = self.layers.len();
         let stacks = self.left.map_or(layers.to_string(), |left| format!("{left} {}", layers - left));
@@ -443,7 +489,7 @@ impl MomentAccumulator {
             state.add(format!("v.{name}"), pair.v.view());
             state.add_numbers(format!("products.{name}"), &[pair.products]);
         }
-        state.into_bytes()
+        Ok(state.into_bytes())
     }
 
     /// Reads a state that [`to_bytes`](Self::to_bytes) wrote.
@@ -596,14 +642,7 @@ fn blocks_of<'a>(
         let (left, right) = (own.start..own.start + rows, own.start + first..own.start + rows);
         blocks.push(Block { left, right, sums });
     }
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for partner in &partners[1..] {
-        match runs.last_mut() {
-            Some(run) if run.end == partner.start => run.end = partner.end,
-            _ => runs.push(partner.clone()),
-        }
-    }
-    for run in runs {
+    for run in runs(&partners[1..]) {
         let (sums, after) = rest.split_at(Axis(1), run.len());
         rest = after;
         for (sums, column) in cut(sums, Axis(1), COLUMNS) {
@@ -614,6 +653,18 @@ fn blocks_of<'a>(
             }
         }
     }
+}
+
+/// Columns of which those that stand side by side are taken as one.
+pub(crate) fn runs(columns: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for columns in columns {
+        match runs.last_mut() {
+            Some(run) if run.end == columns.start => run.end = columns.end,
+            _ => runs.push(columns.clone()),
+        }
+    }
+    runs
 }
 
 /// Nearly equal parts of at most `size`, and where they start.

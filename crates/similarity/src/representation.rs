@@ -47,6 +47,13 @@ pub trait Representation: Sync {
     ///
     /// When they cannot be read.
     fn read(&self, rows: Range<usize>) -> Result<Array2<f64>>;
+
+    /// The tensor that it is, if it is one, so that accumulators can work where that lies.
+    #[cfg(feature = "candle")]
+    #[doc(hidden)]
+    fn tensor(&self) -> Option<&candle_core::Tensor> {
+        None
+    }
 }
 
 /// A number type that matrices come in.
@@ -71,6 +78,11 @@ impl<R: Representation + ?Sized> Representation for &R {
 
     fn read(&self, rows: Range<usize>) -> Result<Array2<f64>> {
         (**self).read(rows)
+    }
+
+    #[cfg(feature = "candle")]
+    fn tensor(&self) -> Option<&candle_core::Tensor> {
+        (**self).tensor()
     }
 }
 

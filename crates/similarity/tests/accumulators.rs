@@ -53,7 +53,7 @@ trait Accumulator: Sized + Clone {
 }
 
 macro_rules! accumulator {
-    ($type:ty, |$push:ident, $batch:ident| $pushed:expr, |$it:ident| $evaluate:expr) => {
+    ($type:ty, |$push:ident, $batch:ident| $pushed:expr, |$from:ident| $bytes:expr, |$it:ident| $evaluate:expr) => {
         impl Accumulator for $type {
             fn push(&mut self, $batch: &[Array2<f64>]) -> Result<()> {
                 let $push = self;
@@ -63,7 +63,8 @@ macro_rules! accumulator {
                 self.merge(other)
             }
             fn to_bytes(&mut self) -> Vec<u8> {
-                <$type>::to_bytes(self)
+                let $from = self;
+                $bytes
             }
             fn from_bytes(bytes: &[u8]) -> Result<Self> {
                 <$type>::from_bytes(bytes)
@@ -75,11 +76,18 @@ macro_rules! accumulator {
         }
     };
 }
-accumulator!(MeanAccumulator, |it, batch| it.push(batch), |it| drop(it.means()));
-accumulator!(CosAccumulator, |it, batch| it.push(batch), |it| numbers(it.pairwise()));
-accumulator!(MomentAccumulator, |it, batch| it.push(batch), |it| {
-    OF_MOMENTS.into_iter().for_each(|measure| numbers(it.pairwise(measure)));
-});
+accumulator!(MeanAccumulator, |it, batch| it.push(batch), |it| <Self>::to_bytes(it), |it| drop(it.means()));
+accumulator!(CosAccumulator, |it, batch| it.push(batch), |it| <Self>::to_bytes(it), |it| numbers(
+    it.pairwise()
+));
+accumulator!(
+    MomentAccumulator,
+    |it, batch| it.push(batch),
+    |it| <Self>::to_bytes(it).expect("no GPU is asked"),
+    |it| {
+        OF_MOMENTS.into_iter().for_each(|measure| numbers(it.pairwise(measure)));
+    }
+);
 // Of the first layer.
 accumulator!(
     ClassAccumulator,
@@ -87,6 +95,7 @@ accumulator!(
         let labels: Vec<usize> = (0..batch[0].nrows()).map(|i| i % 2).collect();
         it.push(&batch[0], &labels)
     },
+    |it| <Self>::to_bytes(it),
     |it| drop((it.means(), it.collapse(), it.nc3(good(2, 3).view())))
 );
 
@@ -290,7 +299,9 @@ fn readers() -> [Reader; 4] {
 fn states() -> Result<Vec<(usize, Vec<u8>)>> {
     let mut states = vec![(0, means()?.to_bytes()), (3, classes()?.to_bytes())];
     states.extend(cosines()?.iter().map(|cosines| (1, cosines.to_bytes())));
-    states.extend(moments()?.iter_mut().map(|moments| (2, moments.to_bytes())));
+    for mut moments in moments()? {
+        states.push((2, moments.to_bytes()?));
+    }
     Ok(states)
 }
 

@@ -280,7 +280,7 @@ fn accumulators_of_an_offset_of_1e4_in_f32_lose_no_digits() -> Result<(), Error>
         moments.push(&batch)?;
         let mut part = MomentAccumulator::new(&widths)?;
         part.push(&batch)?;
-        merged.merge(MomentAccumulator::from_bytes(&part.to_bytes())?)?;
+        merged.merge(MomentAccumulator::from_bytes(&part.to_bytes()?)?)?;
         means.push(&batch)?;
         let mut part = MeanAccumulator::new(&widths)?;
         part.push(&batch)?;

@@ -138,7 +138,7 @@ fn the_order_of_merging_does_not_show() -> Result<()> {
             .map(|parts| {
                 let mut half = MomentAccumulator::new(&widths(&layers))?;
                 for part in parts {
-                    half.merge(MomentAccumulator::from_bytes(&part.clone().to_bytes())?)?;
+                    half.merge(MomentAccumulator::from_bytes(&part.clone().to_bytes()?)?)?;
                 }
                 Ok(half)
             })
@@ -176,7 +176,7 @@ fn two_stacks() -> Result<()> {
         between
             .push(&layers.iter().map(|layer| layer.slice(s![start..start + 50, ..])).collect::<Vec<_>>())?;
     }
-    let mut read = MomentAccumulator::from_bytes(&between.to_bytes())?;
+    let mut read = MomentAccumulator::from_bytes(&between.to_bytes()?)?;
     for measure in OF_MOMENTS {
         let want = pairwise_between(left, right, measure)?;
         close(&format!("{measure:?}"), &between.pairwise(measure)?, &want, TOLERANCE);
