@@ -5,11 +5,8 @@
 
 mod cases;
 
-use std::time::Duration;
-
-use candle_core::{DType, Device::Cpu, Var};
+use candle_core::{DType, Var};
 use clap::Parser;
-use criterion::Criterion;
 use layerwise::{
     models::Params,
     ops::init,
@@ -17,7 +14,7 @@ use layerwise::{
 };
 use serde_json::json;
 
-use crate::cases::{Measured, Timing, peak_rss_mib, run, timed};
+use crate::cases::{Measured, Peak, Timing, criterion, device, finished, run, timed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -33,23 +30,22 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn bench() -> anyhow::Result<()> {
-    let mut criterion = Criterion::default().configure_from_args().sample_size(20);
+    let mut criterion = criterion(20, (3, 5));
     let mut group = criterion.benchmark_group("adamw");
-    group.measurement_time(Duration::from_secs(5));
     let mut step = step()?;
-    group.bench_function("20M", |bencher| bencher.iter(|| step().expect("a step")));
+    group.bench_function("20M", |bencher| bencher.iter(|| finished(&mut step).expect("a step")));
     group.finish();
     criterion.final_summary();
     Ok(())
 }
 
 fn step() -> anyhow::Result<impl FnMut() -> anyhow::Result<()>> {
-    let mut rng = init::rng(0);
+    let (mut rng, device) = (init::rng(0), device()?);
     let (mut params, mut gradients) = (Params::default(), Gradients::new());
     for i in 0..20 {
         let name = format!("{i}");
-        params.insert(name.clone(), Var::zeros((1000, 1000), DType::F32, &Cpu)?);
-        gradients.insert(name, init::normal(&mut rng, (1000, 1000), 1., &Cpu)?);
+        params.insert(name.clone(), Var::zeros((1000, 1000), DType::F32, device)?);
+        gradients.insert(name, init::normal(&mut rng, (1000, 1000), 1., device)?);
     }
     let mut optimiser = AdamW::new(&params, Default::default())?;
     Ok(move || Ok(optimiser.step(&params, &gradients, StepScale::default())?))
@@ -58,5 +54,5 @@ fn step() -> anyhow::Result<impl FnMut() -> anyhow::Result<()>> {
 fn measure(args: &Args) -> anyhow::Result<Measured> {
     let (seconds, ()) = timed(&args.timing, step()?)?;
     let more = json!({ "case": "adamw", "mode": "train" });
-    Ok(Measured { seconds, peak_rss_mib: peak_rss_mib()?, more })
+    Ok(Measured { seconds, peak: Peak::now()?, more })
 }

@@ -14,9 +14,8 @@ mod cases;
 use std::{collections::BTreeMap, ops::ControlFlow, path::PathBuf, time::Instant};
 
 use anyhow::{Result, ensure};
-use candle_core::Device::Cpu;
 use clap::Parser;
-use criterion::{BenchmarkId, Criterion, Throughput};
+use criterion::{BenchmarkId, Throughput};
 use layerwise::{
     data::{TokenBlocks, most_frequent, text_file},
     exit::{
@@ -31,7 +30,7 @@ use layerwise_example_common::{
 };
 use serde_json::json;
 
-use self::cases::{Measured, Timing, median};
+use self::cases::{Measured, Peak, Timing, device, median};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -94,7 +93,7 @@ struct Way {
 }
 
 fn line(flags: &Flags) -> Result<Measured> {
-    let (model, bpe) = open_language_model(&flags.model, &Cpu)?;
+    let (model, bpe) = open_language_model(&flags.model, device()?)?;
     let model = model.packed()?;
     let depth = model.depth();
     let ids = bpe.ids(&text_file(&flags.text)?)?;
@@ -114,7 +113,7 @@ fn line(flags: &Flags) -> Result<Measured> {
     }
     let words = most_frequent(learned_from, flags.words);
     let blocks = TokenBlocks::new(learned_from.to_vec(), model.config().n_positions.min(256))?;
-    let gate = Thresholds::common(Signal::Gate(gate(&model, &blocks, &Cpu)?), 0.9, depth);
+    let gate = Thresholds::common(Signal::Gate(gate(&model, &blocks, device()?)?), 0.9, depth);
     let confidence = Thresholds::common(Signal::MaxProbability, 0.9, depth);
     let saturation = Thresholds::common(Signal::Saturation, 0.97, depth);
     let cut = FixedDepth(depth / 2);
@@ -182,11 +181,11 @@ fn line(flags: &Flags) -> Result<Measured> {
     let all: BTreeMap<String, serde_json::Value> = ways.iter().zip(&measured).map(told).collect();
     let more = json!({ "model": flags.model.file_name().map(|name| name.to_string_lossy()), "batch": flags.batch, "groups": flags.groups,
         "prompt": flags.prompt, "tokens": flags.tokens, "temperature": flags.temperature, "ways": all, "said": full.said });
-    Ok(Measured { seconds: full.seconds.clone(), peak_rss_mib: cases::peak_rss_mib()?, more })
+    Ok(Measured { seconds: full.seconds.clone(), peak: Peak::now()?, more })
 }
 
 fn bench() -> Result<()> {
-    let model = Gpt2::new(language_model(Preset::Small, 4096), &mut init::rng(0), &Cpu)?.packed()?;
+    let model = Gpt2::new(language_model(Preset::Small, 4096), &mut init::rng(0), device()?)?.packed()?;
     let depth = model.depth();
     let confidence = Thresholds::common(Signal::MaxProbability, 0.9, depth);
     let saturation = Thresholds::common(Signal::Saturation, 1., depth);
@@ -197,7 +196,7 @@ fn bench() -> Result<()> {
         ("checked by saturation", Decoding::Leave { policy: &saturation, words: None }),
         ("drafts", Decoding::Speculate(drafts)),
     ];
-    let mut criterion = Criterion::default().configure_from_args().sample_size(10);
+    let mut criterion = cases::criterion(10, (3, 5));
     let mut group = criterion.benchmark_group("decode");
     let config = GenerationConfig { max_new_tokens: 32, sampling: Sampling::GREEDY, ..Default::default() };
     for batch in [1, 8] {

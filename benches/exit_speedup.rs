@@ -19,17 +19,17 @@ mod cases;
 use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device::Cpu, Tensor};
 use clap::Parser;
-use criterion::{BenchmarkGroup, BenchmarkId, Criterion, measurement::WallTime};
+use criterion::{BenchmarkGroup, BenchmarkId, measurement::WallTime};
 use layerwise::{
     exit::{
-        Check, Compaction, CostTable, Engine, FixedDepth, Policy, PoolConfig, Random, Reads, ServeConfig,
-        Signal, Thresholds, Verdict, flop_ratio, histogram, layer_ratio, leave_early, measure, serve,
+        Compaction, CostTable, Engine, FixedDepth, Policy, PoolConfig, ServeConfig, Signal, Thresholds,
+        flop_ratio, histogram, layer_ratio, leave_early, measure, serve,
     },
     models::{Batch, Tapped, Vit},
     ops::init,
@@ -43,12 +43,13 @@ use layerwise_example_common::{
 };
 use serde_json::json;
 
-use self::cases::{Case, Measured, Timing, Use};
+use self::cases::{Case, Measured, Numbers, Peak, Timing, Use, device, drawn::Drawn, finished};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const BATCHES: [usize; 4] = [1, 16, 64, 256];
+const BATCHES_OF_A_GPU: [usize; 4] = [1, 64, 256, 1024];
 /// Of requests with one sample each, and the batch that they are compared with.
 const CLIENTS: usize = 64;
 const THRESHOLD: f64 = 0.9;
@@ -112,7 +113,7 @@ fn line(flags: &Flags) -> Result<Measured> {
         engine(&none, Compaction::Always),
     ];
     let mut reports = measure(&model, batches, &engines, flags.timing.rounds)?;
-    let peak_rss_mib = cases::peak_rss_mib()?;
+    let peak = Peak::now()?;
     let full = reports.pop().context("no report")?;
     let profitable = &reports[0];
     let names = ["profitable", "always", "never", "cut"];
@@ -130,7 +131,7 @@ fn line(flags: &Flags) -> Result<Measured> {
         more["pools"] = json!(pools(&model, &policy, &costs, &images, flags.timing.rounds)?);
     }
     let seconds = labels.len() as f64 / profitable.samples_per_s;
-    Ok(Measured { seconds: vec![seconds], peak_rss_mib, more })
+    Ok(Measured { seconds: vec![seconds], peak, more })
 }
 
 /// Samples a second of pools that `CLIENTS` threads ask for one sample each, over those of the engine in batches of as many: the median of the
@@ -202,45 +203,17 @@ fn ask_all(
     })
 }
 
-/// Reads logits as the paper's policy does, and lets samples leave as they are drawn.
-#[derive(Debug)]
-struct Drawn {
-    read: Thresholds,
-    draw: Random,
-}
-
-impl Drawn {
-    fn new(weights: Vec<f64>) -> Self {
-        Self {
-            read: Thresholds::common(Signal::MaxProbability, 1., weights.len()),
-            draw: Random { seed: 0, weights },
-        }
-    }
-}
-
-impl Policy for Drawn {
-    fn validate(&self, depth: usize) -> layerwise::exit::Result<()> {
-        self.draw.validate(depth)
-    }
-
-    fn reads(&self, layer: usize, depth: usize) -> Reads {
-        self.read.reads(layer, depth)
-    }
-
-    fn verdict(&self, check: &Check<'_>) -> layerwise::exit::Result<Verdict> {
-        self.read.verdict(check)?;
-        self.draw.verdict(check)
-    }
-}
-
 fn bench() -> Result<()> {
-    let mut criterion = Criterion::default().configure_from_args().sample_size(10);
+    let mut criterion = cases::criterion(10, (1, 3));
     let mut group = criterion.benchmark_group("exit_speedup");
-    group.measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1));
+    let (cases, batches) = match device()?.is_cuda() {
+        true => ([Case::Vit384, Case::Bert384], BATCHES_OF_A_GPU),
+        false => ([Case::Vit192, Case::Bert384], BATCHES),
+    };
     let (model, images) =
         match (std::env::var_os("LAYERWISE_TRAINED"), std::env::var_os("LAYERWISE_TRAINED_DATA")) {
             (Some(model), Some(data)) => {
-                let (model, images, _) = trained(Path::new(&model), Path::new(&data), BATCHES[3])?;
+                let (model, images, _) = trained(Path::new(&model), Path::new(&data), batches[3])?;
                 (model, images)
             }
             (None, None) => aligned_digits()?,
@@ -249,14 +222,15 @@ fn bench() -> Result<()> {
     let policy = Thresholds::common(Signal::MaxProbability, THRESHOLD, model.depth());
     let layers = leave_early(&model, &images, &policy)?.layer;
     let trained: Vec<f64> = histogram(&layers, model.depth()).iter().map(|&count| count as f64).collect();
-    for rows in BATCHES {
+    let held_out = images.rows()?;
+    for rows in batches.into_iter().filter(|&rows| rows <= held_out) {
         compare(&mut group, "trained", &model, &first(&images, rows)?, &policy)?;
     }
-    for case in [Case::Vit192, Case::Bert384] {
-        let loaded = case.load(BATCHES[3], Use::Serve)?;
+    for case in cases {
+        let loaded = case.load(batches[3], Use::Serve, Numbers::F32)?;
         for (name, weights) in [("uniform", vec![1.; case.depth()]), ("as-trained", trained.clone())] {
             let (name, policy) = (format!("{}/{name}", case.name()), Drawn::new(weights));
-            for rows in BATCHES {
+            for rows in batches {
                 compare(&mut group, &name, &*loaded.model, &first(&loaded.batch, rows)?, &policy)?;
             }
         }
@@ -292,7 +266,7 @@ fn compare(
     for (engine, policy, compaction) in engines {
         let engine_of = Engine { policy, compaction };
         group.bench_function(BenchmarkId::new(format!("{name}/{engine}"), rows), |bencher| {
-            bencher.iter(|| engine_of.run(model, batch).expect("a batch"));
+            bencher.iter(|| finished(|| Ok(engine_of.run(model, batch)?)).expect("a batch"));
         });
     }
     if rows == CLIENTS {
@@ -329,24 +303,27 @@ fn batches<'a>(
 ) -> impl Iterator<Item = candle_core::Result<(Batch, Tensor)>> + 'a {
     (0..labels.len()).step_by(size.max(1)).map(move |start| {
         let rows = size.min(labels.len() - start);
-        Ok((images.inputs.narrow(0, start, rows)?.into(), Tensor::new(&labels[start..start + rows], &Cpu)?))
+        Ok((
+            images.inputs.narrow(0, start, rows)?.into(),
+            Tensor::new(&labels[start..start + rows], images.inputs.device())?,
+        ))
     })
 }
 
 /// A packed model of a folder, and the first images of its data set that were held out.
 fn trained(model: &Path, data: &Path, images: usize) -> Result<(Vit, Batch, Vec<u32>)> {
-    let vit = Vit::load(model, &Cpu)?.packed()?;
+    let vit = Vit::load(model, device()?)?.packed()?;
     let input = Input::open(Some(data), Some(images), model, vit.config())?;
     let labels = input.labels().with_context(|| format!("{}: no labels", data.display()))?.to_vec();
-    let parts = labelled(&input, labels.len(), 100, &Cpu).map(|batch| Ok(batch?.0.inputs));
+    let parts = labelled(&input, labels.len(), 100, device()?).map(|batch| Ok(batch?.0.inputs));
     let images = Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
     Ok((vit, images.into(), labels))
 }
 
 /// A 12-layer ViT after 40 epochs of the alternating objective on the digits, and 256 of the images that it did not see.
 fn aligned_digits() -> Result<(Vit, Batch)> {
-    let data = embedded_digits(usize::MAX, &Cpu)?;
-    let vit = Vit::new(digits_vit(), &mut init::rng(0), &Cpu)?;
+    let data = embedded_digits(usize::MAX, device()?)?;
+    let vit = Vit::new(digits_vit(), &mut init::rng(0), device()?)?;
     let settings =
         TrainConfig { epochs: 40, batch_size: 48, schedule: Schedule::OneCycle, ..Default::default() };
     train(&vit, vit.params(), &data, &settings, None, Hooks::default())?;

@@ -1,20 +1,18 @@
 //! Products of a few rows with weights that do not fit the second-level cache: what a text that is written one token at a time consists of.
 //!
 //! With `--json` the bench times itself and prints one line, beside candle's product and what reading the weights takes:
-//! `--json --threads 1 --number 8`.
+//! `--json --threads 1 --number 8`. Of the CPU: weights are packed nowhere else.
 
 mod cases;
-
-use std::time::Duration;
 
 use anyhow::Context;
 use candle_core::{Device::Cpu, Tensor};
 use clap::Parser;
-use criterion::{Criterion, Throughput};
+use criterion::Throughput;
 use layerwise::ops::{Affine, PackedExit, init};
 use serde_json::json;
 
-use crate::cases::{Measured, Timing, gemm_gflops, median, peak_rss_mib, run, timed};
+use crate::cases::{Measured, Numbers, Peak, Timing, criterion, gemm_gflops, median, run, timed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -53,9 +51,8 @@ fn all(xs: &Tensor, packed: &[PackedExit]) -> anyhow::Result<()> {
 
 fn bench() -> anyhow::Result<()> {
     let packed = packed(&weights()?)?;
-    let mut criterion = Criterion::default().configure_from_args().sample_size(20);
+    let mut criterion = criterion(20, (3, 2));
     let mut group = criterion.benchmark_group("few_rows");
-    group.measurement_time(Duration::from_secs(2));
     group.throughput(Throughput::Bytes((4 * WEIGHTS * OUTPUTS * INPUTS) as u64));
     for rows in [1, 4, 8, 12, 16, 24, 96] {
         let xs = init::normal(&mut init::rng(1), (rows, INPUTS), 1., &Cpu)?;
@@ -73,15 +70,15 @@ fn measure(args: &Args) -> anyhow::Result<Measured> {
     let packed = packed(&weights)?;
     let xs = init::normal(&mut init::rng(1), (args.number, INPUTS), 1., &Cpu)?;
     let (seconds, ()) = timed(&args.timing, || all(&xs, &packed))?;
-    let peak_rss_mib = peak_rss_mib()?;
+    let peak = Peak::now()?;
     let transposed = weights.iter().map(Tensor::t).collect::<candle_core::Result<Vec<_>>>()?;
     let candle = || transposed.iter().try_for_each(|weight| Ok(xs.matmul(weight).map(|_| ())?));
     let (candle, ()) = timed(&args.timing, candle)?;
     // As fast as the weights are read: a row asks for no arithmetic to speak of.
     let one = xs.narrow(0, 0, 1)?;
     let (memory, ()) = timed(&args.timing, || all(&one, &packed))?;
-    let arithmetic = 2e-9 * (args.number * WEIGHTS * OUTPUTS * INPUTS) as f64 / gemm_gflops()?;
+    let arithmetic = 2e-9 * (args.number * WEIGHTS * OUTPUTS * INPUTS) as f64 / gemm_gflops(Numbers::F32)?;
     let more = json!({ "case": "few_rows", "rows": args.number, "candle_s": median(&candle), "one_row_s": median(&memory),
         "arithmetic_s": arithmetic });
-    Ok(Measured { seconds, peak_rss_mib, more })
+    Ok(Measured { seconds, peak, more })
 }

@@ -5,14 +5,19 @@
 
 mod cases;
 
-use std::time::Duration;
-
+use candle_core::Tensor;
 use clap::Parser;
-use criterion::{BenchmarkId, Criterion};
-use layerwise::models::{Pass, tap};
+use criterion::BenchmarkId;
+use layerwise::{
+    exit::leave_early,
+    models::{Pass, tap},
+};
 use serde_json::json;
 
-use crate::cases::{Bench, Case, Measured, Timing, Use, gemm_gflops, peak_rss_mib, run, timed};
+use crate::cases::{
+    Bench, Case, Measured, Numbers, Peak, Timing, Use, criterion, device, drawn::Drawn, finished,
+    gemm_gflops, run, timed,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -25,6 +30,11 @@ struct Args {
     case: Case,
     #[arg(long, default_value_t = 8)]
     batch: usize,
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Numbers,
+    /// Samples leave after layers that are drawn, each as likely; heads are computed and read after every layer.
+    #[arg(long)]
+    exits: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -32,15 +42,18 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn bench() -> anyhow::Result<()> {
-    let mut criterion = Criterion::default().configure_from_args().sample_size(10);
+    let mut criterion = criterion(10, (3, 8));
     let mut group = criterion.benchmark_group("inference");
-    group.measurement_time(Duration::from_secs(8));
+    let batches: &[usize] = if device()?.is_cuda() { &[1, 64, 256, 1024] } else { &[1, 8, 64] };
     for case in [Case::Vit384Small, Case::Vit384, Case::Bert384] {
-        for rows in [1, 8, 64] {
-            let bench = case.load(rows, Use::Serve)?;
-            group.bench_function(BenchmarkId::new(case.name(), rows), |bencher| {
-                bencher.iter(|| tap::forward(&*bench.model, &bench.batch, Pass::EVAL).expect("logits"));
-            });
+        for &numbers in Numbers::of_models()? {
+            for &rows in batches {
+                let bench = case.load(rows, Use::Serve, numbers)?;
+                let id = BenchmarkId::new(case.name() + numbers.in_name(), rows);
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| finished(|| full(&bench)).expect("logits"));
+                });
+            }
         }
     }
     group.finish();
@@ -48,15 +61,24 @@ fn bench() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn full(Bench { model, batch, .. }: &Bench) -> anyhow::Result<Tensor> {
+    Ok(tap::forward(&**model, batch, Pass::EVAL)?)
+}
+
 fn measure(args: &Args) -> anyhow::Result<Measured> {
-    let Bench { model, batch, .. } = args.case.load(args.batch, Use::Serve)?;
-    let (seconds, _) = timed(&args.timing, || Ok(tap::forward(&*model, &batch, Pass::EVAL)?))?;
-    let peak_rss_mib = peak_rss_mib()?;
+    let bench = args.case.load(args.batch, Use::Serve, args.dtype)?;
+    let drawn = Drawn::new(vec![1.; args.case.depth()]);
+    let (seconds, _) = timed(&args.timing, || match args.exits {
+        true => Ok(leave_early(&*bench.model, &bench.batch, &drawn)?.logits),
+        false => full(&bench),
+    })?;
+    let peak = Peak::now()?;
     let more = json!({
         "case": args.case.name(),
-        "mode": "infer",
+        "mode": if args.exits { "exits" } else { "infer" },
         "batch": args.batch,
-        "limit_s": args.case.gflop(args.batch, 1) / gemm_gflops()?,
+        "dtype": args.dtype,
+        "limit_s": (!args.exits).then_some(args.case.gflop(args.batch, 1) / gemm_gflops(args.dtype)?),
     });
-    Ok(Measured { seconds, peak_rss_mib, more })
+    Ok(Measured { seconds, peak, more })
 }

@@ -11,14 +11,14 @@
 mod cases;
 
 use anyhow::{Context, Result};
-use candle_core::{Device::Cpu, Tensor, Var, backprop::GradStore};
+use candle_core::{Tensor, Var, backprop::GradStore};
 use clap::{Parser, ValueEnum};
-use criterion::{BenchmarkId, Criterion};
+use criterion::BenchmarkId;
 use layerwise::ops::{self, MultiExit, init, multi_exit_linear_cross_entropy};
 use layerwise_example_common::memory::status_mib;
 use serde_json::json;
 
-use self::cases::{Measured, Timing, gemm_gflops, peak_rss_mib, timed};
+use self::cases::{Measured, Numbers, Peak, Timing, device, finished, gemm_gflops, timed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -52,6 +52,8 @@ struct Flags {
     /// Rows whose logits are in memory at once.
     #[arg(long)]
     chunk: Option<usize>,
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Numbers,
 }
 
 fn main() -> Result<()> {
@@ -67,9 +69,12 @@ struct Inputs {
 
 impl Inputs {
     fn new(flags: &Flags) -> Result<Self> {
-        let Flags { width, vocabulary, exits, tokens, chunk, .. } = *flags;
-        let mut rng = init::rng(0);
-        let mut normal = |shape, std| Var::from_tensor(&init::normal(&mut rng, shape, std, &Cpu)?);
+        let Flags { width, vocabulary, exits, tokens, chunk, dtype, .. } = *flags;
+        dtype.choose();
+        let (mut rng, device) = (init::rng(0), device()?);
+        let mut normal = |shape, std| {
+            Var::from_tensor(&init::normal(&mut rng, shape, std, device)?.to_dtype(dtype.dtype())?)
+        };
         let depth = exits as f64;
         let config = MultiExit {
             exit_weights: (1..=exits).map(|l| 2. * l as f64 / (depth * (depth + 1.))).collect(),
@@ -78,7 +83,7 @@ impl Inputs {
         Ok(Self {
             features: (0..exits).map(|_| normal((tokens, width), 1.)).collect::<Result<_, _>>()?,
             weight: normal((vocabulary, width), 0.02)?,
-            targets: Tensor::from_iter((0..tokens).map(|i| (i * 7919 % vocabulary) as u32), &Cpu)?,
+            targets: Tensor::from_iter((0..tokens).map(|i| (i * 7919 % vocabulary) as u32), device)?,
             config: MultiExit { chunk: chunk.unwrap_or(config.chunk), ..config },
         })
     }
@@ -116,41 +121,36 @@ fn line(flags: &Flags) -> Result<Measured> {
     let base_rss_mib = status_mib("VmRSS").context("no VmRSS")?;
     let inputs = Inputs::new(flags)?;
     let (seconds, _) = timed(&flags.timing, || inputs.step(flags.form))?;
-    let peak_rss_mib = peak_rss_mib()?;
-    let Flags { width, vocabulary, exits, tokens, .. } = *flags;
+    let peak = Peak::now()?;
+    let Flags { width, vocabulary, exits, tokens, dtype, .. } = *flags;
     let products = if flags.form == Form::Forward { 2. } else { 6. };
     let gflop = products * (exits * tokens * width) as f64 * vocabulary as f64 * 1e-9;
-    let inputs_mib = ((vocabulary + exits * tokens) * width * 4) as f64 / f64::from(1 << 20);
+    let inputs_mib =
+        ((vocabulary + exits * tokens) * width * dtype.dtype().size_in_bytes()) as f64 / f64::from(1 << 20);
     // Gradients are as large.
     let both = if flags.form == Form::Forward { 1. } else { 2. };
     let more = json!({ "form": format!("{:?}", flags.form).to_lowercase(), "width": width, "vocabulary": vocabulary, "exits": exits,
-        "tokens": tokens, "limit_s": gflop / gemm_gflops()?, "inputs_mib": inputs_mib,
-        "extra_mib": peak_rss_mib - base_rss_mib - both * inputs_mib });
-    Ok(Measured { seconds, peak_rss_mib, more })
+        "tokens": tokens, "dtype": dtype, "limit_s": gflop / gemm_gflops(dtype)?, "inputs_mib": inputs_mib,
+        "extra_mib": peak.device_mib.unwrap_or(peak.rss_mib - base_rss_mib) - both * inputs_mib });
+    Ok(Measured { seconds, peak, more })
 }
 
 fn bench() -> Result<()> {
-    let mut criterion = Criterion::default().configure_from_args().sample_size(10);
+    let mut criterion = cases::criterion(10, (3, 5));
     let mut group = criterion.benchmark_group("multi_exit_loss");
-    let flags = Flags::parse_from([
-        "multi_exit_loss",
-        "--width",
-        "256",
-        "--vocabulary",
-        "4096",
-        "--exits",
-        "8",
-        "--tokens",
-        "512",
-    ]);
-    let inputs = Inputs::new(&flags)?;
-    for form in [Form::Fused, Form::Forward, Form::Logits, Form::Stock] {
-        group.bench_function(
-            BenchmarkId::new(format!("{form:?}").to_lowercase(), "8x512x256x4096"),
-            |bencher| {
-                bencher.iter(|| inputs.step(form).expect("a loss"));
-            },
-        );
+    // Of GPT-2 small on a GPU.
+    let [exits, tokens, width, vocabulary] =
+        if device()?.is_cuda() { [12, 2048, 768, 50_257] } else { [8, 512, 256, 4096] };
+    for &dtype in Numbers::here()? {
+        let flags =
+            Flags { exits, tokens, width, vocabulary, dtype, ..Flags::parse_from(["multi_exit_loss"]) };
+        let inputs = Inputs::new(&flags)?;
+        for form in [Form::Fused, Form::Forward, Form::Logits, Form::Stock] {
+            let size = format!("{exits}x{tokens}x{width}x{vocabulary}{}", dtype.in_name());
+            group.bench_function(BenchmarkId::new(format!("{form:?}").to_lowercase(), size), |bencher| {
+                bencher.iter(|| finished(|| inputs.step(form)).expect("a loss"));
+            });
+        }
     }
     group.finish();
     criterion.final_summary();

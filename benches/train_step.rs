@@ -5,10 +5,8 @@
 
 mod cases;
 
-use std::time::Duration;
-
 use clap::{Parser, ValueEnum};
-use criterion::{BenchmarkId, Criterion};
+use criterion::BenchmarkId;
 use layerwise::{
     models::Pass,
     ops::backward,
@@ -16,7 +14,9 @@ use layerwise::{
 };
 use serde_json::json;
 
-use crate::cases::{Bench, Case, Measured, Timing, Use, gemm_gflops, peak_rss_mib, run, timed};
+use crate::cases::{
+    Bench, Case, Measured, Numbers, Peak, Timing, Use, criterion, finished, gemm_gflops, run, timed,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -38,6 +38,8 @@ struct Args {
     /// Samples of a step; the case's own by default.
     #[arg(long)]
     batch: Option<usize>,
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Numbers,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -45,15 +47,15 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn bench() -> anyhow::Result<()> {
-    let mut criterion = Criterion::default().configure_from_args().sample_size(10);
+    let mut criterion = criterion(10, (3, 15));
     let mut group = criterion.benchmark_group("train_step");
-    group.measurement_time(Duration::from_secs(15));
-    for case in Case::value_variants() {
-        for (name, objective) in [("standard", Objective::Standard), ("aligned", Objective::Aligned)] {
-            let mut step = step(*case, objective, case.train_batch())?;
-            group.bench_function(BenchmarkId::new(name, case.name()), |bencher| {
-                bencher.iter(|| step().expect("a step"));
-            });
+    for case in Case::trained()? {
+        for &numbers in Numbers::of_models()? {
+            for (name, objective) in [("standard", Objective::Standard), ("aligned", Objective::Aligned)] {
+                let mut step = step((case, numbers), objective, case.train_batch()?)?;
+                let id = BenchmarkId::new(name, case.name() + numbers.in_name());
+                group.bench_function(id, |bencher| bencher.iter(|| finished(&mut step).expect("a step")));
+            }
         }
     }
     group.finish();
@@ -63,11 +65,11 @@ fn bench() -> anyhow::Result<()> {
 
 /// The step of one case: a closure that trains once and returns the loss.
 fn step(
-    case: Case,
+    (case, numbers): (Case, Numbers),
     objective: Objective,
     rows: usize,
 ) -> anyhow::Result<impl FnMut() -> anyhow::Result<f32>> {
-    let Bench { model, params, batch, labels } = case.load(rows, Use::Train)?;
+    let Bench { model, params, batch, labels } = case.load(rows, Use::Train, numbers)?;
     let objective = match objective {
         Objective::Standard => train::Objective::Standard,
         Objective::Aligned => train::Objective::Aligned { weights: Default::default() },
@@ -85,17 +87,18 @@ fn step(
 }
 
 fn measure(args: &Args) -> anyhow::Result<Measured> {
-    let batch = args.batch.unwrap_or(args.case.train_batch());
-    let (seconds, loss) = timed(&args.timing, step(args.case, args.objective, batch)?)?;
-    let peak_rss_mib = peak_rss_mib()?;
+    let batch = args.batch.map_or_else(|| args.case.train_batch(), Ok)?;
+    let (seconds, loss) = timed(&args.timing, step((args.case, args.dtype), args.objective, batch)?)?;
+    let peak = Peak::now()?;
     let exits = if args.objective == Objective::Aligned { args.case.depth() } else { 1 };
     let more = json!({
         "case": args.case.name(),
         "mode": "train",
         "objective": format!("{:?}", args.objective).to_lowercase(),
         "batch": batch,
-        "limit_s": 3. * args.case.gflop(batch, exits) / gemm_gflops()?,
+        "dtype": args.dtype,
+        "limit_s": 3. * args.case.gflop(batch, exits) / gemm_gflops(args.dtype)?,
         "loss": loss,
     });
-    Ok(Measured { seconds, peak_rss_mib, more })
+    Ok(Measured { seconds, peak, more })
 }

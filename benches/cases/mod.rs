@@ -2,20 +2,37 @@
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
+/// A model for its purpose and its parameters; what makes these of other numbers goes here.
+macro_rules! ready {
+    ($model:expr, $wanted:expr) => {{
+        let (model, (purpose, numbers)) = ($model, $wanted);
+        anyhow::ensure!(numbers.dtype() == candle_core::DType::F32, "models have parameters of f32");
+        let params = model.params().clone();
+        let model = if purpose == $crate::cases::Use::Serve { model.packed()? } else { model };
+        (Box::new(model), params)
+    }};
+}
+
 mod bert;
+mod device;
+pub(crate) mod drawn;
 mod gpt;
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, time::Duration};
 
-use anyhow::Context;
-use candle_core::{DType, Device::Cpu, Tensor};
+use anyhow::{Context, ensure};
+use candle_core::Tensor;
 use clap::{Args, Parser, ValueEnum};
+use criterion::Criterion;
 use layerwise::{
     models::{Batch, Params, Tapped, Vit, VitConfig},
     ops::{self, init},
 };
-use layerwise_example_common::{in_pool, memory::status_mib};
+use layerwise_example_common::{flags::DeviceFlag, in_pool, memory::status_mib};
 use serde_json::{Value, json};
+
+pub(crate) use self::device::{Numbers, Peak, device, finished};
+use self::gpt::{Gpt, SMALL};
 
 /// A model's shape, batch and number of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,6 +58,9 @@ pub(crate) enum Case {
     /// The same with the vocabulary of GPT-2, 50,257.
     #[value(name = "gpt_256_50k")]
     Gpt256Wide,
+    /// GPT-2 small: d = 768, 12 layers, 12 heads, 256 tokens, 50,257 words. For a GPU.
+    #[value(name = "gpt_768")]
+    Gpt768,
 }
 
 /// What a model is loaded for.
@@ -59,6 +79,16 @@ pub(crate) struct Bench {
 }
 
 impl Case {
+    /// What is trained to be measured on this device: all but the largest, or those that fill a GPU.
+    pub(crate) fn trained() -> anyhow::Result<Vec<Self>> {
+        let large = [Self::Vit384, Self::Bert384, Self::Gpt768];
+        Ok(if device()?.is_cuda() {
+            large.to_vec()
+        } else {
+            Self::value_variants().iter().copied().filter(|case| *case != Self::Gpt768).collect()
+        })
+    }
+
     pub(crate) fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
@@ -67,30 +97,40 @@ impl Case {
         if matches!(self, Self::Gpt256 | Self::Gpt256Long | Self::Gpt256Wide) { 8 } else { 12 }
     }
 
-    /// Samples of a training step.
-    pub(crate) fn train_batch(self) -> usize {
-        match self {
-            Self::Vit192 => 32,
-            Self::Vit384Small => 16,
-            Self::Vit384 | Self::Bert384 | Self::Gpt256 | Self::Gpt256Long | Self::Gpt256Wide => 8,
-        }
+    /// Samples of a training step on this device.
+    pub(crate) fn train_batch(self) -> anyhow::Result<usize> {
+        Ok(match (self, device()?.is_cuda()) {
+            (Self::Vit384, true) => 256,
+            (Self::Bert384, true) => 64,
+            (Self::Vit192, _) => 32,
+            (Self::Vit384Small, _) => 16,
+            _ => 8,
+        })
     }
 
-    /// The model and `rows` samples.
-    pub(crate) fn load(self, rows: usize, purpose: Use) -> anyhow::Result<Bench> {
+    /// The model, with parameters of these numbers, and `rows` samples.
+    pub(crate) fn load(self, rows: usize, purpose: Use, numbers: Numbers) -> anyhow::Result<Bench> {
+        ensure!(Numbers::here()?.contains(&numbers), "{numbers:?}: expected {:?} here", Numbers::here()?);
+        numbers.choose();
+        let wanted = (purpose, numbers);
         let (width, heads, image, patch) = match self {
             Self::Vit192 => (192, 3, 32, 4),
             Self::Vit384Small => (384, 6, 32, 4),
             Self::Vit384 => (384, 6, 224, 16),
-            Self::Bert384 => return bert::bench(rows, purpose),
-            Self::Gpt256 => return gpt::bench((rows, 128), 4096, purpose),
-            Self::Gpt256Long => return gpt::bench((rows, 256), 4096, purpose),
-            Self::Gpt256Wide => return gpt::bench((rows, 256), 50_257, purpose),
+            Self::Bert384 => return bert::bench(rows, wanted),
+            Self::Gpt256 => return SMALL.bench(rows, wanted),
+            Self::Gpt256Long => return Gpt { tokens: 256, ..SMALL }.bench(rows, wanted),
+            Self::Gpt256Wide => {
+                return Gpt { tokens: 256, vocabulary: 50_257, ..SMALL }.bench(rows, wanted);
+            }
+            Self::Gpt768 => {
+                let gpt = Gpt { width: 768, layers: 12, heads: 12, tokens: 256, vocabulary: 50_257 };
+                return gpt.bench(rows, wanted);
+            }
         };
         let (vit, batch, labels) = vit((width, heads), (image, patch), rows)?;
-        let params = vit.params().clone();
-        let model = if purpose == Use::Serve { vit.packed()? } else { vit };
-        Ok(Bench { model: Box::new(model), params, batch, labels })
+        let (model, params) = ready!(vit, wanted);
+        Ok(Bench { model, params, batch, labels })
     }
 
     /// Arithmetic of the matrix products of one forward pass, in 10^9 operations; a training step has three times that.
@@ -106,6 +146,7 @@ impl Case {
             Self::Gpt256 => (256., 8., 128., 0., 4096.),
             Self::Gpt256Long => (256., 8., 256., 0., 4096.),
             Self::Gpt256Wide => (256., 8., 256., 0., 50_257.),
+            Self::Gpt768 => (768., 12., 256., 0., 50_257.),
         };
         let block = 12. * d * d + 2. * tokens * d;
         2. * (depth * block + patch * d + exits as f64 * head * d) * tokens * rows as f64 * 1e-9
@@ -128,23 +169,31 @@ pub(crate) fn vit(
         num_labels: 10,
         ..Default::default()
     };
-    let mut rng = init::rng(0);
-    let pixels = init::normal(&mut rng, (rows, 3, image, image), 1., &Cpu)?;
-    let labels = Tensor::from_iter((0..rows as u32).map(|i| i % 10), &Cpu)?;
-    Ok((Vit::new(config, &mut rng, &Cpu)?, pixels.into(), labels))
+    let (mut rng, device) = (init::rng(0), device()?);
+    let pixels = init::normal(&mut rng, (rows, 3, image, image), 1., device)?;
+    let labels = Tensor::from_iter((0..rows as u32).map(|i| i % 10), device)?;
+    Ok((Vit::new(config, &mut rng, device)?, pixels.into(), labels))
 }
 
-/// What matrix products reach here at their best, in 10^9 operations a second, by a square one of 1024: the limit of
-/// everything that is made of them.
-pub(crate) fn gemm_gflops() -> anyhow::Result<f64> {
-    let xs = Tensor::ones((1024, 1024), DType::F32, &Cpu)?;
+/// What matrix products reach here at their best, in 10^9 operations a second, by a square one of 1024 (on a GPU 8192): the
+/// limit of everything that is made of them.
+pub(crate) fn gemm_gflops(numbers: Numbers) -> anyhow::Result<f64> {
+    numbers.choose();
+    let n = if device()?.is_cuda() { 8192 } else { 1024 };
+    let xs = Tensor::ones((n, n), numbers.dtype(), device()?)?;
     let mut best = f64::INFINITY;
     for _ in 0..10 {
         let start = std::time::Instant::now();
-        ops::linear(&xs, &xs, None)?;
+        finished(|| Ok(ops::linear(&xs, &xs, None)?))?;
         best = best.min(start.elapsed().as_secs_f64());
     }
-    Ok(2. * 1024f64.powi(3) * 1e-9 / best)
+    Ok(2. * (n as f64).powi(3) * 1e-9 / best)
+}
+
+/// Criterion with so many samples, and seconds to warm up and to measure a case, where its flags say nothing else.
+pub(crate) fn criterion(samples: usize, (warm_up, measured): (u64, u64)) -> Criterion {
+    let criterion = Criterion::default().sample_size(samples).warm_up_time(Duration::from_secs(warm_up));
+    criterion.measurement_time(Duration::from_secs(measured)).configure_from_args()
 }
 
 /// The most memory this process has held, from Linux.
@@ -183,14 +232,16 @@ pub(crate) fn run<A: Parser + Sync>(
     let threads = timing(&args).threads;
     in_pool(Some(threads), || {
         let base_rss_mib = peak_rss_mib()?;
-        let Measured { seconds, peak_rss_mib, more } = line(&args)?;
+        let Measured { seconds, peak, more } = line(&args)?;
         let mut line = json!({
             "engine": concat!("layerwise ", env!("CARGO_PKG_VERSION")),
             "threads": threads,
             "median_s": median(&seconds),
             "seconds": seconds,
             "base_rss_mib": base_rss_mib,
-            "peak_rss_mib": peak_rss_mib,
+            "peak_rss_mib": peak.rss_mib,
+            "device": DeviceFlag::from_env()?.to_string(),
+            "peak_device_mib": peak.device_mib,
         });
         if let (Some(line), Value::Object(more)) = (line.as_object_mut(), more) {
             line.extend(more);
@@ -204,7 +255,7 @@ pub(crate) fn run<A: Parser + Sync>(
 pub(crate) struct Measured {
     pub(crate) seconds: Vec<f64>,
     /// Before anything else was computed to be told beside it.
-    pub(crate) peak_rss_mib: f64,
+    pub(crate) peak: Peak,
     /// Further keys of the line.
     pub(crate) more: Value,
 }
@@ -215,12 +266,12 @@ pub(crate) fn timed<T>(
     mut f: impl FnMut() -> anyhow::Result<T>,
 ) -> anyhow::Result<(Vec<f64>, T)> {
     for _ in 0..timing.warmup {
-        f()?;
+        finished(&mut f)?;
     }
     let mut seconds = Vec::new();
     loop {
         let start = std::time::Instant::now();
-        let last = f()?;
+        let last = finished(&mut f)?;
         seconds.push(start.elapsed().as_secs_f64());
         if seconds.len() >= timing.rounds {
             return Ok((seconds, last));

@@ -10,14 +10,13 @@ import argparse
 import json
 import statistics
 import sys
-import time
 import traceback
 from pathlib import Path
 
 import torch
 import transformers
 
-from torch_case import peak_rss_mib
+from torch_case import add_device, measure, numbers, peak_device_mib, peak_rss_mib, use_torch
 
 
 def assistant(model, layer, drafts):
@@ -45,24 +44,24 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    add_device(parser)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    use_torch(args)
     transformers.utils.logging.set_verbosity_error()
     try:
         base = peak_rss_mib()
-        model = transformers.GPT2LMHeadModel.from_pretrained(args.model).eval()
+        model = transformers.GPT2LMHeadModel.from_pretrained(args.model).eval().to(args.device, numbers(torch, args))
         prompts = json.loads(args.prompts.read_text())
-        groups = [torch.tensor(prompts[i : i + args.batch]) for i in range(0, len(prompts), args.batch)]
+        groups = [torch.tensor(prompts[i : i + args.batch], device=args.device) for i in range(0, len(prompts), args.batch)]
         how = {"do_sample": False, "max_new_tokens": args.tokens, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
         if args.engine == "drafts":
-            how |= {"assistant_model": assistant(model, args.layer, args.drafts)}
-        seconds, said = [], []
-        for round in range(args.warmup + args.rounds):
-            start = time.perf_counter()
-            with torch.inference_mode():
-                said = [model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].tolist() for ids in groups]
-            if round >= args.warmup:
-                seconds.append(time.perf_counter() - start)
+            how |= {"assistant_model": assistant(model, args.layer, args.drafts).to(args.device)}
+
+        def step():
+            return [model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].tolist() for ids in groups]
+
+        with torch.inference_mode():
+            seconds, said = measure(step, args)
     except Exception as error:
         traceback.print_exc()
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
@@ -72,12 +71,15 @@ def main():
         "engine": f"PyTorch {torch.__version__}, transformers {transformers.__version__}",
         "batch": args.batch,
         "threads": args.threads,
+        "device": args.device,
+        "dtype": args.dtype,
         "median_s": statistics.median(seconds),
         "seconds": seconds,
         "tokens_per_s": sum(map(len, said)) / statistics.median(seconds),
         "said": said,
         "base_rss_mib": base,
         "peak_rss_mib": peak_rss_mib(),
+        "peak_device_mib": peak_device_mib(args),
     }))
 
 

@@ -15,11 +15,11 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from torch_case import measure, onnx_session, peak_rss_mib, use_torch
+from torch_case import add_device, measure, numbers, onnx_session, peak_device_mib, peak_rss_mib, use_torch
 
 
 def load(args):
-    torch = use_torch(args.threads)
+    torch = use_torch(args)
     from safetensors.torch import load_file
     from transformers import ViTForImageClassification
 
@@ -27,8 +27,9 @@ def load(args):
     if exits.exists() and [json.loads(exits.read_text()).get(key, "shared") for key in ("exit_norm", "heads")] != ["shared"] * 2:
         raise ValueError(f"{exits}: only models with one norm and one head for all exits are measured here")
     model = ViTForImageClassification.from_pretrained(args.model, attn_implementation="sdpa").eval()
+    model = model.to(args.device, numbers(torch, args))
     tensors = load_file(args.inputs)
-    images, labels = tensors["images"], tensors["labels"]
+    images, labels = tensors["images"].to(args.device, numbers(torch, args)), tensors["labels"].to(args.device)
     if len(images) % args.batch:
         raise ValueError(f"{len(images)} images are not whole batches of {args.batch}")
     return torch, model, images, labels
@@ -43,8 +44,8 @@ def run(torch, model, images, threshold):
         for layer in layers:
             hidden = layer(hidden, None)
         return head(hidden)
-    answers = torch.empty(len(images), model.config.num_labels)
-    rows = torch.arange(len(images))
+    answers = images.new_empty(len(images), model.config.num_labels)
+    rows = torch.arange(len(images), device=images.device)
     for number, layer in enumerate(layers, 1):
         hidden = layer(hidden, None)
         logits = head(hidden)
@@ -118,7 +119,10 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=1, help="passes before the clock starts")
     parser.add_argument("--rounds", type=int, default=3, help="timed passes")
+    add_device(parser)
     args = parser.parse_args()
+    if args.engine == "onnx" and (args.device, args.dtype) != ("cpu", "f32"):
+        parser.error("onnx is measured on the CPU in f32")
     try:
         engine, base, seconds, (accuracy, images) = (time_onnx if args.engine == "onnx" else time_torch)(args)
     except Exception as error:
@@ -129,12 +133,15 @@ def main():
         "engine": engine,
         "batch": args.batch,
         "threads": args.threads,
+        "device": args.device,
+        "dtype": args.dtype,
         "median_s": statistics.median(seconds),
         "seconds": seconds,
         "accuracy": accuracy,
         "images": images,
         "base_rss_mib": base,
         "peak_rss_mib": peak_rss_mib(),
+        "peak_device_mib": peak_device_mib(args),
     }))
 
 

@@ -10,14 +10,13 @@ import argparse
 import json
 import statistics
 import sys
-import time
 import traceback
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from torch_case import peak_rss_mib
+from torch_case import add_device, measure, numbers, peak_device_mib, peak_rss_mib, use_torch
 
 
 def step(form, features, weight, targets, weights, chunk):
@@ -47,35 +46,36 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    add_device(parser)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    use_torch(args)
+    dtype = numbers(torch, args)
     try:
         base = peak_rss_mib()
-        features = [torch.randn(args.tokens, args.width, requires_grad=True) for _ in range(args.exits)]
-        weight = (0.02 * torch.randn(args.vocabulary, args.width)).requires_grad_()
-        targets = torch.arange(args.tokens) * 7919 % args.vocabulary
+        features = [torch.randn(args.tokens, args.width, device=args.device, dtype=dtype, requires_grad=True) for _ in range(args.exits)]
+        weight = (0.02 * torch.randn(args.vocabulary, args.width, device=args.device)).to(dtype).requires_grad_()
+        targets = torch.arange(args.tokens, device=args.device) * 7919 % args.vocabulary
         weights = [2 * l / (args.exits * (args.exits + 1)) for l in range(1, args.exits + 1)]
-        seconds = []
-        for round in range(args.warmup + args.rounds):
-            start = time.perf_counter()
-            step(args.form, features, weight, targets, weights, args.chunk)
-            if round >= args.warmup:
-                seconds.append(time.perf_counter() - start)
+        seconds, _ = measure(lambda: step(args.form, features, weight, targets, weights, args.chunk), args)
     except Exception as error:
         traceback.print_exc()
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
         sys.exit(1)
-    inputs = (args.vocabulary + args.exits * args.tokens) * args.width * 4 / 2**20
+    inputs = (args.vocabulary + args.exits * args.tokens) * args.width * dtype.itemsize / 2**20
+    peak = peak_rss_mib()
+    device = peak_device_mib(args)
     print(json.dumps({
         "engine": f"PyTorch {torch.__version__}",
         "form": args.form,
         "threads": args.threads,
+        "device": args.device,
+        "dtype": args.dtype,
         "median_s": statistics.median(seconds),
         "seconds": seconds,
         "base_rss_mib": base,
-        "peak_rss_mib": peak_rss_mib(),
-        "extra_mib": peak_rss_mib() - base - 2 * inputs,
+        "peak_rss_mib": peak,
+        "peak_device_mib": device,
+        "extra_mib": (peak - base if device is None else device) - 2 * inputs,
     }))
 
 

@@ -63,9 +63,12 @@ class Vit(nn.Module):
     def labels(self, batch):
         return torch.arange(batch) % self.classes
 
-    def forward(self, pixels):
+    def embed(self, pixels):
         patches = self.patches(pixels).flatten(2).transpose(1, 2)
-        xs = torch.cat([self.cls.expand(len(pixels), -1, -1), patches], dim=1) + self.positions
+        return torch.cat([self.cls.expand(len(pixels), -1, -1), patches], dim=1) + self.positions
+
+    def forward(self, pixels):
+        xs = self.embed(pixels)
         features = []
         for block in self.blocks:
             xs = block(xs)
@@ -155,6 +158,7 @@ CASES = {
     "gpt_256": (Gpt, 8),
     "gpt_256_256": (partial(Gpt, tokens=256), 8),
     "gpt_256_50k": (partial(Gpt, tokens=256, vocabulary=50257), 8),
+    "gpt_768": (partial(Gpt, width=768, heads=12, depth=12, tokens=256, vocabulary=50257), 8),
 }
 
 
@@ -178,13 +182,13 @@ def aligned(model, inputs, labels):
     """Equation 3: the exit after block `l` weighs `2 l / (L (L + 1))`."""
     features = model(*inputs)
     depth = len(features)
-    weights = torch.arange(1, depth + 1) * (2 / (depth * (depth + 1)))
+    weights = torch.arange(1, depth + 1, device=labels.device) * (2 / (depth * (depth + 1)))
     if model.exits_at_once:
         logits = model.logits(torch.stack(features))
         losses = cross_entropy(logits.flatten(0, 1), labels.repeat(depth), reduction="none").view(depth, -1).mean(1)
     else:
         losses = torch.stack([cross_entropy(model.logits(feature), labels) for feature in features])
-    return weights @ losses
+    return (weights * losses).sum()
 
 
 OBJECTIVES = {"standard": standard, "aligned": aligned}

@@ -79,7 +79,7 @@ pub(crate) fn serve(flags: &ServeFlags, device: &Device) -> Result<()> {
     for shape in &shapes[1..] {
         costs.keep(model, shape, (*measured).clone())?;
     }
-    let settings = json!({ "model": folder, "thresholds": policy.0, "max_batch": flags.max_batch, "max_wait_ms": flags.max_wait,
+    let settings = json!({ "model": folder, "device": flags.common.device.to_string(), "thresholds": policy.0, "max_batch": flags.max_batch, "max_wait_ms": flags.max_wait,
         "queue": flags.queue, "threads": rayon::current_num_threads() });
     let app = App::new(client, prepare, labels, device.clone(), settings);
 

@@ -12,7 +12,9 @@ use layerwise::{
     models::{Batch, Pass, Vit, tap},
     similarity::quantiles,
 };
-use layerwise_example_common::{CommonFlags, layers::Source, memory::status_mib, progress};
+use layerwise_example_common::{
+    CommonFlags, flags::DeviceFlag, layers::Source, memory::status_mib, progress,
+};
 use ndarray::ArrayView1;
 
 /// Rounds of the latencies; the median is taken.
@@ -52,8 +54,11 @@ fn median(values: &[f64]) -> Result<f64> {
 }
 
 /// Peak MiB of processes of their own that load the folder's model and answer a batch, their median; none where the system does
-/// not tell.
+/// not tell, and on a GPU, whose memory it does not see.
 pub(crate) fn memory_of(folder: &Path, common: &CommonFlags) -> Result<Option<f64>> {
+    if common.device != DeviceFlag::Cpu {
+        return Ok(None);
+    }
     let mut peaks = Vec::new();
     for _ in 0..PROCESSES {
         match memory_once(folder, common)? {

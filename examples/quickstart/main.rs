@@ -87,7 +87,7 @@ fn quickstart(flags: &CommonFlags, device: Device) -> Result<()> {
         let model = Vit::new(vit.clone(), &mut init::rng(flags.seed), &device)?;
         let curve = trained(name, &model, &data, &config, &run, stop)?.evaluations;
         save(&model, data.preprocess(), &out.join(name))?;
-        studied.push(study(name, model, curve, &data, if smoke { 1 } else { 7 })?);
+        studied.push(study(name, model, curve, (&data, &device), if smoke { 1 } else { 7 })?);
     }
     let aligned = studied.last().context("no model")?;
     let depth = minimal_depth(&aligned.scores.accuracy, TOLERANCE).context("no accuracy")?;
@@ -104,11 +104,11 @@ fn study(
     name: &'static str,
     model: Vit,
     curve: Vec<Evaluation>,
-    data: &Images,
+    (data, device): (&Images, &Device),
     rounds: usize,
 ) -> Result<Studied> {
     let packed = model.packed()?;
-    let inputs = Source::batch(data, 0..data.test_len(), &Device::Cpu)?;
+    let inputs = Source::batch(data, 0..data.test_len(), device)?;
     let scores = evaluate(&packed, data.test_batches())?;
     // The embedding's [CLS] token is the same for every image: layers 1..L only.
     let features = tap::features(&packed, &inputs, Pass::EVAL)?.split_off(1);

@@ -1,12 +1,13 @@
 //! The flags that mean the same in every example.
 
+use std::env::VarError;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use layerwise_train::TrainConfig;
@@ -124,6 +125,9 @@ impl Preset {
     }
 }
 
+/// Names the device of benches.
+const VARIABLE: &str = "LAYERWISE_DEVICE";
+
 /// Value of `--device`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceFlag {
@@ -156,6 +160,37 @@ impl FromStr for DeviceFlag {
     }
 }
 
+impl DeviceFlag {
+    /// What the environment variable `LAYERWISE_DEVICE` says, or the processor where it is not set: for benches, whose flags are
+    /// criterion's.
+    ///
+    /// # Errors
+    ///
+    /// When it says something else.
+    pub fn from_env() -> Result<Self> {
+        match std::env::var(VARIABLE) {
+            Ok(text) => text.parse().map_err(|error| anyhow!("{VARIABLE}: {error}")),
+            Err(VarError::NotPresent) => Ok(Self::Cpu),
+            Err(error) => Err(error).context(VARIABLE),
+        }
+    }
+
+    /// Opens the device; `asked` is who named it.
+    ///
+    /// # Errors
+    ///
+    /// When the program was built without CUDA, or the device cannot be opened.
+    pub fn open(self, asked: &str) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(number) if candle_core::utils::cuda_is_available() => {
+                Device::new_cuda(number).with_context(|| format!("{asked} {self}"))
+            }
+            Self::Cuda(_) => bail!("{asked} {self}: this program was built without CUDA"),
+        }
+    }
+}
+
 impl CommonFlags {
     /// So many seeds from `--seed` on.
     ///
@@ -172,17 +207,9 @@ impl CommonFlags {
     ///
     /// # Errors
     ///
-    /// When the program was built without CUDA, or the device cannot be opened.
+    /// As [`DeviceFlag::open`].
     pub fn open_device(&self) -> Result<Device> {
-        match self.device {
-            DeviceFlag::Cpu => Ok(Device::Cpu),
-            DeviceFlag::Cuda(number) if candle_core::utils::cuda_is_available() => {
-                Device::new_cuda(number).with_context(|| format!("--device cuda:{number}"))
-            }
-            DeviceFlag::Cuda(number) => {
-                bail!("--device cuda:{number}: this program was built without CUDA")
-            }
-        }
+        self.device.open("--device")
     }
 
     /// The folder of the results, created: `--out`, or `out/{example}`.

@@ -112,14 +112,19 @@ impl Images {
         self.preprocess.size == Size::Exact { height, width } && self.preprocess.image_mean.len() == channels
     }
 
-    fn tensors(&self, set: &ImageSet, rows: &[usize]) -> layerwise_data::Result<(Batch, Tensor)> {
+    fn tensors(
+        &self,
+        set: &ImageSet,
+        rows: &[usize],
+        device: &Device,
+    ) -> layerwise_data::Result<(Batch, Tensor)> {
         if self.fits() {
-            let (images, labels) = set.tensors(rows, &self.normalise(), None, &self.device)?;
+            let (images, labels) = set.tensors(rows, &self.normalise(), None, device)?;
             return Ok((images.into(), labels));
         }
-        let images = self.preprocess.apply_set(set, rows, &self.device)?;
+        let images = self.preprocess.apply_set(set, rows, device)?;
         let labels: Vec<u32> = rows.iter().map(|&row| set.labels()[row]).collect();
-        Ok((images.into(), Tensor::new(labels, &self.device)?))
+        Ok((images.into(), Tensor::new(labels, device)?))
     }
 
     fn drawn(&self, rows: &[usize], rng: &mut ChaCha8Rng) -> layerwise_data::Result<(Batch, Tensor)> {
@@ -129,7 +134,7 @@ impl Images {
             return Ok((images.into(), labels));
         }
         let changed = self.train.augmented(rows, &self.augment, rng)?;
-        self.tensors(&changed, &(0..rows.len()).collect::<Vec<_>>())
+        self.tensors(&changed, &(0..rows.len()).collect::<Vec<_>>(), &self.device)
     }
 
     fn normalise(&self) -> Normalise {
@@ -175,8 +180,8 @@ impl Source for Images {
         self.test_len()
     }
 
-    fn batch(&self, rows: Range<usize>, _device: &Device) -> Result<Batch> {
-        Ok(self.tensors(&self.test, &rows.collect::<Vec<_>>())?.0)
+    fn batch(&self, rows: Range<usize>, device: &Device) -> Result<Batch> {
+        Ok(self.tensors(&self.test, &rows.collect::<Vec<_>>(), device)?.0)
     }
 
     fn name(&self, sample: usize) -> String {
