@@ -46,7 +46,7 @@ fn bench() -> anyhow::Result<()> {
     let mut group = criterion.benchmark_group("inference");
     let batches: &[usize] = if device()?.is_cuda() { &[1, 64, 256, 1024] } else { &[1, 8, 64] };
     for case in [Case::Vit384Small, Case::Vit384, Case::Bert384] {
-        for &numbers in Numbers::of_models()? {
+        for &numbers in Numbers::here()? {
             for &rows in batches {
                 let bench = case.load(rows, Use::Serve, numbers)?;
                 let id = BenchmarkId::new(case.name() + numbers.in_name(), rows);

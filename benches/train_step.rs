@@ -50,7 +50,7 @@ fn bench() -> anyhow::Result<()> {
     let mut criterion = criterion(10, (3, 15));
     let mut group = criterion.benchmark_group("train_step");
     for case in Case::trained()? {
-        for &numbers in Numbers::of_models()? {
+        for &numbers in Numbers::here()? {
             for (name, objective) in [("standard", Objective::Standard), ("aligned", Objective::Aligned)] {
                 let mut step = step((case, numbers), objective, case.train_batch()?)?;
                 let id = BenchmarkId::new(name, case.name() + numbers.in_name());

@@ -37,14 +37,9 @@ pub(crate) enum Numbers {
 }
 
 impl Numbers {
-    /// Those of the operations that run here.
+    /// Those of what runs here.
     pub(crate) fn here() -> Result<&'static [Self]> {
         Ok(if device()?.is_cuda() { &[Self::F32, Self::Tf32, Self::Bf16] } else { &[Self::F32] })
-    }
-
-    /// Those that the parameters of a model may be here: f32 only.
-    pub(crate) fn of_models() -> Result<&'static [Self]> {
-        Ok(if device()?.is_cuda() { &[Self::F32, Self::Tf32] } else { &[Self::F32] })
     }
 
     pub(crate) fn dtype(self) -> DType {

@@ -2,11 +2,14 @@
 
 #![allow(dead_code, reason = "each bench uses its part")]
 
-/// A model for its purpose and its parameters; what makes these of other numbers goes here.
+/// A model for its purpose and its parameters, of these numbers; in 16 bits they know their f32 masters.
 macro_rules! ready {
     ($model:expr, $wanted:expr) => {{
         let (model, (purpose, numbers)) = ($model, $wanted);
-        anyhow::ensure!(numbers.dtype() == candle_core::DType::F32, "models have parameters of f32");
+        let model = match numbers.dtype() {
+            candle_core::DType::F32 => model,
+            dtype => model.mixed(dtype)?,
+        };
         let params = model.params().clone();
         let model = if purpose == $crate::cases::Use::Serve { model.packed()? } else { model };
         (Box::new(model), params)

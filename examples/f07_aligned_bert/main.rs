@@ -78,7 +78,8 @@ fn f07(flags: &Flags, device: &Device) -> Result<()> {
     let seeds = common.seeds(flags.seeds)?;
     let (out, stop) = (common.out_folder(NAME)?, interrupt::stop_flag()?);
     let config = json!({ "preset": common.preset, "data": flags.glue.data, "model": flags.glue.model,
-        "seeds": flags.seeds, "max_tokens": flags.glue.max_tokens, "train": recipe_settings(&Glue::recipe(&flags.glue)) });
+        "seeds": flags.seeds, "max_tokens": flags.glue.max_tokens, "train": recipe_settings(&Glue::recipe(&flags.glue)),
+        "precision": flags.glue.recipe.precision });
     let mut results = Results::new(NAME, config, common.seed, device);
     let base = base_config(&flags.glue, device)?;
     // What is wrong with any task's files is said before anything is trained.

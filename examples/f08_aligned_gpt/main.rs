@@ -82,7 +82,8 @@ fn f08(flags: &Flags, device: &Device) -> Result<()> {
     let (out, stop) = (common.out_folder(NAME)?, interrupt::stop_flag()?);
     let language = Language::open(&flags.language, device, stop)?;
     let config = json!({ "preset": common.preset, "train": train, "test": test, "model": model, "encoder": encoder,
-        "seeds": flags.seeds, "text": language.settings()?, "training": recipe_settings(&Language::recipe(&flags.language)) });
+        "seeds": flags.seeds, "text": language.settings()?, "training": recipe_settings(&Language::recipe(&flags.language)),
+        "precision": flags.language.recipe.precision });
     let mut results = Results::new(NAME, config, common.seed, device);
     let mut models: Vec<Vec<LayersOfLanguage>> = Vec::new();
     for objective in &flags.objective {

@@ -4,14 +4,17 @@
 use candle_core::{DType, Device, Result, Tensor, Var, backprop::GradStore};
 use layerwise_ops::{
     AdamWStep, AdamWUpdate, Attention, CrossEntropy, Dropout, MultiExit, Reduction, adamw_steps, attention,
-    backward, certainty, cross_entropy, dropout, embedding, gelu, gelu_tanh, layer_norm, linear,
+    backward, certainty, cross_entropy, dropout, embedding, gelu, gelu_tanh, keep_memory, layer_norm, linear,
     multi_exit_linear_cross_entropy, read_back, select_rows, softmax, sum_of_squares,
 };
 use layerwise_testkit::{random, skipped};
 
 fn gpu() -> Option<Device> {
     match Device::new_cuda(0) {
-        Ok(device) => Some(device),
+        Ok(device) => {
+            keep_memory(&device).expect("a GPU of our own");
+            Some(device)
+        }
         Err(error) => {
             skipped(error.to_string().lines().next().unwrap_or("no GPU"));
             None

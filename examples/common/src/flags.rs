@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
+use layerwise_ops::keep_memory;
 use layerwise_train::TrainConfig;
 use serde::Serialize;
 
-use crate::files::create_folder;
+use crate::{files::create_folder, training::Trainable};
 
 /// Flags of every example; `#[command(flatten)]` them into an example's own.
 #[derive(Args, Clone, Debug)]
@@ -51,7 +52,7 @@ pub struct RunsFlag {
     pub runs: PathBuf,
 }
 
-/// `--epochs` and `--lr`, for examples that train.
+/// `--epochs`, `--lr` and `--precision`, for examples that train.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct RecipeFlags {
     /// Epochs of each training [default: the preset's].
@@ -60,6 +61,20 @@ pub struct RecipeFlags {
     /// Largest learning rate [default: the preset's].
     #[arg(long, value_name = "RATE")]
     pub lr: Option<f64>,
+    /// What trainings compute in. Weights stay f32.
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: Precision,
+}
+
+/// Value of `--precision`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits, rounded from 32: for a GPU.
+    Bf16,
 }
 
 impl RecipeFlags {
@@ -73,10 +88,23 @@ impl RecipeFlags {
         }
     }
 
+    /// The model to train in the place of this one, whose weights then follow; none where it is this one.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    pub fn computes<M: Trainable>(&self, model: &M) -> Result<Option<M>> {
+        Ok(match self.precision {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(model.mixed(DType::BF16)?),
+        })
+    }
+
     /// What the name of a run says of them.
     #[must_use]
     pub fn in_name(&self) -> String {
-        in_name("epochs", self.epochs) + &in_name("lr", self.lr)
+        let precision = if self.precision == Precision::Bf16 { "-bf16" } else { "" };
+        in_name("epochs", self.epochs) + &in_name("lr", self.lr) + precision
     }
 }
 
@@ -184,7 +212,12 @@ impl DeviceFlag {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(number) if candle_core::utils::cuda_is_available() => {
-                Device::new_cuda(number).with_context(|| format!("{asked} {self}"))
+                let opened = || {
+                    let device = Device::new_cuda(number)?;
+                    keep_memory(&device)?;
+                    candle_core::Result::Ok(device)
+                };
+                opened().with_context(|| format!("{asked} {self}"))
             }
             Self::Cuda(_) => bail!("{asked} {self}: this program was built without CUDA"),
         }

@@ -267,8 +267,10 @@ impl<'a> Glue<'a> {
             TrainConfig { objective: plan.objective.clone(), seed: plan.seed, ..Self::recipe(self.flags) };
         let name = self.run_name(plan);
         let label = format!("{} {}, seed {}", self.task.name(), plan.name, plan.seed);
+        let computes = self.flags.recipe.computes(&model)?;
+        let learner = computes.as_ref().unwrap_or(&model);
         let trained =
-            trained(&label, &model, &self.data, &config, &self.flags.runs.runs.join(&name), self.stop)?;
+            trained(&label, learner, &self.data, &config, &self.flags.runs.runs.join(&name), self.stop)?;
         // For other programs, and for `inspect` and `early_exit_server`.
         let folder = self.flags.runs.runs.join("models").join(&name);
         trained.keep(&folder, "tokenizer.json", || {

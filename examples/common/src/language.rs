@@ -287,7 +287,9 @@ impl<'a> Language<'a> {
         let name = self.run_name(plan)?;
         let label = format!("{}, seed {}", plan.name, plan.seed);
         let runs = &self.flags.runs.runs;
-        let trained = trained(&label, &model, &self.corpus, &config, &runs.join(&name), self.stop)?;
+        let computes = self.flags.recipe.computes(&model)?;
+        let learner = computes.as_ref().unwrap_or(&model);
+        let trained = trained(&label, learner, &self.corpus, &config, &runs.join(&name), self.stop)?;
         // For other programs, and for `generate`.
         let folder = runs.join("models").join(&name);
         trained.keep(&folder, "tokenizer.json", || {

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use layerwise_exit::evaluate;
 use layerwise_models::{Batch, Bert, Gpt2, Mlp, Params, Tapped, Vit};
 use layerwise_train::{Evaluation, Event, Hooks, Samples, TrainConfig, train};
@@ -33,6 +33,13 @@ pub trait Trainable: Tapped + Sized {
     /// The same weights without a graph; sees every update.
     fn frozen(&self) -> Self;
 
+    /// The same model that computes in this type of number, whose masters are this one's weights.
+    ///
+    /// # Errors
+    ///
+    /// When the device cannot allocate.
+    fn mixed(&self, dtype: DType) -> layerwise_models::Result<Self>;
+
     /// What fixes its shape.
     ///
     /// # Errors
@@ -50,6 +57,10 @@ macro_rules! trainable {
 
             fn frozen(&self) -> Self {
                 <$model>::frozen(self)
+            }
+
+            fn mixed(&self, dtype: DType) -> layerwise_models::Result<Self> {
+                <$model>::mixed(self, dtype)
             }
 
             fn shape(&self) -> serde_json::Result<Value> {
@@ -162,7 +173,7 @@ fn step_seconds(run: &Path) -> Result<f64> {
 /// What a run learns with what, where the trainer's own settings do not say so; of an untrained model.
 fn task<M: Trainable>(model: &M, data: &impl Data) -> Result<Value> {
     let mut weights = crc32fast::Hasher::new();
-    for (name, var) in model.params().iter() {
+    for (name, var) in model.params().masters() {
         weights.update(name.as_bytes());
         for value in var.flatten_all()?.to_vec1::<f32>()? {
             weights.update(&value.to_le_bytes());

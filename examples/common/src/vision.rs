@@ -370,7 +370,7 @@ impl<'a> Vision<'a> {
         match &self.origin {
             Origin::Train { data: images, start, config } => {
                 let mut settings = json!({ "preset": preset, "data": data, "images": images.name,
-                    "train_samples": images.train_len(), "test_samples": samples, "augment": images.augment, "train": recipe_settings(config) });
+                    "train_samples": images.train_len(), "test_samples": samples, "augment": images.augment, "train": recipe_settings(config), "precision": self.flags.recipe.precision });
                 match start {
                     Start::Random(vit) => settings["vit"] = json!(vit),
                     Start::Pretrained { folder, image_size, .. } => {
@@ -492,7 +492,8 @@ impl<'a> Vision<'a> {
         let model = self.untrained(plan, start, data.classes())?;
         let run = self.flags.runs.runs.join(self.run_name(plan));
         let label = format!("{}, seed {}", plan.name, plan.seed);
-        let trained = trained(&label, &model, data, &config, &run, self.stop)?;
+        let computes = self.flags.recipe.computes(&model)?;
+        let trained = trained(&label, computes.as_ref().unwrap_or(&model), data, &config, &run, self.stop)?;
         // For other programs, and for `--model`.
         let folder = self.folder_of(plan);
         trained.keep(&folder, "preprocessor_config.json", || save(&model, data.preprocess(), &folder))?;

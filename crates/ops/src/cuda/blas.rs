@@ -147,6 +147,11 @@ fn into<T: Number, C: Number>(
         true => sys::cublasOperation_t::CUBLAS_OP_T,
         false => sys::cublasOperation_t::CUBLAS_OP_N,
     };
+    // As candle's own products: of f32 in ten bits only where the program has said so.
+    let compute = match T::DTYPE == DType::F32 && candle_core::cuda::gemm_reduced_precision_f32() {
+        true => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        false => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+    };
     let (scale, keep): (*const f32, *const f32) = (&scale, &keep);
     // SAFETY: all three are contiguous, on this GPU, and of these sizes. What is row by row here is column by column to cuBLAS, so that it computes the transpose, `b^T a^T`.
     unsafe {
@@ -172,7 +177,7 @@ fn into<T: Number, C: Number>(
             n,
             (rows * columns) as i64,
             batch,
-            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            compute,
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )
     }
