@@ -257,12 +257,15 @@ fn compare(
     costs.prepare(model, batch, rows)?;
     let cut = FixedDepth(((model.depth() as f64 / ratio).round() as usize).max(1));
     let none = Thresholds::none();
-    let engines: [(&str, &dyn Policy, Compaction<'_>); 4] = [
+    let mut engines: Vec<(&str, &dyn Policy, Compaction<'_>)> = vec![
         ("full", &none, Compaction::Always),
         ("cut", &cut, Compaction::Always),
         ("always", policy, Compaction::Always),
         ("profitable", policy, Compaction::Profitable(&costs)),
     ];
+    if device()?.is_cuda() {
+        engines.push(("late", policy, Compaction::Late));
+    }
     for (engine, policy, compaction) in engines {
         let engine_of = Engine { policy, compaction };
         group.bench_function(BenchmarkId::new(format!("{name}/{engine}"), rows), |bencher| {

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use clap::Parser;
 use criterion::BenchmarkId;
 use layerwise::{
-    exit::leave_early,
+    exit::{Compaction, Engine, histogram, layer_ratio},
     models::{Pass, tap},
 };
 use serde_json::json;
@@ -35,6 +35,9 @@ struct Args {
     /// Samples leave after layers that are drawn, each as likely; heads are computed and read after every layer.
     #[arg(long)]
     exits: bool,
+    /// They are taken out of the batch a block later: a GPU is not waited for.
+    #[arg(long, requires = "exits")]
+    late: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -67,9 +70,17 @@ fn full(Bench { model, batch, .. }: &Bench) -> anyhow::Result<Tensor> {
 
 fn measure(args: &Args) -> anyhow::Result<Measured> {
     let bench = args.case.load(args.batch, Use::Serve, args.dtype)?;
-    let drawn = Drawn::new(vec![1.; args.case.depth()]);
+    let depth = args.case.depth();
+    let drawn = Drawn::new(vec![1.; depth]);
+    let compaction = if args.late { Compaction::Late } else { Compaction::Always };
+    let engine = Engine { policy: &drawn, compaction };
+    let mut layers = None;
     let (seconds, _) = timed(&args.timing, || match args.exits {
-        true => Ok(leave_early(&*bench.model, &bench.batch, &drawn)?.logits),
+        true => {
+            let exited = engine.run(&*bench.model, &bench.batch)?;
+            layers = Some(exited.layer);
+            Ok(exited.logits)
+        }
         false => full(&bench),
     })?;
     let peak = Peak::now()?;
@@ -78,6 +89,7 @@ fn measure(args: &Args) -> anyhow::Result<Measured> {
         "mode": if args.exits { "exits" } else { "infer" },
         "batch": args.batch,
         "dtype": args.dtype,
+        "layer_ratio": layers.map(|layers| layer_ratio(&histogram(&layers, depth))),
         "limit_s": (!args.exits).then_some(args.case.gflop(args.batch, 1) / gemm_gflops(args.dtype)?),
     });
     Ok(Measured { seconds, peak, more })

@@ -1,6 +1,6 @@
 //! Leaving early with random weights, of which no certainty can be told.
 
-use layerwise::exit::{Check, Policy, Random, Reads, Result, Signal, Thresholds, Verdict};
+use layerwise::exit::{Check, LateVerdict, Policy, Random, Reads, Result, Signal, Thresholds, Verdict};
 
 /// Reads logits as the paper's policy does, and lets samples leave as they are drawn.
 #[derive(Debug)]
@@ -28,7 +28,14 @@ impl Policy for Drawn {
     }
 
     fn verdict(&self, check: &Check<'_>) -> Result<Verdict> {
-        self.read.verdict(check)?;
-        self.draw.verdict(check)
+        self.verdict_later(check)?.wait()
+    }
+
+    fn verdict_later(&self, check: &Check<'_>) -> Result<LateVerdict> {
+        let (read, drawn) = (self.read.verdict_later(check)?, self.draw.verdict(check)?);
+        Ok(LateVerdict::new(drawn.memory, move || {
+            read.wait()?;
+            Ok(drawn.leaves)
+        }))
     }
 }
