@@ -8,6 +8,8 @@ fn main() {
 
 #[cfg(feature = "cuda")]
 fn kernels() {
+    // New files, too.
+    println!("cargo::rerun-if-changed=src/cuda/kernels");
     let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("set by cargo"));
     cudaforge::KernelBuilder::new()
         .source_glob("src/cuda/kernels/*.cu")

@@ -161,6 +161,42 @@ fn layer_norm() -> Result<()> {
 }
 
 #[test]
+fn column_sums() -> Result<()> {
+    let mut cases = Vec::new();
+    for of in TYPES {
+        for (rows, width, parts) in [(1, 1, 1), (9, 33, 1), (37, 100, 3), (100, 64, 8)] {
+            let xs = values(&numbers(of, 1, &[rows, width])?)?;
+            let mut sums = vec![0f32; parts * width];
+            for (row, xs) in xs.chunks(width).enumerate() {
+                let of_part = &mut sums[row / rows.div_ceil(parts) * width..][..width];
+                of_part.iter_mut().zip(xs).for_each(|(sum, x)| *sum += x);
+            }
+            cases.push(Case {
+                name: of.kernel("column_sums"),
+                grid: Grid { blocks: (width.div_ceil(32), parts), threads: (32, 8) },
+                args: vec![
+                    Arg::numbers(of, &xs),
+                    Arg::room(Type::F32, sums.len()),
+                    Arg::Long(rows as u64),
+                    Arg::Int(width as i32),
+                ],
+                want: vec![(1, Type::F32, sums)],
+            });
+        }
+    }
+    let broken = [
+        ("if (column < width)\n    for", "for"),
+        ("  __syncthreads();\n", ""),
+        ("threadIdx.y > 0 || column >= width", "threadIdx.y > 0"),
+        ("i < 8; ++i", "i < 7; ++i"),
+        ("first = blockIdx.y * part", "first = 0"),
+        ("row += 8", "row += 4"),
+    ];
+    check("columns.cu", &cases, &broken);
+    Ok(())
+}
+
+#[test]
 fn dropout() -> Result<()> {
     let config = Dropout { p: 0.3, seed: 0x1234_5678_9abc };
     let mut cases = Vec::new();

@@ -1,8 +1,8 @@
 use candle_core::{Result, Tensor};
 
 use super::{
+    columns::column_sums,
     launch::{Fresh, Input, NULL, Number, by_type, elements, launch, named, room},
-    linear::column_sums,
     record::{Backward, record},
 };
 use crate::Activation;
@@ -16,26 +16,9 @@ pub(crate) fn activation(of: Activation, xs: &Tensor, bias: Option<&Tensor>) -> 
     record(&inputs, result, Activated(of))
 }
 
-/// `xs` plus a bias `(width)`.
-pub(super) fn add(xs: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let (xs, bias) = (xs.contiguous()?, bias.contiguous()?);
-    let sum = by_type!(xs.dtype(), kernel("identity", &xs, Some(&bias), None))?;
-    record(&[&xs, &bias], sum, Added)
-}
-
-struct Added;
-
-impl Backward for Added {
-    fn name(&self) -> &'static str {
-        "bias"
-    }
-
-    fn backward(&self, inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![
-            Some(gradient.clone()),
-            Some(column_sums(gradient, inputs[1].elem_count())?.to_dtype(gradient.dtype())?),
-        ])
-    }
+/// `xs` plus a bias `(width)`, both contiguous.
+pub(super) fn add_bias(xs: &Tensor, bias: &Tensor) -> Result<Fresh> {
+    by_type!(xs.dtype(), kernel("identity", xs, Some(bias), None))
 }
 
 /// The kernel; that of its gradient has `_dx` behind it.

@@ -1,13 +1,11 @@
 use candle_core::{Result, Tensor, bail, cuda_backend::cudarc::driver::LaunchConfig};
 
 use super::{
+    columns::parts,
     launch::{Fresh, Input, Number, by_type, grid, launch, named, room},
     record::{Backward, record},
 };
 use crate::host::share_memory;
-
-/// Parts that rows are cut into for the sums over them: always as many, whatever the GPU.
-const PARTS: usize = 128;
 
 /// Four rows a block, each of a warp.
 fn warps(rows: usize) -> Result<LaunchConfig> {
@@ -66,7 +64,7 @@ fn backward<T: Number>(inputs: [&Tensor; 3], eps: f32) -> Result<Vec<Option<Tens
         arguments.arg(&x).arg(&w).arg(&g).arg(&mut dx).arg(&mut stats);
         arguments.arg(&of_rows).arg(&of_width).arg(&eps)
     });
-    let parts = PARTS.min(rows.div_ceil(8));
+    let parts = parts(rows);
     let columns = grid((width.div_ceil(32), parts), (32, 8))?;
     let mut sums = room::<f32>(&device, parts * 2 * width)?;
     launch!(device, LAYER_NORM, named::<T>("layer_norm_sums"), columns, arguments => {

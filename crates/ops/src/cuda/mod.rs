@@ -5,6 +5,7 @@
 mod activation;
 mod attention;
 mod blas;
+mod columns;
 mod cross_entropy;
 mod dropout;
 mod launch;

@@ -4,9 +4,9 @@ use candle_core::{DType, Result, Tensor};
 
 use super::{
     blas::{accumulate, plain, product, transposed, wide_product},
+    columns::column_sums,
     cross_entropy::{Held, answer},
     launch::{Fresh, Input, by_type, grid, launch, room},
-    linear::column_sums,
     record::{Backward, record},
 };
 
