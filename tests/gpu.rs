@@ -157,19 +157,19 @@ fn samples(device: &Device) -> Done<TensorSamples> {
     Ok(TensorSamples { inputs: inputs.to_device(device)?, labels: labels.to_device(device)? })
 }
 
-fn settings() -> TrainConfig {
+fn settings(accumulation: usize) -> TrainConfig {
     TrainConfig {
+        accumulation,
         objective: Objective::Aligned { weights: LayerWeights::Linear },
         epochs: 5,
         batch_size: 16,
-        accumulation: 2,
         optimiser: AdamWConfig { lr: 3e-3, ..Default::default() },
         schedule: Schedule::Constant,
         ..Default::default()
     }
 }
 
-fn trained(model: &Vit, device: &Device) -> Done<Vec<StepRecord>> {
+fn trained(model: &Vit, accumulation: usize, device: &Device) -> Done<Vec<StepRecord>> {
     let mut records = Vec::new();
     let on_event = |event: &Event| {
         if let Event::Step(record) = event {
@@ -177,17 +177,17 @@ fn trained(model: &Vit, device: &Device) -> Done<Vec<StepRecord>> {
         }
     };
     let hooks = Hooks { on_event: Some(Box::new(on_event)), ..Default::default() };
-    train(model, model.params(), &samples(device)?, &settings(), None, hooks)?;
+    train(model, model.params(), &samples(device)?, &settings(accumulation), None, hooks)?;
     Ok(records)
 }
 
 #[test]
 fn losses_follow_those_of_the_cpu() -> Done {
     let Some(gpu) = gpu() else { return Ok(()) };
-    let want = trained(&vit(&Device::Cpu)?, &Device::Cpu)?;
+    let want = trained(&vit(&Device::Cpu)?, 1, &Device::Cpu)?;
     let masters = vit(&gpu)?;
-    let wide = trained(&vit(&gpu)?, &gpu)?;
-    let mixed = trained(&masters.mixed(DType::BF16)?, &gpu)?;
+    let wide = trained(&vit(&gpu)?, 1, &gpu)?;
+    let mixed = trained(&masters.mixed(DType::BF16)?, 2, &gpu)?;
     // Of losses, and of the gradients' norm.
     for (got, tolerance, of_norm) in [(wide, 1e-3, 0.02), (mixed, 0.05, 0.2)] {
         assert_eq!(got.len(), want.len());
@@ -206,12 +206,11 @@ fn losses_follow_those_of_the_cpu() -> Done {
 }
 
 /// Where rows leave, and with what, however they are taken out.
-fn leave_alike<M: Tapped>(there: &M, here: &M, batch: &Batch, policy: &Thresholds) -> Done {
+fn leave_alike<M: Tapped>([there, here]: [&M; 2], gpu: &Device, batch: &Batch, policy: &Thresholds) -> Done {
     let want = Engine { policy, compaction: Compaction::Always }.run(here, batch)?;
     assert!(want.layer.iter().any(|layer| *layer != want.layer[0]), "{policy:?} tells none from another");
-    let gpu = Device::new_cuda(0)?;
     for compaction in [Compaction::Always, Compaction::Never, Compaction::Late] {
-        let got = Engine { policy, compaction }.run(there, &to(batch, &gpu)?)?;
+        let got = Engine { policy, compaction }.run(there, &to(batch, gpu)?)?;
         assert_eq!(got.layer, want.layer, "{policy:?} {compaction:?}");
         let error = off(&got.logits, &want.logits)?;
         assert!(error < 1e-4, "{policy:?} {compaction:?}: off by {error}");
@@ -223,7 +222,7 @@ fn leave_alike<M: Tapped>(there: &M, here: &M, batch: &Batch, policy: &Threshold
 fn exits_are_the_cpus() -> Done {
     let Some(gpu) = gpu() else { return Ok(()) };
     let here = vit(&Device::Cpu)?;
-    trained(&here, &Device::Cpu)?;
+    trained(&here, 1, &Device::Cpu)?;
     let there = vit(&gpu)?;
     for ((_, to), (_, from)) in there.params().iter().zip(here.params().iter()) {
         to.set(&from.to_device(&gpu)?)?;
@@ -242,12 +241,12 @@ fn exits_are_the_cpus() -> Done {
     ];
     for (signal, threshold) in policies {
         let policy = Thresholds::common(signal, threshold, here.depth());
-        leave_alike(&there, &here, &images(64), &policy)?;
+        leave_alike([&there, &here], &gpu, &images(64), &policy)?;
     }
     // With masks that are taken out, too.
     let (there, here) = (bert(&gpu)?.frozen(), bert(&Device::Cpu)?.frozen());
     let policy = Thresholds::common(Signal::MaxProbability, 0.24, here.depth());
-    leave_alike(&there, &here, &texts()?, &policy)
+    leave_alike([&there, &here], &gpu, &texts()?, &policy)
 }
 
 #[test]

@@ -214,7 +214,10 @@ async fn answer(app: &App, exits: Option<Switch>, request: Request) -> Result<An
     // Decoding goes on when its client goes away, and holds its place until it is done.
     let decoded = tokio::task::spawn_blocking(move || {
         let batch = prepared.0.prepare.sample(&body, &prepared.0.device);
+        // On a GPU this thread's stream is not the one that hands the batch in.
+        let there = prepared.0.device.synchronize();
         drop(decoder);
+        there?;
         batch
     });
     let decoded = decoded.await.map_err(|_| Failure::internal("decoding panicked".into()))?;

@@ -48,6 +48,7 @@ fn measure<M: Tapped + ?Sized>(model: &M, state: &Hidden, rows: usize) -> Result
             let (layer, next) = (round % model.depth() + 1, (round + 1) % model.depth() + 1);
             // As in an engine, each finds in the cache what the block before has left there.
             let after = model.block(layer, &before, Pass::EVAL)?;
+            after.xs.device().synchronize()?;
             let (_, exit) = timed(
                 || model.answer(layer, &after),
                 |logits| logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>().map(drop),

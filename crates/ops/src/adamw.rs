@@ -1,8 +1,10 @@
+use std::collections::HashSet;
+
 use candle_core::{Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use crate::{
-    host::{CHUNK, has_kernel, share_memory, with_slices, with_values_mut},
+    host::{CHUNK, has_kernel, place, with_slices, with_values_mut},
     simd,
 };
 
@@ -49,7 +51,7 @@ pub struct AdamWUpdate<'a> {
 ///
 /// # Errors
 ///
-/// When shapes differ, `step` is 0, or two of the tensors share memory.
+/// When shapes differ, `step` is 0, or what is updated shares memory with another of the tensors.
 pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: AdamWStep) -> Result<()> {
     adamw_steps(&[AdamWUpdate { param, gradient, m, v, rounded: None, by: config }])
 }
@@ -60,15 +62,16 @@ pub fn adamw_step(param: &Var, gradient: &Tensor, m: &Var, v: &Var, config: Adam
 ///
 /// As [`adamw_step`], before anything is changed; two updates share no memory either.
 pub fn adamw_steps(updates: &[AdamWUpdate<'_>]) -> Result<()> {
+    updates.iter().try_for_each(check)?;
+    // Gradients are only read: several may be views of one memory.
     let mut changed = Vec::new();
-    for update in updates {
-        check(update)?;
-        let AdamWUpdate { param, m, v, rounded, gradient, .. } = *update;
-        let own = [Some(param), Some(m), Some(v), rounded].into_iter().flatten();
-        changed.extend(own.map(Var::as_detached_tensor).chain([gradient.detach()]));
+    for AdamWUpdate { param, m, v, rounded, .. } in updates {
+        changed
+            .extend([Some(*param), Some(*m), Some(*v), *rounded].into_iter().flatten().map(|var| place(var)));
     }
-    if share_memory(&changed.iter().collect::<Vec<_>>()) {
-        bail!("adamw_step: two of all param, gradient, m, v and rounded share memory")
+    let distinct: HashSet<usize> = changed.iter().copied().collect();
+    if distinct.len() < changed.len() || updates.iter().any(|of| distinct.contains(&place(of.gradient))) {
+        bail!("adamw_step: two of all param, m, v and rounded, or one and a gradient, share memory")
     }
     #[cfg(feature = "cuda")]
     let updates = &on_gpu(updates)?;

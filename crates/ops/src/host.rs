@@ -83,10 +83,14 @@ impl<F: FnMut(&[f32]) -> Result<()>> CustomOp1 for Read<F> {
 
 /// Whether two of these share memory.
 pub(crate) fn share_memory(tensors: &[&Tensor]) -> bool {
-    let place = |xs: &&Tensor| std::ptr::from_ref(&*xs.storage_and_layout().0).addr();
-    let mut places: Vec<usize> = tensors.iter().map(place).collect();
+    let mut places: Vec<usize> = tensors.iter().map(|xs| place(xs)).collect();
     places.sort_unstable();
     places.windows(2).any(|pair| pair[0] == pair[1])
+}
+
+/// What tells the memory of a tensor from that of others.
+pub(crate) fn place(xs: &Tensor) -> usize {
+    std::ptr::from_ref(&*xs.storage_and_layout().0).addr()
 }
 
 /// Calls `f` with the values of a contiguous f32 tensor on the CPU, to change them in place.

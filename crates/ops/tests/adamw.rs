@@ -1,7 +1,7 @@
 //! AdamW against PyTorch's numbers, and its kernel against the plain formula.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use layerwise_ops::{AdamWStep, adamw_step, init};
+use layerwise_ops::{AdamWStep, AdamWUpdate, adamw_step, adamw_steps, init};
 use layerwise_testkit::assert_close;
 
 /// Equivalent Python:
@@ -106,6 +106,20 @@ fn tensors_that_share_memory_are_an_error() -> Result<()> {
         assert!(wrong.unwrap_err().to_string().contains("share memory"));
     }
     run(&g, &m, &v)?;
+    // Of several parameters gradients may be views of one memory; nothing that is updated may.
+    let all = Tensor::new(&[[1f32, 1., 1.], [-1., -1., -1.]], &Device::Cpu)?;
+    let (first, second) = ([var()?, var()?, var()?], [var()?, var()?, var()?]);
+    let (up, down) = (all.get(0)?, all.get(1)?);
+    let step = |first: &[Var; 3], second: &[Var; 3]| {
+        let [[param, m, v], [other, of_m, of_v]] = [first, second].map(|vars| vars.each_ref());
+        adamw_steps(&[
+            AdamWUpdate { param, gradient: &up, m, v, rounded: None, by: config },
+            AdamWUpdate { param: other, gradient: &down, m: of_m, v: of_v, rounded: None, by: config },
+        ])
+    };
+    step(&first, &second)?;
+    assert!(first[0].to_vec1::<f32>()?[0] < 0. && second[0].to_vec1::<f32>()?[2] > 0.);
+    assert!(step(&first, &first).unwrap_err().to_string().contains("share memory"));
     let wide = || Var::zeros(3, DType::F64, &Device::Cpu);
     let (p, m) = (wide()?, wide()?);
     assert!(adamw_step(&p, &wide()?.as_detached_tensor(), &m, &m, config).is_err());

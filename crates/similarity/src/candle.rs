@@ -19,7 +19,12 @@ impl Representation for Tensor {
     fn read(&self, rows: Range<usize>) -> Result<Array2<f64>> {
         let (_, width) = Representation::dims(self)?;
         let read = || {
-            let rows = self.narrow(0, rows.start, rows.len())?.flatten_all()?;
+            let rows = self.narrow(0, rows.start, rows.len())?;
+            let rows = match self.device().is_cpu() {
+                true => rows.flatten_all()?,
+                // Of a view, candle reads all back that it is a view of.
+                false => there(&rows)?.force_contiguous()?.flatten_all()?,
+            };
             match rows.dtype() {
                 DType::F64 => rows.to_vec1(),
                 _ => {
@@ -35,4 +40,13 @@ impl Representation for Tensor {
     fn tensor(&self) -> Option<&Tensor> {
         Some(self)
     }
+}
+
+/// The same, when it is there: on a GPU every thread has a stream of its own, and rows are read on several threads.
+fn there(xs: &Tensor) -> candle_core::Result<&Tensor> {
+    #[cfg(feature = "cuda")]
+    if let candle_core::Device::Cuda(device) = xs.device() {
+        device.cuda_stream().context().synchronize().map_err(candle_core::Error::wrap)?;
+    }
+    Ok(xs)
 }
