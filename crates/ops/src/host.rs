@@ -82,6 +82,7 @@ impl<F: FnMut(&[f32]) -> Result<()>> CustomOp1 for Read<F> {
 }
 
 /// Whether two of these share memory.
+#[cfg(feature = "cuda")]
 pub(crate) fn share_memory(tensors: &[&Tensor]) -> bool {
     let mut places: Vec<usize> = tensors.iter().map(|xs| place(xs)).collect();
     places.sort_unstable();
