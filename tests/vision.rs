@@ -314,6 +314,18 @@ fn a_model_is_fine_tuned_at_another_size() -> Done {
     let tuned = Vit::load(&tuned, &Cpu)?;
     assert_eq!((tuned.config().image_size, tuned.config().patches()), (12, 36));
     assert_eq!(tuned.config().label(7), "7");
+    // In bf16 it is another run, of much the same weights, which are f32 as before.
+    succeed(&vision("finetune_vit", &[&flags[..], &["--precision", "bf16"]].concat(), &runs, &out));
+    let results: Value = serde_json::from_slice(&fs::read(out.join("results.json"))?)?;
+    assert_eq!(results["config"]["precision"], "bf16");
+    let name = "digits-first96-digits-aligned-smoke-seed3-12px-aligned-smoke-epochs1-lr0.001-bf16-seed3";
+    let rounded = Vit::load(&runs.join("models").join(name), &Cpu)?;
+    for ((name, wide), (_, rounded)) in tuned.params().iter().zip(rounded.params().iter()) {
+        let off = (wide.as_tensor() - rounded.as_tensor())?.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(off < 0.02, "{name}: {off}");
+        let bits = rounded.flatten_all()?.to_vec1::<f32>()?;
+        assert!(bits.iter().any(|x| x.to_bits() & 0xffff != 0), "{name} has 16 bits");
+    }
     Ok(())
 }
 

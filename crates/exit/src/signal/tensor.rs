@@ -12,10 +12,11 @@ pub(super) fn values(
     xs: &Tensor,
     memory: Option<&Tensor>,
 ) -> Result<(ReadBack, Option<Tensor>)> {
+    let sure = |column: usize| Ok((read_back(&certainty(xs)?.narrow(1, column, 1)?)?, None));
     let (values, memory) = match signal {
-        Signal::MaxProbability => (certainty(xs)?.narrow(1, 1, 1)?.squeeze(1)?, None),
-        Signal::Margin => (certainty(xs)?.narrow(1, 2, 1)?.squeeze(1)?, None),
-        Signal::Entropy => (certainty(xs)?.narrow(1, 3, 1)?.squeeze(1)?, None),
+        Signal::MaxProbability => return sure(1),
+        Signal::Margin => return sure(2),
+        Signal::Entropy => return sure(3),
         Signal::Patience => {
             let memory = patience(xs, memory)?;
             (memory.narrow(1, 1, 1)?.squeeze(1)?.to_dtype(DType::F32)?, Some(memory))
